@@ -1,0 +1,3 @@
+//! The maintainers' commands: see CONTRIBUTING.md.
+
+fn main() {}

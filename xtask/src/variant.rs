@@ -1,0 +1,63 @@
+//! The toggles and the sixteen variants they span.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+
+/// The toggles in the order in which a variant's name lists them.
+pub const TOGGLES: [&str; 4] = ["postgres", "redis", "rate_limit", "otlp"];
+
+/// One choice of all toggles: bit `n` is set when `TOGGLES[n]` is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Variant(u8);
+
+impl Variant {
+    /// Every toggle on.
+    pub const FULL: Self = Self((1 << TOGGLES.len()) - 1);
+    /// Every toggle off.
+    pub const BASE: Self = Self(0);
+
+    /// All variants, `base` first and the full one last.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..=Self::FULL.0).map(Self)
+    }
+
+    /// Whether `toggle` is on.
+    ///
+    /// # Panics
+    /// When `toggle` is none of [`TOGGLES`].
+    #[must_use]
+    pub fn has(self, toggle: &str) -> bool {
+        let bit = TOGGLES.iter().position(|known| *known == toggle).expect("a known toggle");
+        self.0 & (1 << bit) != 0
+    }
+
+    /// The toggles that are on, in the order of [`TOGGLES`].
+    pub fn toggles(self) -> impl Iterator<Item = &'static str> {
+        TOGGLES.into_iter().filter(move |toggle| self.has(toggle))
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::BASE {
+            return f.write_str("base");
+        }
+        f.write_str(&self.toggles().collect::<Vec<_>>().join("+"))
+    }
+}
+
+impl FromStr for Variant {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match Self::all().find(|variant| variant.to_string() == text) {
+            Some(variant) => Ok(variant),
+            None => bail!(
+                "no variant is named `{text}`: write `base`, or toggles of {} in this order, joined by `+`",
+                TOGGLES.join(", ")
+            ),
+        }
+    }
+}
