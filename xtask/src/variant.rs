@@ -33,6 +33,12 @@ impl Variant {
         self.0 & (1 << bit) != 0
     }
 
+    /// The letter by which the template of `Cargo.lock` knows it, as `hooks/check.rhai` works it out.
+    #[must_use]
+    pub fn letter(self) -> char {
+        char::from(b'a' + self.0)
+    }
+
     /// The toggles that are on, in the order of [`TOGGLES`].
     pub fn toggles(self) -> impl Iterator<Item = &'static str> {
         TOGGLES.into_iter().filter(move |toggle| self.has(toggle))

@@ -1,0 +1,79 @@
+//! Generating services with cargo-generate itself, and looking for what must not be in them.
+
+mod leftovers;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+pub use leftovers::{Scan, leftovers, scan, unused_exceptions};
+
+use crate::variant::{TOGGLES, Variant};
+use crate::weave::tree;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The binary to run.
+    pub cargo_generate: PathBuf,
+    /// A checkout of this repository; better a [`snapshot`], since all of it is copied first, `target/` included.
+    pub template: PathBuf,
+    pub variant: Variant,
+    /// The service's name, and so the folder's.
+    pub name: String,
+    /// The folder that the service's is made in.
+    pub parent: PathBuf,
+}
+
+/// Generates a service, and gives back its folder.
+///
+/// # Errors
+/// When cargo-generate refuses, with what it says.
+pub fn generate(request: &Request) -> Result<PathBuf> {
+    let mut command = command(&request.cargo_generate);
+    command.arg("--path").arg(&request.template).arg("--destination").arg(&request.parent);
+    command.args(["--name", &request.name, "--silent", "--vcs", "none", "--no-workspace"]);
+    for toggle in TOGGLES {
+        command.args(["-d", &format!("{toggle}={}", request.variant.has(toggle))]);
+    }
+    let output = command.output().with_context(|| format!("running {}", request.cargo_generate.display()))?;
+    if !output.status.success() {
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("cargo-generate made no `{}` of `{}`:\n{stdout}{stderr}", request.variant, request.name);
+    }
+    Ok(request.parent.join(&request.name))
+}
+
+/// `cargo-generate generate` without what this machine's user has configured for it.
+#[must_use]
+pub fn command(cargo_generate: &Path) -> Command {
+    let mut command = Command::new(cargo_generate);
+    command.arg("generate");
+    // It wants a file here; any user's would add answers of theirs.
+    command.args(["--config", "/dev/null"]);
+    for (key, _) in std::env::vars_os() {
+        if key.to_str().is_some_and(|key| key.starts_with("CARGO_GENERATE_")) {
+            command.env_remove(key);
+        }
+    }
+    // It refuses to run when it can't tell who the author is, as in a container without $USER.
+    command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// Copies what git has, or would have, of the work tree of `repo` to the new folder `into`.
+///
+/// # Errors
+/// When a file can't be copied.
+pub fn snapshot(repo: &Path, into: &Path) -> Result<()> {
+    for path in tree::files(repo)? {
+        let to = into.join(&path);
+        fs::create_dir_all(to.parent().unwrap_or(into))?;
+        fs::copy(repo.join(&path), &to)
+            .with_context(|| format!("copying {} to {}", path.display(), to.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! What must not be in a generated service: anything of the template, of a toggle that is off, and gaps where a
+//! fence was.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use anyhow::{Context as _, Result};
+use regex::Regex;
+use walkdir::WalkDir;
+
+use crate::lock;
+use crate::variant::Variant;
+use crate::weave::tree::RECORD;
+
+/// What a search found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Each as `file:line: what: text`.
+    pub leftovers: Vec<String>,
+    /// The places in the list of exceptions of those that were needed.
+    exceptions: BTreeSet<usize>,
+}
+
+/// A word of an absent toggle that has to stay.
+struct Exception {
+    toggle: &'static str,
+    file: &'static str,
+    /// A part of the line.
+    text: &'static str,
+    /// Why it stays.
+    #[expect(dead_code, reason = "it is for who reads the list")]
+    reason: &'static str,
+}
+
+const EXCEPTIONS: &[Exception] = &[];
+
+/// A toggle's words, in any case.
+const WORDS: [(&str, &str); 4] = [
+    ("postgres", r"(?i)postgres|sqlx|migrat|database|pgbouncer|psql|\bsql\b|\bpg_"),
+    ("redis", r"(?i)redis|valkey"),
+    ("rate_limit", r"(?i)governor|rate[ _-]?limit|\b429\b|too[ _-]?many[ _-]?requests"),
+    ("otlp", r"(?i)otlp|opentelemetry|otel|collector"),
+];
+
+/// What belongs to the template alone.
+const TEMPLATE: [(&str, &str); 7] = [
+    ("a fence", r"(//|#|--)@"),
+    ("a Liquid tag", r"\{%"),
+    (
+        "a variable of the template",
+        r"\{\{-? *(project-name|crate_name|owner|description|variant|predecessor|postgres)",
+    ),
+    ("a file of the template", r"\bwithout/|\.liquid\b|\bhooks/|\.rhai\b|cargo[ -]generate"),
+    ("a note to oneself", r"\b(TODO|FIXME|XXX)\b"),
+    ("the living service", r"(?i)skiff"),
+    ("the template's name", r"(?i)slipway"),
+];
+
+static WORDS_COMPILED: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| compiled(&WORDS));
+static TEMPLATE_COMPILED: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| compiled(&TEMPLATE));
+
+static TEMPLATE_NAME: LazyLock<&Regex> = LazyLock::new(|| &TEMPLATE_COMPILED[TEMPLATE.len() - 1].1);
+
+fn compiled(table: &[(&'static str, &str)]) -> Vec<(&'static str, Regex)> {
+    table
+        .iter()
+        .map(|(name, pattern)| (*name, Regex::new(pattern).expect("a pattern that a test compiles")))
+        .collect()
+}
+
+/// What is left over in the service in `dir`, each as `file:line: what: text`.
+///
+/// # Errors
+/// When a file can't be read.
+pub fn leftovers(dir: &Path, variant: Variant) -> Result<Vec<String>> {
+    Ok(scan(dir, variant)?.leftovers)
+}
+
+/// As [`leftovers`], with the exceptions that were made.
+///
+/// # Errors
+/// When a file can't be read.
+pub fn scan(dir: &Path, variant: Variant) -> Result<Scan> {
+    let mut scan = Scan::default();
+    let not_built = |name: &std::ffi::OsStr| name != ".git" && name != "target";
+    for entry in
+        WalkDir::new(dir).sort_by_file_name().into_iter().filter_entry(|entry| not_built(entry.file_name()))
+    {
+        let entry = entry?;
+        let path = entry.path().strip_prefix(dir)?.to_string_lossy().into_owned();
+        if entry.file_type().is_dir() {
+            if fs::read_dir(entry.path())?.next().is_none() {
+                scan.add(&path, 0, "an empty folder", "");
+            }
+        } else {
+            scan.search_line(variant, &path, 0, &path);
+            let bytes = fs::read(entry.path()).with_context(|| path.clone())?;
+            if let Ok(text) = String::from_utf8(bytes) {
+                scan.search(variant, &path, &text);
+            }
+        }
+    }
+    Ok(scan)
+}
+
+/// The exceptions that none of `scans`, those of all variants, needed.
+#[must_use]
+pub fn unused_exceptions(scans: &[Scan]) -> Vec<String> {
+    let unused = EXCEPTIONS
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !scans.iter().any(|scan| scan.exceptions.contains(at)));
+    unused
+        .map(|(_, exception)| format!("{}: {}: {}", exception.file, exception.toggle, exception.text))
+        .collect()
+}
+
+impl Scan {
+    fn add(&mut self, path: &str, line: usize, what: &str, text: &str) {
+        self.leftovers.push(format!("{path}:{line}: {what}: {}", text.trim()));
+    }
+
+    fn search(&mut self, variant: Variant, path: &str, text: &str) {
+        if path == lock::FILE {
+            // The rest is checksums and other crates' own business.
+            for (at, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("name = ")) {
+                self.search_line(variant, path, at + 1, line);
+            }
+            return;
+        }
+        // A README may say once where the service comes from.
+        let origin = text.lines().position(|line| path == "README.md" && TEMPLATE_NAME.is_match(line));
+        for (at, line) in text.lines().enumerate().filter(|(at, _)| origin != Some(*at)) {
+            self.search_line(variant, path, at + 1, line);
+        }
+        self.search_gaps(path, text);
+    }
+
+    fn search_line(&mut self, variant: Variant, path: &str, number: usize, line: &str) {
+        // The record names every toggle and the template: that is what it is for.
+        if path == RECORD {
+            return;
+        }
+        for (what, pattern) in TEMPLATE_COMPILED.iter() {
+            if pattern.is_match(line) {
+                self.add(path, number, what, line);
+            }
+        }
+        for (toggle, pattern) in WORDS_COMPILED.iter().filter(|(toggle, _)| !variant.has(toggle)) {
+            if pattern.is_match(line) {
+                let fits = |e: &Exception| e.toggle == *toggle && e.file == path && line.contains(e.text);
+                match EXCEPTIONS.iter().position(fits) {
+                    Some(at) => drop(self.exceptions.insert(at)),
+                    None => self.add(path, number, &format!("{toggle} is off"), line),
+                }
+            }
+        }
+    }
+
+    /// Empty lines as a fence leaves them that stood between two, or at an edge.
+    fn search_gaps(&mut self, path: &str, text: &str) {
+        let lines: Vec<&str> = text.lines().collect();
+        let rust = Path::new(path).extension().is_some_and(|extension| extension == "rs");
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.trim().is_empty()) {
+            let before = at.checked_sub(1).map(|before| lines[before].trim_end());
+            let after = lines.get(at + 1).map(|after| after.trim_start());
+            let what = match (before, after) {
+                (None, _) => "an empty line begins the file",
+                (_, None) => "an empty line ends the file",
+                (_, Some("")) => "two empty lines",
+                (Some(before), _) if rust && before.ends_with('{') => "an empty line after `{`",
+                (_, Some(after)) if rust && after.starts_with('}') => "an empty line before `}`",
+                _ => continue,
+            };
+            self.add(path, at + 1, what, line);
+        }
+    }
+}

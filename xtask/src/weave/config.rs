@@ -1,0 +1,150 @@
+//! What `cargo-generate.toml` says: the questions, and which files go in which variant.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use toml_edit::{Array, DocumentMut, Item, Value};
+
+use crate::variant::{TOGGLES, Variant};
+
+/// The name of the file at the root of the repository.
+pub const FILE: &str = "cargo-generate.toml";
+
+/// `cargo-generate.toml`.
+#[derive(Debug)]
+pub struct Config {
+    document: DocumentMut,
+    rules: Vec<Rule>,
+}
+
+/// Paths that go where an expression of toggles is true.
+#[derive(Debug)]
+struct Rule {
+    /// Terms such as `!redis`, as toggle and whether it has to be on.
+    terms: Vec<(&'static str, bool)>,
+    any: bool,
+    paths: Vec<String>,
+}
+
+impl Rule {
+    fn holds(&self, variant: Variant) -> bool {
+        let mut terms = self.terms.iter();
+        let mut holds = |(toggle, on): &(&str, bool)| variant.has(toggle) == *on;
+        if self.any { terms.any(&mut holds) } else { terms.all(&mut holds) }
+    }
+
+    /// Whether it leaves out `target` or a folder that this is in.
+    fn covers(&self, target: &str) -> bool {
+        self.paths.iter().any(|path| {
+            target.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+}
+
+impl Config {
+    /// Reads and checks the file in `root`.
+    ///
+    /// # Errors
+    /// When it can't be read, or says what cargo-generate would ignore in silence.
+    pub fn read(root: &Path) -> Result<Self> {
+        let text = fs::read_to_string(root.join(FILE)).with_context(|| format!("reading {FILE}"))?;
+        let document: DocumentMut = text.parse().with_context(|| format!("{FILE} is no TOML"))?;
+        let mut rules = Vec::new();
+        if let Some(conditional) = document.get("conditional").and_then(Item::as_table_like) {
+            for (expression, table) in conditional.iter() {
+                rules.push(rule(expression, table)?);
+            }
+        }
+        for toggle in TOGGLES {
+            let kind = document.get("placeholders").and_then(|all| all.get(toggle)?.get("type")?.as_str());
+            if kind != Some("bool") {
+                bail!(
+                    "{FILE}: `{toggle}` is a toggle but no question, add `{toggle} = {{ type = \"bool\", … }}`"
+                );
+            }
+        }
+        Ok(Self { document, rules })
+    }
+
+    /// Whether `target` is left out of `variant`.
+    #[must_use]
+    pub fn ignores(&self, variant: Variant, target: &str) -> bool {
+        self.rules.iter().any(|rule| rule.holds(variant) && rule.covers(target))
+    }
+
+    /// The paths that no file of `targets` has or lies below.
+    #[must_use]
+    pub fn unused(&self, targets: &[&str]) -> Vec<&str> {
+        let paths = self.rules.iter().flat_map(|rule| &rule.paths);
+        paths
+            .filter(|path| {
+                let inside = format!("{path}/");
+                !targets.iter().any(|target| target == path || target.starts_with(&inside))
+            })
+            .map(String::as_str)
+            .collect()
+    }
+
+    /// The file's text with `include` listing `targets`.
+    #[must_use]
+    pub fn with_include(&self, targets: &BTreeSet<&str>) -> String {
+        let mut document = self.document.clone();
+        let mut include = Array::new();
+        for target in targets {
+            // The leading slash keeps it to this path: without, it means any file of the name.
+            let mut value = Value::from(format!("/{target}"));
+            value.decor_mut().set_prefix("\n    ");
+            include.push_formatted(value);
+        }
+        include.set_trailing("\n");
+        include.set_trailing_comma(true);
+        let decor =
+            document["template"].get("include").and_then(Item::as_value).map(|value| value.decor().clone());
+        let mut include = Value::from(include);
+        if let Some(decor) = decor {
+            *include.decor_mut() = decor;
+        }
+        document["template"]["include"] = Item::Value(include);
+        document.to_string()
+    }
+}
+
+fn rule(expression: &str, table: &Item) -> Result<Rule> {
+    let place = format!("{FILE}: [conditional.'{expression}']");
+    let any = expression.contains("||");
+    let mut terms = Vec::new();
+    for term in expression.split(if any { "||" } else { "&&" }).map(str::trim) {
+        let name = term.strip_prefix('!').unwrap_or(term);
+        let Some(toggle) = TOGGLES.iter().find(|toggle| **toggle == name) else {
+            bail!(
+                "{place}: `{term}` is no toggle, write {} or `!` and one, joined by && or by ||",
+                TOGGLES.join(", ")
+            );
+        };
+        terms.push((*toggle, name == term));
+    }
+    let Some(table) = table.as_table_like().filter(|table| table.len() == 1 && table.contains_key("ignore"))
+    else {
+        bail!("{place} holds `ignore = [\"path\", …]` and nothing else");
+    };
+    let mut paths = Vec::new();
+    for path in table.get("ignore").and_then(Item::as_array).into_iter().flatten() {
+        match path.as_str() {
+            // cargo-generate joins a path as it is: an absolute one would delete that file of the user's.
+            Some(path)
+                if !path.starts_with('/') && !path.ends_with('/') && !path.contains(['*', '?', '\\']) =>
+            {
+                if path.split('/').any(|part| part == ".." || part == ".") {
+                    bail!("{place}: `{path}` leaves the template, write it without dots");
+                }
+                paths.push(path.to_owned());
+            }
+            _ => bail!(
+                "{place}: {path} is no plain path below template/, write it without patterns and outer slashes"
+            ),
+        }
+    }
+    Ok(Rule { terms, any, paths })
+}
