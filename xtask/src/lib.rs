@@ -1,6 +1,12 @@
 //! The maintainers' tooling, as a library so that the tests in `tests/` can use it.
 
+pub mod children;
+pub mod demo;
 pub mod generate;
+mod http;
 pub mod lock;
+pub mod prove;
+mod servers;
+mod tools;
 pub mod variant;
 pub mod weave;

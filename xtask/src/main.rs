@@ -1,3 +1,87 @@
 //! The maintainers' commands: see CONTRIBUTING.md.
 
-fn main() {}
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use xtask::variant::Variant;
+use xtask::{children, demo, prove, weave};
+
+/// The maintainers' commands of slipway.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate, lint, test and drill every variant; the results go to target/prove/
+    Prove(Prove),
+    /// Generate the default service, build it, start it, and show three requests to try
+    ///
+    /// It runs until Ctrl-C. With --once, or where CI is set, it makes the three requests itself
+    /// and stops.
+    Demo {
+        /// Make the three requests, then stop
+        #[arg(long)]
+        once: bool,
+    },
+    /// Write the `.liquid` sibling of every fenced file
+    Weave {
+        /// Only say which siblings are stale
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct Prove {
+    /// Prove this variant only, such as `base` or `postgres+otlp`; may be repeated
+    #[arg(long = "variant", value_name = "NAME")]
+    variants: Vec<Variant>,
+    /// Leave out the drills on the running service
+    #[arg(long)]
+    quick: bool,
+    /// Only print the names of the planned variants, as a JSON array
+    #[arg(long)]
+    list_json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<bool> {
+    let root = root()?;
+    children::watch_signals()?;
+    match &cli.command {
+        Command::Prove(asked) => {
+            let plan = prove::Plan::new(&asked.variants, asked.quick);
+            if asked.list_json {
+                println!("{}", plan.names_as_json());
+                return Ok(true);
+            }
+            prove::run(&root, &plan)
+        }
+        Command::Demo { once } => demo::run(&root, *once || std::env::var_os("CI").is_some()),
+        Command::Weave { check } => {
+            println!("{}", weave::run(&root, *check)?);
+            Ok(true)
+        }
+    }
+}
+
+/// The repository that this program was compiled in.
+fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(Path::to_path_buf).context("xtask lies in no repository")
+}

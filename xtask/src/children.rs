@@ -1,0 +1,229 @@
+//! Processes and folders that must not outlive the run, whichever way it ends: return, error,
+//! panic (by `Drop`), Ctrl-C or SIGTERM (by the thread that [`watch_signals`] starts).
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process, waitpid};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::tools;
+
+/// How long a process may take to follow its stop signal before it is killed.
+const PATIENCE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+static LIVE: Mutex<Vec<(Pid, Signal)>> = Mutex::new(Vec::new());
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+static DEFERRED: AtomicBool = AtomicBool::new(false);
+static SEEN: AtomicBool = AtomicBool::new(false);
+
+/// A child that leads a process group of its own, so that a Ctrl-C of the terminal reaches it
+/// only through us and its own children can be ended with it.
+pub struct Child {
+    inner: std::process::Child,
+    pid: Pid,
+    stop: Signal,
+}
+
+impl Child {
+    /// Starts `command`; `stop` is the signal that asks it to end.
+    ///
+    /// # Errors
+    /// When the program can't be started.
+    pub fn spawn(command: &mut Command, stop: Signal) -> Result<Self> {
+        // The lock is held over the start: a signal that comes now waits, then finds the child.
+        let mut live = lock(&LIVE);
+        let inner = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("could not start {}", command.get_program().to_string_lossy()))?;
+        let pid = Pid::from_child(&inner);
+        live.push((pid, stop));
+        Ok(Self { inner, pid, stop })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.inner.id()
+    }
+
+    /// The child's standard output, once, when the command piped it.
+    pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
+        self.inner.stdout.take()
+    }
+
+    /// Sends `signal` to the child's group.
+    pub fn signal(&self, signal: Signal) {
+        // It may have ended in the meantime: whoever waits for it sees that.
+        let _ = kill_process_group(self.pid, signal);
+    }
+
+    /// Its exit status if it has ended.
+    ///
+    /// # Errors
+    /// When the system refuses the question.
+    pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.inner.try_wait()?)
+    }
+
+    /// Waits for the end for at most `bound`; `None` when it still runs.
+    ///
+    /// # Errors
+    /// When the system refuses the question.
+    pub fn wait(&mut self, bound: Duration) -> Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + bound;
+        loop {
+            if let Some(status) = self.inner.try_wait()? {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Asks it to end and waits; kills it when it takes too long.
+    pub fn end(&mut self) {
+        if matches!(self.inner.try_wait(), Ok(None)) {
+            self.signal(self.stop);
+            if !matches!(self.wait(PATIENCE), Ok(Some(_))) {
+                self.signal(Signal::KILL);
+                let _ = self.inner.wait();
+            }
+        }
+        lock(&LIVE).retain(|(pid, _)| *pid != self.pid);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// `program`, ended by the system should we be killed without a chance to do it. Where the helper
+/// of util-linux is missing (macOS), only our own tidying up ends it.
+#[must_use]
+pub fn tied(program: &Path) -> Command {
+    let Some(setpriv) = tools::on_path("setpriv") else {
+        return Command::new(program);
+    };
+    let mut command = Command::new(setpriv);
+    // SIGQUIT is PostgreSQL's immediate stop and ends any other program.
+    command.args(["--pdeathsig", "QUIT", "--"]).arg(program);
+    command
+}
+
+/// A temporary folder that is removed with everything in it.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes a folder under the system's temporary one. A checkout may lie in a home that the
+    /// database's user can't enter, so it is not made under `target/`.
+    ///
+    /// # Errors
+    /// When the folder can't be made.
+    pub fn new() -> Result<Self> {
+        sweep();
+        let path =
+            tempfile::Builder::new().prefix(&format!("slipway-{}-", std::process::id())).tempdir()?.keep();
+        lock(&FOLDERS).push(path.clone());
+        Ok(Self(path))
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+        lock(&FOLDERS).retain(|path| *path != self.0);
+    }
+}
+
+/// Removes what a run left that was killed before it could tidy up.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix("slipway-")?.split('-').next());
+        let owner = owner.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        if owner.is_some_and(|pid| test_kill_process(pid).is_err()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Ends every child and removes every folder when the run is interrupted, then exits with 130.
+///
+/// # Errors
+/// When the signals can't be claimed.
+pub fn watch_signals() -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            let second = SEEN.swap(true, Ordering::SeqCst);
+            if second || !DEFERRED.load(Ordering::SeqCst) {
+                end_everything();
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// From here on the first signal only shows in [`interrupted`]; a second one still ends all.
+pub fn defer_signals() {
+    DEFERRED.store(true, Ordering::SeqCst);
+}
+
+/// Whether a signal has come.
+#[must_use]
+pub fn interrupted() -> bool {
+    SEEN.load(Ordering::SeqCst)
+}
+
+fn end_everything() {
+    eprintln!("\ninterrupted: ending what was started");
+    // Never unlocked again: nothing can be started any more.
+    let live = lock(&LIVE);
+    for (pid, stop) in live.iter() {
+        let _ = kill_process_group(*pid, *stop);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    for (pid, _) in live.iter() {
+        // An error means that the thread that owns the child was faster to collect it.
+        while matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)) {
+            if Instant::now() >= deadline {
+                let _ = kill_process_group(*pid, Signal::KILL);
+            }
+            thread::sleep(POLL);
+        }
+        // What the leader itself had started.
+        let _ = kill_process_group(*pid, Signal::KILL);
+    }
+    for path in lock(&FOLDERS).iter() {
+        let _ = fs::remove_dir_all(path);
+    }
+    std::mem::forget(live);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

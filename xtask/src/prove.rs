@@ -1,0 +1,99 @@
+//! `cargo prove`: every variant generated, linted, tested and drilled, and the count asserted.
+
+mod board;
+mod check;
+mod command;
+mod drills;
+mod html;
+mod plan;
+mod report;
+mod service;
+mod size;
+mod steps;
+mod template;
+mod unused;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::children::Scratch;
+use crate::generate;
+use crate::servers::Servers;
+use crate::tools::Tools;
+
+use board::Board;
+use check::Subject;
+pub use plan::Plan;
+use report::Report;
+
+/// What every part of the run needs.
+pub struct Context {
+    pub root: PathBuf,
+    /// `target/prove`: the services, the shared build, the logs and the report.
+    pub folder: PathBuf,
+    pub tools: Tools,
+    pub servers: Servers,
+    /// The template as it is now: an edit during the run must not prove half of it.
+    pub snapshot: Scratch,
+    /// Held while cargo builds. Its own lock on the shared target folder would do the same, but
+    /// the waiting would count as the step's time.
+    pub build: Mutex<()>,
+}
+
+/// Variants at work at once: one builds while the other's tests and drills wait for answers.
+const LANES: usize = 2;
+
+/// Proves what `plan` lists. `false` when a check failed.
+///
+/// # Errors
+/// When the set-up fails, or the report can't be written.
+pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
+    let started = Instant::now();
+    let folder = root.join("target/prove");
+    // The build folder stays: it is what makes a second run quick.
+    for stale in ["services", "logs", "report.html", "report.json"] {
+        let path = folder.join(stale);
+        let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    }
+    fs::create_dir_all(&folder)?;
+    let tools = Tools::set_up(root, &|text| println!("set-up: {text}"))?;
+    let servers = Servers::start(&tools)?;
+    let snapshot = Scratch::new()?;
+    generate::snapshot(root, snapshot.path())?;
+    let build = Mutex::new(());
+    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, build };
+    let set_up = started.elapsed();
+    println!("set-up: {:.1} s", set_up.as_secs_f64());
+
+    let board = Board::new(plan);
+    let mut subjects = in_lanes(&context, plan, &board);
+    subjects.sort_by_key(|subject| subject.place);
+    let report = Report { plan, subjects, set_up, total: started.elapsed() };
+    report.write(&context.folder)?;
+    board.close(&report, &context.folder);
+    Ok(report.proven())
+}
+
+/// Works through the template's own checks and the variants, each lane taking the next.
+fn in_lanes(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..LANES {
+            scope.spawn(|| {
+                while let Some(mut subject) = plan.subject(next.fetch_add(1, Ordering::SeqCst)) {
+                    subject.run(context, board);
+                    board.row(&subject);
+                    done.lock().expect("no lane panics while it holds it").push(subject);
+                }
+            });
+        }
+    });
+    done.into_inner().expect("no lane panics while it holds it")
+}

@@ -1,0 +1,101 @@
+//! The matrix on the terminal, a row as soon as a variant is through.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use super::check::{Check, Outcome, Subject};
+use super::plan::Plan;
+use super::report::Report;
+
+const CELL: usize = 10;
+const TITLE: usize = 32;
+
+/// Where both lanes print.
+pub struct Board {
+    /// What each subject is at, shown in one line that overwrites itself; only on a terminal.
+    busy: Mutex<BTreeMap<String, &'static str>>,
+    terminal: bool,
+}
+
+impl Board {
+    pub fn new(plan: &Plan) -> Self {
+        let mut head = format!("{:TITLE$}", "seconds per step");
+        for step in &plan.steps {
+            let _ = write!(head, "{:>CELL$}", step.name);
+        }
+        println!("\n{head}\n{}", "-".repeat(head.len()));
+        Self { busy: Mutex::default(), terminal: std::io::stdout().is_terminal() }
+    }
+
+    pub fn busy(&self, subject: &Subject, step: &'static str) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.insert(subject.title.clone(), step);
+        if self.terminal {
+            let now: Vec<String> = busy.iter().map(|(who, what)| format!("{who}: {what}")).collect();
+            print!("\r\x1b[2K… {}", now.join("  ·  "));
+            let _ = std::io::stdout().flush();
+        }
+    }
+
+    /// Shows a failure at once: whoever watches need not wait for the end.
+    pub fn done(&self, subject: &Subject, check: &Check) {
+        if let Outcome::Failed { cause, command, tail } = &check.outcome {
+            let _hold = self.clear();
+            println!("FAILED  {} · {}: {cause}", subject.title, check.step);
+            for line in tail.lines() {
+                println!("    | {line}");
+            }
+            if let Some(command) = command {
+                println!("    ran:   {command}");
+            }
+            println!("    log:   {}", check.log.display());
+            println!("    again: {}", again(subject));
+        }
+    }
+
+    pub fn row(&self, subject: &Subject) {
+        let mut busy = self.clear();
+        busy.remove(&subject.title);
+        if subject.variant.is_none() {
+            let cells = subject.checks.iter().map(|check| format!("{} {}", check.step, cell(check)));
+            println!("{}: {}", subject.title, cells.collect::<Vec<_>>().join(" · "));
+            return;
+        }
+        let cells = subject.checks.iter().map(|check| format!("{:>CELL$}", cell(check)));
+        println!("{:TITLE$}{}", subject.title, cells.collect::<String>());
+    }
+
+    /// The closing words; the last line is the count that a machine reads.
+    pub fn close(&self, report: &Report<'_>, folder: &Path) {
+        drop(self.clear());
+        println!("\n{}", report.verdict());
+        println!("report: {}", folder.join("report.html").display());
+        println!("{} passed, {} failed", report.passed(), report.failed());
+    }
+
+    fn clear(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, &'static str>> {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.terminal {
+            print!("\r\x1b[2K");
+        }
+        busy
+    }
+}
+
+fn again(subject: &Subject) -> String {
+    match subject.variant {
+        Some(variant) => format!("cargo prove --variant {variant}"),
+        None => "cargo prove".into(),
+    }
+}
+
+fn cell(check: &Check) -> String {
+    match check.outcome {
+        Outcome::Passed(_) => format!("{:.1}", check.time.as_secs_f64()),
+        Outcome::Failed { .. } => "FAILED".into(),
+        Outcome::Skipped => "-".into(),
+    }
+}

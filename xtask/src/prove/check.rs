@@ -1,0 +1,144 @@
+//! One subject of the proof (a variant, or the template itself) on its way through its steps.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::variant::Variant;
+
+use super::Context;
+use super::board::Board;
+use super::command::Failed;
+use super::drills::Drilled;
+use super::steps::Step;
+
+/// How a check ended.
+pub enum Outcome {
+    /// With a word on what was seen, such as how many tests ran.
+    Passed(String),
+    /// With the cause, and the end of the failing command's output if there was one.
+    Failed { cause: String, command: Option<String>, tail: String },
+    /// Not run, because an earlier step left nothing to run it on: that proves nothing, so it
+    /// counts as failed.
+    Skipped,
+}
+
+/// One step, done.
+pub struct Check {
+    pub step: &'static str,
+    pub outcome: Outcome,
+    /// Without the time spent waiting for the other lane's build.
+    pub time: Duration,
+    pub log: PathBuf,
+}
+
+impl Check {
+    pub fn passed(&self) -> bool {
+        matches!(self.outcome, Outcome::Passed(_))
+    }
+}
+
+/// A subject with what is known about it so far.
+pub struct Subject {
+    /// Its row in the report.
+    pub place: usize,
+    pub title: String,
+    pub variant: Option<Variant>,
+    /// The service's name.
+    pub name: String,
+    pub steps: Vec<Step>,
+    pub checks: Vec<Check>,
+    /// Numbers for the report: lines, crates, tests, milliseconds to ready …
+    pub facts: BTreeMap<&'static str, f64>,
+    pub drills: Vec<Drilled>,
+    /// Where its code is, once it was generated.
+    pub dir: PathBuf,
+}
+
+impl Subject {
+    pub fn variant(place: usize, variant: Variant, name: &str, steps: &[Step]) -> Self {
+        Self::new(place, variant.to_string(), Some(variant), name, steps)
+    }
+
+    pub fn template(place: usize, steps: &[Step]) -> Self {
+        Self::new(place, "the template itself".into(), None, "template", steps)
+    }
+
+    fn new(place: usize, title: String, variant: Option<Variant>, name: &str, steps: &[Step]) -> Self {
+        Self {
+            place,
+            title,
+            variant,
+            name: name.into(),
+            steps: steps.to_vec(),
+            checks: Vec::new(),
+            facts: BTreeMap::new(),
+            drills: Vec::new(),
+            dir: PathBuf::new(),
+        }
+    }
+
+    /// Whether `toggle` is on; the template itself has them all.
+    pub fn has(&self, toggle: &str) -> bool {
+        self.variant.unwrap_or(Variant::FULL).has(toggle)
+    }
+
+    pub fn proven(&self) -> bool {
+        self.checks.len() == self.steps.len() && self.checks.iter().all(Check::passed)
+    }
+
+    /// Takes every step. A failed one does not keep the later ones from saying what they see,
+    /// unless it was the one that makes the code.
+    pub fn run(&mut self, context: &Context, board: &Board) {
+        for step in self.steps.clone() {
+            let log = self.log_of(context, step.name);
+            if self.variant.is_some() && self.checks.first().is_some_and(|first| !first.passed()) {
+                let outcome = Outcome::Skipped;
+                self.checks.push(Check { step: step.name, outcome, time: Duration::ZERO, log });
+                continue;
+            }
+            board.busy(self, step.name);
+            let mut work = Work { context, subject: self, log: log.clone(), waited: Duration::ZERO };
+            let started = Instant::now();
+            let result = (step.run)(&mut work);
+            let time = started.elapsed().saturating_sub(work.waited);
+            let outcome = outcome_of(result);
+            let check = Check { step: step.name, outcome, time, log };
+            board.done(self, &check);
+            self.checks.push(check);
+        }
+    }
+
+    fn log_of(&self, context: &Context, step: &str) -> PathBuf {
+        let folder = self.variant.map_or("template".into(), |variant| variant.to_string());
+        let folder = context.folder.join("logs").join(folder);
+        // A failure shows as soon as the first command can't write there.
+        let _ = fs::create_dir_all(&folder);
+        folder.join(format!("{}.log", step.replace(": ", "-")))
+    }
+}
+
+fn outcome_of(result: Result<String>) -> Outcome {
+    let error = match result {
+        Ok(note) => return Outcome::Passed(note),
+        Err(error) => error,
+    };
+    let failed = error.downcast_ref::<Failed>();
+    Outcome::Failed {
+        command: failed.map(|failed| failed.command.clone()),
+        tail: failed.map(|failed| failed.tail.clone()).unwrap_or_default(),
+        cause: format!("{error:#}"),
+    }
+}
+
+/// What a step works with.
+pub struct Work<'a> {
+    pub context: &'a Context,
+    pub subject: &'a mut Subject,
+    pub log: PathBuf,
+    /// How long it stood behind the other lane's build.
+    pub waited: Duration,
+}

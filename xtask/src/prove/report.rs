@@ -1,0 +1,129 @@
+//! The result of a run, held against its plan; `report.json` and `report.html`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::check::{Check, Outcome, Subject};
+use super::html;
+use super::plan::Plan;
+
+pub struct Report<'a> {
+    pub plan: &'a Plan,
+    pub subjects: Vec<Subject>,
+    pub set_up: Duration,
+    pub total: Duration,
+}
+
+impl Report<'_> {
+    pub fn passed(&self) -> usize {
+        self.checks().filter(|check| check.passed()).count()
+    }
+
+    /// What was planned and did not pass, be it that it failed or that it never came to run.
+    pub fn failed(&self) -> usize {
+        self.plan.checks().saturating_sub(self.passed())
+    }
+
+    /// The variants that passed every step of the plan.
+    pub fn variants_proven(&self) -> usize {
+        self.subjects.iter().filter(|one| one.variant.is_some() && one.proven()).count()
+    }
+
+    pub fn proven(&self) -> bool {
+        self.failed() == 0 && self.variants_proven() == self.plan.variants.len()
+    }
+
+    pub fn verdict(&self) -> String {
+        format!(
+            "{} of {} variants proven in {}",
+            self.variants_proven(),
+            self.plan.variants.len(),
+            minutes(self.total)
+        )
+    }
+
+    pub fn checks(&self) -> impl Iterator<Item = &Check> {
+        self.subjects.iter().flat_map(|subject| &subject.checks)
+    }
+
+    /// Seconds in each step over all subjects, in the order in which the steps first ran.
+    pub fn time_by_step(&self) -> Vec<(&'static str, f64)> {
+        let mut sums: Vec<(&'static str, f64)> = Vec::new();
+        for check in self.checks() {
+            let seconds = check.time.as_secs_f64();
+            match sums.iter_mut().find(|(step, _)| *step == check.step) {
+                Some((_, sum)) => *sum += seconds,
+                None => sums.push((check.step, seconds)),
+            }
+        }
+        sums
+    }
+
+    /// Writes both forms into `folder`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        fs::write(folder.join("report.json"), serde_json::to_string_pretty(&self.json())?)?;
+        fs::write(folder.join("report.html"), html::page(self))?;
+        Ok(())
+    }
+
+    fn json(&self) -> Value {
+        let by_step: serde_json::Map<String, Value> =
+            self.time_by_step().into_iter().map(|(step, sum)| (step.into(), sum.into())).collect();
+        json!({
+            "proven": self.proven(),
+            "passed": self.passed(),
+            "failed": self.failed(),
+            "variants": {"planned": self.plan.variants.len(), "proven": self.variants_proven()},
+            "seconds": {
+                "set_up": self.set_up.as_secs_f64(),
+                "total": self.total.as_secs_f64(),
+                "by_step": by_step,
+            },
+            "subjects": self.subjects.iter().map(subject).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn subject(subject: &Subject) -> Value {
+    json!({
+        "name": subject.title,
+        "service": subject.name,
+        "proven": subject.proven(),
+        "facts": subject.facts,
+        "checks": subject.checks.iter().map(check).collect::<Vec<_>>(),
+        "drills": subject.drills.iter().map(|drill| json!({
+            "name": drill.name,
+            "bound": drill.bound,
+            "passed": drill.result.is_ok(),
+            "seen": drill.seen(),
+            "seconds": drill.time.as_secs_f64(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn check(check: &Check) -> Value {
+    let (outcome, note) = match &check.outcome {
+        Outcome::Passed(note) => ("passed", note.as_str()),
+        Outcome::Failed { cause, .. } => ("failed", cause.as_str()),
+        Outcome::Skipped => ("skipped", "an earlier step failed"),
+    };
+    json!({
+        "step": check.step,
+        "outcome": outcome,
+        "note": note,
+        "seconds": check.time.as_secs_f64(),
+    })
+}
+
+/// `7 min 4 s`.
+pub fn minutes(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds < 60 {
+        return format!("{seconds} s");
+    }
+    format!("{} min {} s", seconds / 60, seconds % 60)
+}

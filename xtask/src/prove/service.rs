@@ -1,0 +1,151 @@
+//! A running service under drill: its process, its log as it comes, its two addresses.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::children::Child;
+use crate::servers::tail;
+
+const START_BOUND: Duration = Duration::from_secs(10);
+
+/// What the service has logged so far.
+#[derive(Default)]
+struct Log {
+    lines: Vec<(Instant, String)>,
+    ended: bool,
+}
+
+type Shared = Arc<(Mutex<Log>, Condvar)>;
+
+pub struct Service {
+    child: Child,
+    log: Shared,
+    reader: Option<JoinHandle<()>>,
+    started: Instant,
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// How a service ended.
+pub struct Exit {
+    pub code: Option<i32>,
+    pub lines: Vec<String>,
+    /// From the signal to the end.
+    pub after: Duration,
+}
+
+impl Service {
+    /// Runs `command` and waits until it has bound its listeners.
+    pub fn launch(command: &mut Command) -> Result<Self> {
+        command.stdout(Stdio::piped());
+        let started = Instant::now();
+        let mut child = Child::spawn(command, Signal::TERM)?;
+        let stdout = child.take_stdout().context("the service has no output")?;
+        let log = Shared::default();
+        let reader = Some(follow(stdout, Arc::clone(&log)));
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut service = Self { child, log, reader, started, public: nowhere, admin: nowhere };
+        let (_, start) = service.event("service.start")?;
+        service.public = address(&start, "bind")?;
+        service.admin = address(&start, "admin")?;
+        Ok(service)
+    }
+
+    /// Waits for `service.ready` and returns how long after the start it came.
+    pub fn ready(&self) -> Result<Duration> {
+        let (at, _) = self.event("service.ready")?;
+        Ok(at - self.started)
+    }
+
+    /// Waits for an event and returns when it came, and its fields.
+    pub fn event(&self, name: &str) -> Result<(Instant, Value)> {
+        let deadline = Instant::now() + START_BOUND;
+        let mut log = lock(&self.log.0);
+        let mut read = 0;
+        loop {
+            for (at, line) in &log.lines[read..] {
+                let event: Value = serde_json::from_str(line).unwrap_or_default();
+                if event["message"] == name {
+                    return Ok((*at, event));
+                }
+            }
+            read = log.lines.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if log.ended || left.is_zero() {
+                let lines: Vec<&str> = log.lines.iter().map(|(_, line)| line.as_str()).collect();
+                bail!("no `{name}` came; the log ends:\n{}", tail(&lines.join("\n"), 5));
+            }
+            let waited = self.log.1.wait_timeout(log, left);
+            log = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Memory in use, in MiB (Linux).
+    pub fn resident(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: f64 =
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
+        Ok(kib / 1024.0)
+    }
+
+    pub fn signal(&self) {
+        self.child.signal(Signal::TERM);
+    }
+
+    /// Waits for the end, which must come within `bound`.
+    pub fn wait(mut self, bound: Duration) -> Result<Exit> {
+        let asked = Instant::now();
+        let status = self.child.wait(bound)?;
+        let after = asked.elapsed();
+        ensure!(status.is_some(), "it still ran {bound:.1?} after SIGTERM");
+        // The pipe ends with the process, so the reader does too, and the log is whole.
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        let lines = lock(&self.log.0).lines.iter().map(|(_, line)| line.clone()).collect();
+        Ok(Exit { code: status.and_then(|status| status.code()), lines, after })
+    }
+}
+
+impl Exit {
+    /// The messages of the log, in order, each as far as it is one of `names`.
+    pub fn order_of(&self, names: &[&str]) -> Vec<String> {
+        let events = self.lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let messages = events.filter_map(|event| event["message"].as_str().map(str::to_owned));
+        messages.filter(|message| names.contains(&message.as_str())).collect()
+    }
+
+    pub fn event(&self, name: &str) -> Option<Value> {
+        let mut events = self.lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.find(|event| event["message"] == name)
+    }
+}
+
+fn follow(stdout: ChildStdout, log: Shared) -> JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            lock(&log.0).lines.push((Instant::now(), line));
+            log.1.notify_all();
+        }
+        lock(&log.0).ended = true;
+        log.1.notify_all();
+    })
+}
+
+fn address(start: &Value, field: &str) -> Result<SocketAddr> {
+    let text = start[field].as_str().with_context(|| format!("service.start has no `{field}`"))?;
+    text.parse().with_context(|| format!("`{field}` of service.start is no address: {text}"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

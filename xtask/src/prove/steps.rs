@@ -1,0 +1,197 @@
+//! The steps that every variant takes, in their order: the cheap ones first.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::generate::{self, Request};
+
+use super::check::Work;
+use super::command::clean;
+use super::{drills, size, unused};
+
+/// A step: its name in the matrix, and what it does. It returns a word on what it saw.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub name: &'static str,
+    pub run: fn(&mut Work<'_>) -> Result<String>,
+}
+
+const DRILLS: &str = "drills";
+
+/// All of them.
+pub const ALL: [Step; 9] = [
+    Step { name: "generate", run: generate },
+    Step { name: "leftovers", run: leftovers },
+    Step { name: "size", run: size::check },
+    Step { name: "fmt", run: format },
+    Step { name: "clippy", run: lint },
+    Step { name: "unused", run: unused::check },
+    Step { name: "doc", run: document },
+    Step { name: "test", run: test },
+    Step { name: DRILLS, run: drills::run },
+];
+
+impl Step {
+    pub fn is_drill(&self) -> bool {
+        self.name == DRILLS
+    }
+}
+
+/// What generation may take; on a machine that is busy with the other lane, the best of three.
+const GENERATION_BOUND: Duration = Duration::from_millis(200);
+
+fn generate(work: &mut Work<'_>) -> Result<String> {
+    let variant = work.subject.variant.context("only variants are generated")?;
+    let parent = work.context.folder.join("services").join(variant.to_string());
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        if parent.exists() {
+            fs::remove_dir_all(&parent)?;
+        }
+        fs::create_dir_all(&parent)?;
+        let request = Request {
+            cargo_generate: work.context.tools.cargo_generate.clone(),
+            template: work.context.snapshot.path().to_path_buf(),
+            variant,
+            name: work.subject.name.clone(),
+            parent: parent.clone(),
+        };
+        let started = Instant::now();
+        work.subject.dir = generate::generate(&request)?;
+        best = best.min(started.elapsed());
+        if best < GENERATION_BOUND {
+            break;
+        }
+    }
+    work.subject.facts.insert("generation_ms", best.as_secs_f64() * 1000.0);
+    ensure!(best < GENERATION_BOUND, "generation took {best:.0?}, more than {GENERATION_BOUND:?}");
+    Ok(format!("{best:.0?}"))
+}
+
+fn leftovers(work: &mut Work<'_>) -> Result<String> {
+    let variant = work.subject.variant.context("only variants are searched")?;
+    let found = generate::leftovers(&work.subject.dir, variant)?;
+    if !found.is_empty() {
+        fs::write(&work.log, found.join("\n"))?;
+        bail!("{} leftovers, such as: {}", found.len(), found[..found.len().min(3)].join(" | "));
+    }
+    Ok(String::new())
+}
+
+pub fn format(work: &mut Work<'_>) -> Result<String> {
+    let mut command = Command::new("cargo");
+    command.args(["fmt", "--check"]).current_dir(&work.subject.dir);
+    work.run(&mut command)?;
+    Ok(String::new())
+}
+
+/// Lints twice, without and with the test targets, because only so do the compiler's findings on
+/// unused dependencies tell what the service needs from what its tests need. Nothing is compiled
+/// twice for it.
+pub fn lint(work: &mut Work<'_>) -> Result<String> {
+    for (targets, findings) in [(&[][..], unused::SERVICE), (&["--all-targets"][..], unused::ALL)] {
+        let mut arguments = targets.to_vec();
+        arguments.extend(["--message-format=json", "--", "-D", "warnings"]);
+        arguments.extend(["--force-warn", "unused_crate_dependencies"]);
+        let said = work.build(&mut work.cargo("clippy", &arguments))?;
+        fs::write(work.log.with_file_name(findings), said)?;
+    }
+    Ok(String::new())
+}
+
+fn document(work: &mut Work<'_>) -> Result<String> {
+    let mut command = work.cargo("doc", &["--no-deps", "--document-private-items"]);
+    work.build(command.env("RUSTDOCFLAGS", "-D warnings"))?;
+    Ok(String::new())
+}
+
+/// Builds under the lock and runs the test programs outside of it, as `cargo test` would but for
+/// that, so that the other lane builds meanwhile.
+pub fn test(work: &mut Work<'_>) -> Result<String> {
+    let arguments = ["--no-run", "--message-format=json-render-diagnostics"];
+    let built = work.build(&mut work.cargo("test", &arguments))?;
+    let programs = test_programs(&built);
+    ensure!(!programs.is_empty(), "cargo built no test program");
+    let role = format!("prove_{}", work.subject.place);
+    let servers = &work.context.servers;
+    let database = work.subject.has("postgres").then(|| servers.create_superuser(&role)).transpose()?;
+    let mut total = 0;
+    for program in programs {
+        let mut command = Command::new(program);
+        clean(&mut command);
+        command.current_dir(&work.subject.dir).env("CARGO_MANIFEST_DIR", &work.subject.dir);
+        if let Some(url) = &database {
+            command.env("DATABASE_URL", url);
+        }
+        if work.subject.has("redis") {
+            command.env("REDIS_URL", work.context.servers.redis_url(work.subject.place));
+        }
+        total += passed_tests(&work.run(&mut command)?)?;
+    }
+    if has_doctests(&work.subject.dir.join("src"))? {
+        total += passed_tests(&work.build(&mut work.cargo("test", &["--doc"]))?)?;
+    }
+    if database.is_some() {
+        work.context.servers.drop_databases_of(&role)?;
+    }
+    ensure!(total > 0, "no test ran");
+    work.subject.facts.insert("tests", f64::from(total));
+    Ok(format!("{total} tests"))
+}
+
+fn test_programs(built: &str) -> Vec<PathBuf> {
+    let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let tests = messages.filter(|message| message["profile"]["test"] == true);
+    tests.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).collect()
+}
+
+/// Adds up the `test result:` lines. An ignored test proves nothing, so it is refused.
+pub fn passed_tests(said: &str) -> Result<u32> {
+    let mut total = 0;
+    for line in said.lines().filter(|line| line.starts_with("test result: ")) {
+        let count = |what: &str| -> Option<u32> {
+            let before = line.split(what).next()?;
+            before.split_whitespace().last()?.parse().ok()
+        };
+        let ignored = count(" ignored").with_context(|| format!("unreadable: {line}"))?;
+        ensure!(ignored == 0, "{ignored} tests are ignored");
+        total += count(" passed").with_context(|| format!("unreadable: {line}"))?;
+    }
+    Ok(total)
+}
+
+fn has_doctests(folder: &Path) -> Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let found = if path.is_dir() {
+            has_doctests(&path)?
+        } else {
+            let text = fs::read_to_string(&path)?;
+            text.lines().any(|line| {
+                let line = line.trim_start();
+                line.starts_with("/// ```") || line.starts_with("//! ```")
+            })
+        };
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed_tests;
+
+    #[test]
+    fn results_add_up_and_ignored_tests_are_refused() {
+        let line = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(passed_tests(&format!("{line}\nnoise\n{line}\n")).ok(), Some(24));
+        assert!(passed_tests(&line.replace("0 ignored", "1 ignored")).is_err());
+    }
+}

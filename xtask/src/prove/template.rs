@@ -1,0 +1,52 @@
+//! The checks of the template itself: that the siblings are fresh, that the quick tests pass, that
+//! the living service passes in place, and that the full variant is the same code.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::weave;
+
+use super::check::Work;
+use super::command::clean;
+use super::steps::{self, Step};
+
+pub const STEPS: &[Step] = &[
+    Step { name: "weave", run: siblings },
+    Step { name: "tooling", run: tooling },
+    Step { name: "tests", run: quick_tests },
+    Step { name: "in place: fmt", run: |work| in_place(work, steps::format) },
+    Step { name: "in place: clippy", run: |work| in_place(work, steps::lint) },
+    Step { name: "in place: test", run: |work| in_place(work, steps::test) },
+];
+
+fn siblings(work: &mut Work<'_>) -> Result<String> {
+    let report = weave::run(&work.context.root, true)?;
+    Ok(format!("{} files woven", report.woven))
+}
+
+/// The maintainers' tooling is held to what it asks of a service.
+fn tooling(work: &mut Work<'_>) -> Result<String> {
+    let mut format = Command::new("cargo");
+    work.run(format.args(["fmt", "--check"]).current_dir(&work.context.root))?;
+    let mut clippy = Command::new("cargo");
+    clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    clean(&mut clippy);
+    work.build(clippy.current_dir(&work.context.root))?;
+    Ok(String::new())
+}
+
+fn quick_tests(work: &mut Work<'_>) -> Result<String> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--workspace", "--locked"]).current_dir(&work.context.root);
+    clean(&mut command);
+    command.env("CARGO_GENERATE", &work.context.tools.cargo_generate);
+    let total = steps::passed_tests(&work.build(&mut command)?)?;
+    ensure!(total > 0, "no test ran");
+    Ok(format!("{total} tests"))
+}
+
+fn in_place(work: &mut Work<'_>, step: fn(&mut Work<'_>) -> Result<String>) -> Result<String> {
+    work.subject.dir = work.context.root.join("template");
+    step(work)
+}

@@ -1,0 +1,213 @@
+//! The programs that the proof needs: found, or installed where that is allowed, or one line that
+//! says what to install.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Signal, geteuid};
+
+use crate::children::Child;
+use crate::servers::tail;
+
+/// What is installed when none is found: the newest that builds on the Rust we ask for.
+const CARGO_GENERATE: &str = "0.23.14";
+/// The oldest whose hooks and `.liquid` siblings work as the template needs.
+const OLDEST: [u64; 3] = [0, 23, 8];
+const INSTALL_BOUND: Duration = Duration::from_mins(10);
+const BUILD_BOUND: Duration = Duration::from_mins(30);
+
+/// Where each program is.
+pub struct Tools {
+    pub cargo_generate: PathBuf,
+    /// The folder of PostgreSQL's server programs.
+    pub postgres: PathBuf,
+    pub redis: PathBuf,
+}
+
+impl Tools {
+    /// Finds or installs all of them; `say` is told of each step that takes time.
+    ///
+    /// # Errors
+    /// When one is neither there nor can be installed.
+    pub fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+        let missing: Vec<&str> =
+            [(postgres_bin().is_none(), "postgresql"), (redis_server().is_none(), "redis-server")]
+                .into_iter()
+                .filter_map(|(missing, package)| missing.then_some(package))
+                .collect();
+        if !missing.is_empty() {
+            say(&format!("installing {} with apt-get", missing.join(", ")));
+            install(&missing)?;
+        }
+        Ok(Self {
+            cargo_generate: cargo_generate(root, say)?,
+            postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
+            redis: redis_server().context("no redis-server was found: install redis-server")?,
+        })
+    }
+}
+
+/// A cargo-generate that is new enough, built in the user's cache when there is none: a clone that
+/// is thrown away must not take two minutes of building with it.
+///
+/// # Errors
+/// When there is none and the build fails.
+pub fn cargo_generate(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBuf> {
+    let cache = cache_folder(root);
+    let places = [
+        on_path("cargo-generate"),
+        Some(root.join("target/tools/bin/cargo-generate")),
+        Some(cache.join("bin/cargo-generate")),
+    ];
+    if let Some(found) = places.into_iter().flatten().find(|path| new_enough(path)) {
+        return Ok(found);
+    }
+    say(&format!("building cargo-generate {CARGO_GENERATE}, once, into {}", cache.display()));
+    let mut command = Command::new("cargo");
+    command.args(["install", "cargo-generate", "--version", CARGO_GENERATE, "--locked", "--root"]);
+    command.arg(&cache).args(openssl(say)?);
+    // Its release profile links for minutes to save microseconds of a 40 ms run.
+    command.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    command.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+    command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+    command.env("CARGO_TARGET_DIR", root.join("target/tools/build"));
+    let log = tempfile::NamedTempFile::new()?;
+    command.stdout(log.reopen()?).stderr(log.reopen()?);
+    Child::spawn(&mut command, Signal::TERM)?.wait(BUILD_BOUND)?;
+    let built = cache.join("bin/cargo-generate");
+    if !new_enough(&built) {
+        let said = fs::read_to_string(log.path()).unwrap_or_default();
+        bail!("cargo-generate could not be built; the end of what cargo said:\n{}", tail(&said, 15));
+    }
+    // 500 MB that nothing reads again.
+    let _ = fs::remove_dir_all(root.join("target/tools/build"));
+    Ok(built)
+}
+
+/// How the OpenSSL that cargo-generate links is had: the system's, else one built from source.
+fn openssl(say: &(dyn Fn(&str) + Sync)) -> Result<&'static [&'static str]> {
+    let found = || runs("pkg-config", &["--exists", "openssl"]);
+    if cfg!(target_os = "macos") || found() {
+        return Ok(&[]);
+    }
+    say("installing libssl-dev and pkg-config with apt-get");
+    match install(&["libssl-dev", "pkg-config"]) {
+        Ok(()) if found() => Ok(&[]),
+        _ if runs("perl", &["-v"]) && runs("make", &["-v"]) => Ok(&["--features", "vendored-openssl"]),
+        Ok(()) => bail!("OpenSSL's headers were not found: install libssl-dev and pkg-config"),
+        Err(error) => Err(error),
+    }
+}
+
+fn cache_folder(root: &Path) -> PathBuf {
+    let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    named("XDG_CACHE_HOME")
+        .or_else(|| Some(named("HOME")?.join(".cache")))
+        .map_or_else(|| root.join("target/tools"), |cache| cache.join("slipway/tools"))
+}
+
+fn new_enough(program: &Path) -> bool {
+    let Ok(output) = Command::new(program).args(["generate", "--version"]).output() else {
+        return false;
+    };
+    version(&String::from_utf8_lossy(&output.stdout)).is_some_and(|found| found >= OLDEST)
+}
+
+/// The three numbers of `cargo generate-generate 0.23.14` and its like.
+fn version(text: &str) -> Option<[u64; 3]> {
+    let last = text.split_whitespace().last()?;
+    let numbers: Vec<u64> = last.split('.').map_while(|part| part.parse().ok()).collect();
+    numbers.try_into().ok()
+}
+
+/// PostgreSQL's server programs: Debian keeps them off the PATH, one folder a version.
+fn postgres_bin() -> Option<PathBuf> {
+    let whole =
+        |bin: &PathBuf| ["initdb", "postgres", "createdb", "psql"].iter().all(|p| bin.join(p).is_file());
+    let mut versions: Vec<(u64, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .filter(|(_, bin)| whole(bin))
+        .collect();
+    versions.sort();
+    let newest = versions.pop().map(|(_, bin)| bin);
+    newest.or_else(|| on_path("initdb")?.parent().map(Path::to_path_buf).filter(whole))
+}
+
+fn redis_server() -> Option<PathBuf> {
+    on_path("redis-server").or_else(|| on_path("valkey-server"))
+}
+
+/// Debian would start the servers of the packages; ours are private ones, so a policy (Debian
+/// policy 9.3.3) forbids it meanwhile. The package lists of a fresh image are empty and those of
+/// an old one stale: they are refreshed only when the first try fails, for it takes its time.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+fi
+export DEBIAN_FRONTEND=noninteractive
+try() { apt-get -q install -y --no-install-recommends "$@"; }
+try "$@" || { apt-get -q update && try "$@"; }
+"#;
+
+/// Installs Debian packages, if this user may.
+fn install(packages: &[&str]) -> Result<()> {
+    let cure = format!("install {}, then run this again", packages.join(" and "));
+    if on_path("apt-get").is_none() {
+        bail!("{} missing, and there is no apt-get: {cure}", packages.join(", "));
+    }
+    let mut command = if geteuid().is_root() {
+        Command::new("sh")
+    } else if runs("sudo", &["-n", "true"]) {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["-n", "sh"]);
+        sudo
+    } else {
+        bail!("{} missing, and this user may not install anything: {cure}", packages.join(", "));
+    };
+    let log = tempfile::NamedTempFile::new()?;
+    command.args(["-c", INSTALL, "install"]).args(packages);
+    command.stdout(log.reopen()?).stderr(log.reopen()?);
+    let status = Child::spawn(&mut command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    if status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    let said = fs::read_to_string(log.path()).unwrap_or_default();
+    bail!("apt-get failed, so {cure}; the end of what it said:\n{}", tail(&said, 8))
+}
+
+/// Where `program` is on the PATH.
+#[must_use]
+pub fn on_path(program: impl AsRef<OsStr>) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join(program.as_ref())).find(|file| file.is_file())
+}
+
+fn runs(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OLDEST, version};
+
+    #[test]
+    fn a_version_is_the_last_word() {
+        assert_eq!(version("cargo generate-generate 0.23.14\n"), Some([0, 23, 14]));
+        assert!(version("cargo-generate-generate 0.23.7").is_some_and(|found| found < OLDEST));
+        assert_eq!(version("error: no such command"), None);
+    }
+}
