@@ -1,0 +1,185 @@
+//! Tasks read through a cache: one load for any number of callers, and never an old value after a write.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use garde::Validate;
+use metrics::counter;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::config::value::millis;
+//@ if redis
+use crate::health::Check;
+//@ end
+use crate::store::Error;
+use crate::task::Task;
+
+//@ if redis
+pub mod shared;
+//@ end
+
+#[derive(Clone, Copy, Debug, Deserialize, Validate)]
+pub struct Config {
+    #[garde(range(min = 1, max = 100_000_000))]
+    pub capacity: u64,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(1, 86_400_000)))]
+    pub ttl: Duration,
+}
+
+/// Clones share the cache.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    memory: moka::future::Cache<Uuid, Entry>,
+    writes: Arc<Writes>,
+    //@ if redis
+    shared: shared::Shared,
+    //@ end
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    task: Arc<Task>,
+    /// [`Writes::count`] from before the load: a write since then makes the entry void.
+    writes: u64,
+}
+
+impl Cache {
+    /// # Errors
+    /// When a tier can't be set up.
+    pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
+        let Config { capacity, ttl } = config.cache;
+        let memory = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
+        Ok(Self {
+            memory,
+            // Counted by each process for itself.
+            writes: Arc::default(),
+            //@ if redis
+            shared: shared::Shared::open(&config.redis)?,
+            //@ end
+        })
+    }
+    //@ if redis
+
+    /// What health knows of the shared tier.
+    pub fn check(&self) -> Check {
+        self.shared.check()
+    }
+    //@ end
+
+    /// The task, loaded unless it is known. Callers that miss at the same time share one load.
+    ///
+    /// # Errors
+    /// What `load` returned.
+    pub async fn get<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Arc<Task>, Arc<Error>>
+    where
+        F: Future<Output = Result<Task, Error>>,
+    {
+        // More than one round only while writes to this very task keep coming in.
+        for _ in 0..3 {
+            let hit = AtomicBool::new(true);
+            let entry = self.memory.try_get_with(id, async {
+                hit.store(false, Ordering::Relaxed);
+                let writes = self.writes.count(id);
+                self.load(id, &load).await.map(|task| Entry { task: Arc::new(task), writes })
+            });
+            let entry = entry.await?;
+            let outcome = if hit.into_inner() { "hit" } else { "miss" };
+            counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome).increment(1);
+            if entry.writes == self.writes.count(id) {
+                return Ok(entry.task);
+            }
+            self.memory.invalidate(&id).await;
+        }
+        load().await.map(Arc::new).map_err(Arc::new)
+    }
+
+    async fn load<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Task, Error>
+    where
+        F: Future<Output = Result<Task, Error>>,
+    {
+        //@ if redis
+        if let Some(task) = self.shared.get(id).await {
+            return Ok(task);
+        }
+        //@ end
+        let task = load().await?;
+        //@ if redis
+        self.shared.fill(&task).await;
+        //@ end
+        Ok(task)
+    }
+
+    /// Forgets what a write has changed. Called after the write and before it is acknowledged.
+    pub async fn written(&self, task: &Task) {
+        self.forget(task.id).await;
+        //@ if redis
+        self.shared.supersede(task.id, task.version).await;
+        //@ end
+    }
+
+    /// Forgets a task that was deleted.
+    pub async fn deleted(&self, id: Uuid) {
+        self.forget(id).await;
+        //@ if redis
+        self.shared.supersede(id, shared::DELETED).await;
+        //@ end
+    }
+
+    async fn forget(&self, id: Uuid) {
+        self.writes.add(id);
+        self.memory.invalidate(&id).await;
+    }
+    //@ if redis
+
+    /// Follows what other replicas have changed, for ever.
+    pub async fn follow(self) {
+        loop {
+            self.shared.follow(|id| self.forget(id)).await;
+            // Changes may have been missed while there was no connection.
+            self.writes.add_everywhere();
+            self.memory.invalidate_all();
+            tokio::time::sleep(shared::RECONNECT).await;
+        }
+    }
+    //@ end
+}
+
+/// Counts writes, by a part of the id: two tasks that share a counter cost a load too many, and no more.
+#[derive(Debug)]
+struct Writes {
+    counters: Vec<AtomicU64>,
+    hasher: RandomState,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self { counters: (0..1024).map(|_| AtomicU64::new(0)).collect(), hasher: RandomState::new() }
+    }
+}
+
+impl Writes {
+    fn counter(&self, id: Uuid) -> &AtomicU64 {
+        let hash = self.hasher.hash_one(id) % self.counters.len() as u64;
+        &self.counters[usize::try_from(hash).unwrap_or(0)]
+    }
+
+    fn count(&self, id: Uuid) -> u64 {
+        self.counter(id).load(Ordering::SeqCst)
+    }
+
+    fn add(&self, id: Uuid) {
+        self.counter(id).fetch_add(1, Ordering::SeqCst);
+    }
+    //@ if redis
+
+    fn add_everywhere(&self) {
+        for counter in &self.counters {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    //@ end
+}

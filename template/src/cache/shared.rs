@@ -1,0 +1,226 @@
+//! The tier that replicas share, in Redis. It is never waited for longer than `redis.timeout`, and while it
+//! fails it is not asked at all.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use futures_util::StreamExt;
+use garde::Validate;
+use metrics::counter;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands, Client, RedisResult, Script};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tracing::{Instrument, info_span, warn};
+use uuid::Uuid;
+
+use crate::config::value::{millis, optional};
+use crate::health::Check;
+use crate::task::Task;
+
+/// The version that no later one follows.
+pub const DELETED: i64 = i64::MAX;
+
+/// Between two attempts to follow other replicas.
+pub const RECONNECT: Duration = Duration::from_millis(500);
+
+/// Failures in a row after which Redis is left alone, and for how long.
+const FAILURES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Rises when a task is stored in another shape, so that two releases never read each other's entries.
+const PREFIX: &str = concat!(env!("CARGO_PKG_NAME"), ":task:v1:");
+const CHANGES: &str = concat!(env!("CARGO_PKG_NAME"), ":task:changes");
+
+/// Stores `version:json` unless a newer version was seen: a fill that raced a write must not win.
+static STORE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local seen = redis.call('GET', KEYS[1])
+         if seen and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return 0 end
+         redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+         return 1",
+    )
+});
+
+#[derive(Debug, Deserialize, Validate)]
+pub struct Config {
+    #[serde(deserialize_with = "optional")]
+    #[garde(custom(is_redis))]
+    pub url: Option<SecretString>,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(1, 60_000)))]
+    pub timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(1, 86_400_000)))]
+    pub ttl: Duration,
+}
+
+fn is_redis(url: &Option<SecretString>, (): &()) -> garde::Result {
+    match url.as_ref().map(|url| Client::open(url.expose_secret())) {
+        Some(Ok(_)) => Ok(()),
+        None | Some(Err(_)) => Err(garde::Error::new(
+            "expected redis://:password@host:port/0 or rediss://, here or in REDIS_URL",
+        )),
+    }
+}
+
+/// Clones share the connection and the breaker.
+#[derive(Clone)]
+pub struct Shared {
+    client: Client,
+    connection: ConnectionManager,
+    breaker: Arc<Breaker>,
+    timeout: Duration,
+    ttl: Duration,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Connects when it is first used, so that the service starts before its Redis.
+    ///
+    /// # Errors
+    /// When the URL is not one of Redis, which [`Config`]'s checks have ruled out.
+    pub fn open(config: &Config) -> anyhow::Result<Self> {
+        // The client brings no TLS provider of its own, and panics without one. Fails if one is installed: fine.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = Client::open(config.url.as_ref().map_or("", |url| url.expose_secret()))?;
+        let manager = ConnectionManagerConfig::new()
+            // The breaker decides when to try again; retries here would only hold requests up.
+            .set_number_of_retries(0)
+            .set_connection_timeout(Some(config.timeout))
+            .set_response_timeout(Some(config.timeout));
+        let connection = ConnectionManager::new_lazy_with_config(client.clone(), manager).context("redis")?;
+        let breaker = Arc::default();
+        Ok(Self { client, connection, breaker, timeout: config.timeout, ttl: config.ttl })
+    }
+
+    pub(super) fn check(&self) -> Check {
+        let connection = self.connection.clone();
+        Check::new("redis", false, move || {
+            let mut connection = connection.clone();
+            async move { connection.ping::<()>().await.map_err(|error| error.to_string()) }
+        })
+    }
+
+    pub(super) async fn get(&self, id: Uuid) -> Option<Task> {
+        let mut connection = self.connection.clone();
+        let found =
+            self.bounded("get", async move { connection.get::<_, Option<String>>(key(id)).await }).await;
+        let task = found.flatten().and_then(|entry| serde_json::from_str(entry.split_once(':')?.1).ok());
+        let outcome = if task.is_some() { "hit" } else { "miss" };
+        counter!("cache_requests_total", "tier" => "redis", "outcome" => outcome).increment(1);
+        task
+    }
+
+    /// Stores what was loaded, unless a write has overtaken it.
+    pub(super) async fn fill(&self, task: &Task) {
+        let json = serde_json::to_string(task).expect("a task is always JSON");
+        self.store(task.id, task.version, &json).await;
+    }
+
+    /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
+    /// other replicas.
+    pub(super) async fn supersede(&self, id: Uuid, version: i64) {
+        self.store(id, version, "").await;
+        let mut connection = self.connection.clone();
+        let told = async move { connection.publish::<_, _, ()>(CHANGES, id.to_string()).await };
+        self.bounded("publish", told).await;
+    }
+
+    async fn store(&self, id: Uuid, version: i64, json: &str) {
+        // Entries that were filled together don't expire together.
+        let ttl = self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string();
+        let mut connection = self.connection.clone();
+        let mut invocation = STORE.key(key(id));
+        invocation.arg(version).arg(json).arg(ttl);
+        self.bounded("store", async move { invocation.invoke_async::<()>(&mut connection).await }).await;
+    }
+
+    /// Calls `changed` for each task that another replica has written, until the connection breaks.
+    pub(super) async fn follow<F: Future<Output = ()>>(&self, changed: impl Fn(Uuid) -> F) {
+        let subscription = async {
+            let mut subscription = self.client.get_async_pubsub().await?;
+            subscription.subscribe(CHANGES).await?;
+            Ok::<_, redis::RedisError>(subscription)
+        };
+        let Ok(Ok(mut subscription)) = tokio::time::timeout(PAUSE, subscription).await else { return };
+        let mut messages = subscription.on_message();
+        while let Some(message) = messages.next().await {
+            if let Some(id) = message.get_payload::<String>().ok().and_then(|text| text.parse().ok()) {
+                changed(id).await;
+            }
+        }
+    }
+
+    /// The result of a command, or none: too late, failed, or not asked since others failed before.
+    async fn bounded<T>(
+        &self,
+        name: &'static str,
+        command: impl Future<Output = RedisResult<T>>,
+    ) -> Option<T> {
+        if self.breaker.is_open() {
+            return None;
+        }
+        let span = info_span!("cache", otel.name = name, otel.kind = "client", db.system.name = "redis");
+        match tokio::time::timeout(self.timeout, command.instrument(span)).await {
+            Ok(Ok(value)) => {
+                self.breaker.succeeded();
+                Some(value)
+            }
+            failed => {
+                let reason = failed.map_or_else(
+                    |_| "timed out".to_owned(),
+                    |result| result.map_or_else(|error| error.to_string(), |_| String::new()),
+                );
+                counter!("cache_requests_total", "tier" => "redis", "outcome" => "error").increment(1);
+                self.breaker.failed(&reason);
+                None
+            }
+        }
+    }
+}
+
+fn key(id: Uuid) -> String {
+    format!("{PREFIX}{id}")
+}
+
+/// Stops asking a dependency that keeps failing, and asks again after a pause.
+#[derive(Debug, Default)]
+struct Breaker {
+    failures: AtomicU32,
+    open_until: Mutex<Option<Instant>>,
+}
+
+impl Breaker {
+    fn is_open(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) >= FAILURES
+            && self.until().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn succeeded(&self) {
+        if self.failures.swap(0, Ordering::Relaxed) >= FAILURES {
+            warn!("cache.breaker_closed");
+        }
+    }
+
+    fn failed(&self, reason: &str) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
+            let mut open_until = self.open_until.lock().unwrap_or_else(PoisonError::into_inner);
+            if open_until.is_none_or(|until| Instant::now() >= until) {
+                warn!(reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
+            }
+            *open_until = Some(Instant::now() + PAUSE);
+        }
+    }
+
+    fn until(&self) -> Option<Instant> {
+        *self.open_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,327 @@
+//! The configuration: layers, types, ranges and contradictions, all checked once at start.
+//!
+//! This is the only place that reads the environment. Each component owns the struct of its section.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use config::{ConfigError, Value, ValueKind};
+use garde::Validate;
+use serde::Deserialize;
+
+use self::layers::{Values, nested, parse, read, siblings};
+
+mod layers;
+pub mod value;
+
+const DEFAULT: &str = include_str!("../config/default.toml");
+const DEVELOPMENT: &str = include_str!("../config/development.toml");
+
+/// All sections. What each key means is written in `config/default.toml`.
+#[derive(Debug, Deserialize, Validate)]
+pub struct Config {
+    #[garde(dive)]
+    pub http: crate::http::Config,
+    #[garde(dive)]
+    pub admin: crate::server::AdminConfig,
+    #[garde(dive)]
+    pub log: crate::telemetry::logs::Config,
+    #[garde(dive)]
+    pub shutdown: crate::lifecycle::Config,
+    #[garde(dive)]
+    pub health: crate::health::Config,
+    #[garde(dive)]
+    pub jobs: crate::jobs::Config,
+    #[garde(dive)]
+    pub webhook: crate::webhook::Config,
+    #[garde(dive)]
+    pub cache: crate::cache::Config,
+    //@ if postgres
+    #[garde(dive)]
+    pub database: crate::store::Config,
+    //@ end
+    //@ if redis
+    #[garde(dive)]
+    pub redis: crate::cache::shared::Config,
+    //@ end
+    //@ if rate_limit
+    #[garde(dive)]
+    pub rate_limit: crate::http::rate_limit::Config,
+    //@ end
+    //@ if otlp
+    #[garde(dive)]
+    pub otlp: crate::telemetry::otlp::Config,
+    //@ end
+}
+
+/// Where the process runs, from `APP_ENV`; it names the file that is read and narrows the defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    Development,
+    Staging,
+    Production,
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Development => "development",
+            Self::Staging => "staging",
+            Self::Production => "production",
+        })
+    }
+}
+
+/// One thing wrong with the configuration. It never carries the value, which may be a secret.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    pub key: String,
+    pub source: String,
+    pub allowed: String,
+}
+
+/// Every fault that was found, a line each.
+#[derive(Debug, thiserror::Error)]
+pub struct Faults(pub BTreeSet<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Fault { key, source, allowed } in &self.0 {
+            writeln!(f, "{key} ({source}): {allowed}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A configuration that passed all checks, and where each value came from.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub environment: Environment,
+    values: Values,
+}
+
+impl Loaded {
+    /// The configuration in force, a line a key with its source. Secrets are left out.
+    pub fn explain(&self) -> String {
+        let line = |(key, value): (&String, &Value)| {
+            let shown = match &value.kind {
+                ValueKind::String(text) if is_secret(key) && !text.is_empty() => "[redacted]".to_owned(),
+                ValueKind::String(text) => format!("{text:?}"),
+                other => other.to_string(),
+            };
+            format!("{key} = {shown}  # {}\n", source(value))
+        };
+        self.values.iter().map(line).collect()
+    }
+}
+
+/// Reads the process's environment and the files it points to. In development `.env` fills in what is unset.
+///
+/// # Errors
+/// Every fault that was found, at once.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn load() -> Result<Loaded, Faults> {
+    let mut variables: BTreeMap<String, (String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            // Text that is not UTF-8 is kept in a form that no key accepts, so that it is reported.
+            let value = value.into_string().unwrap_or_else(|_| "\u{fffd}".to_owned());
+            Some((name.clone(), (value, format!("environment {name}"))))
+        })
+        .collect();
+    let mut faults = BTreeSet::new();
+    if variables.get("APP_ENV").is_none_or(|(value, _)| value == "development") {
+        for entry in dotenvy::from_path_iter(".env").into_iter().flatten() {
+            match entry {
+                Ok((name, value)) => {
+                    let source = format!(".env {name}");
+                    variables.entry(name).or_insert((value, source));
+                }
+                Err(_) => fault(&mut faults, ".env", ".env", "expected lines of NAME=value"),
+            }
+        }
+    }
+    resolve(&variables, faults)
+}
+
+/// [`load`] with the variables handed in, each with its source.
+fn resolve(
+    variables: &BTreeMap<String, (String, String)>,
+    mut faults: BTreeSet<Fault>,
+) -> Result<Loaded, Faults> {
+    let variable = |name: &str| variables.get(name).map(|(value, _)| value.as_str());
+    let environment = match variable("APP_ENV") {
+        None | Some("development") => Environment::Development,
+        Some("staging") => Environment::Staging,
+        Some("production") => Environment::Production,
+        Some(_) => {
+            fault(
+                &mut faults,
+                "APP_ENV",
+                "environment APP_ENV",
+                "expected development, staging or production",
+            );
+            Environment::Production
+        }
+    };
+    let mut values = parse("default", DEFAULT, &mut faults);
+    let defaults = values.clone();
+    if environment == Environment::Development {
+        values.extend(parse("default in development", DEVELOPMENT, &mut faults));
+    }
+    values.extend(match variable("APP_CONFIG_FILE") {
+        Some(path) => read(Path::new(path), true, &mut faults),
+        None => read(Path::new(&format!("config/{environment}.toml")), false, &mut faults),
+    });
+    for alias in [true, false] {
+        values.extend(variables.iter().filter_map(|(name, (value, source))| {
+            let key = if alias { aliased(name)?.to_owned() } else { spelled_out(name)? };
+            Some((key, Value::new(Some(source), value.as_str())))
+        }));
+    }
+    values.retain(|key, value| {
+        let known = defaults.contains_key(key);
+        if !known {
+            fault(
+                &mut faults,
+                key,
+                &source(value),
+                &format!("unknown key, expected {}", siblings(key, &defaults)),
+            );
+        }
+        known
+    });
+    let config = check(&mut values.clone(), &defaults, &mut faults);
+    match config {
+        Some(config) if faults.is_empty() => Ok(Loaded { config, environment, values }),
+        _ => Err(Faults(faults)),
+    }
+}
+
+/// Types, then ranges, then what contradicts each other. A value of the wrong type is reported and its
+/// default taken instead, so that the faults behind it are found too.
+fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -> Option<Config> {
+    let original = values.clone();
+    let report = |faults: &mut BTreeSet<Fault>, key: &str, allowed: &str| {
+        let source = original.get(key).map_or_else(|| "default".to_owned(), source);
+        fault(faults, key, &source, allowed);
+    };
+    let config: Config = loop {
+        match serde_path_to_error::deserialize(nested(values)) {
+            Ok(config) => break config,
+            Err(error) => {
+                let key = error.path().to_string();
+                report(faults, &key, &expected(error.inner()));
+                // Once the default stands there, the same key can't fail again: the loop ends.
+                match defaults.get(&key) {
+                    Some(default) if values.get(&key) != Some(default) => values.insert(key, default.clone()),
+                    _ => return None,
+                };
+            }
+        }
+    };
+    if let Err(ranges) = config.validate() {
+        for (key, error) in ranges.iter() {
+            report(faults, &key.to_string(), error.message());
+        }
+    }
+    for (key, allowed) in contradictions(&config) {
+        report(faults, key, allowed);
+    }
+    Some(config)
+}
+
+/// Pairs of values that can't both be meant.
+fn contradictions(config: &Config) -> Vec<(&'static str, &'static str)> {
+    let mut found = Vec::new();
+    let mut refuse = |wrong: bool, key, allowed| {
+        if wrong {
+            found.push((key, allowed));
+        }
+    };
+    let drain = config.shutdown.drain_timeout;
+    refuse(
+        config.http.request_timeout > drain,
+        "shutdown.drain_timeout",
+        "expected at least http.request_timeout",
+    );
+    refuse(config.webhook.timeout > drain, "shutdown.drain_timeout", "expected at least webhook.timeout");
+    refuse(
+        config.health.timeout > config.health.interval,
+        "health.timeout",
+        "expected at most health.interval",
+    );
+    refuse(
+        config.http.port != 0 && config.http.port == config.admin.port,
+        "admin.port",
+        "expected another port than http.port",
+    );
+    //@ if postgres
+    refuse(
+        config.database.acquire_timeout >= config.http.request_timeout,
+        "database.acquire_timeout",
+        "expected less than http.request_timeout",
+    );
+    //@ end
+    //@ if redis
+    refuse(
+        config.redis.timeout >= config.http.request_timeout,
+        "redis.timeout",
+        "expected less than http.request_timeout",
+    );
+    //@ end
+    found
+}
+
+/// Variables that platforms set by custom, and the keys they stand for. `APP__…` wins over them.
+fn aliased(variable: &str) -> Option<&'static str> {
+    match variable {
+        "PORT" => Some("http.port"),
+        "RUST_LOG" => Some("log.filter"),
+        //@ if postgres
+        "DATABASE_URL" => Some("database.url"),
+        //@ end
+        //@ if redis
+        "REDIS_URL" => Some("redis.url"),
+        //@ end
+        //@ if otlp
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("otlp.endpoint"),
+        "OTEL_SERVICE_NAME" => Some("otlp.service_name"),
+        //@ end
+        _ => None,
+    }
+}
+
+/// `APP__HTTP__PORT` is `http.port`.
+fn spelled_out(variable: &str) -> Option<String> {
+    Some(variable.strip_prefix("APP__")?.to_lowercase().replace("__", "."))
+}
+
+/// Whether a key holds what must not be shown. URLs count: they often carry a password or a token.
+fn is_secret(key: &str) -> bool {
+    matches!(key.rsplit('.').next(), Some("url" | "endpoint" | "secret" | "password" | "token"))
+}
+
+/// What would have been right, without the value that was wrong.
+fn expected(error: &ConfigError) -> String {
+    let text = match error {
+        ConfigError::Type { expected, .. } => format!("expected {expected}"),
+        other => other.to_string(),
+    };
+    let allowed = text.rfind("expected ").map_or("expected another value", |start| &text[start..]);
+    let allowed = allowed.split(" for key ").next().unwrap_or(allowed);
+    match allowed {
+        "expected a duration" => "expected a duration such as \"250ms\" or \"5s\"".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn source(value: &Value) -> String {
+    value.origin().unwrap_or("default").to_owned()
+}
+
+fn fault(faults: &mut BTreeSet<Fault>, key: &str, source: &str, allowed: &str) {
+    faults.insert(Fault { key: key.to_owned(), source: source.to_owned(), allowed: allowed.to_owned() });
+}

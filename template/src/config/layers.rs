@@ -1,0 +1,71 @@
+//! The layers of the configuration: where values are read, and how they are laid over each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use config::{FileFormat, Format, Map, Value, ValueKind};
+
+use super::{Fault, fault};
+
+/// Values by their full key, such as `http.port`; each knows its source.
+pub(super) type Values = BTreeMap<String, Value>;
+
+pub(super) fn read(path: &Path, required: bool, faults: &mut BTreeSet<Fault>) -> Values {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&name, &text, faults),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => Values::new(),
+        Err(error) => {
+            fault(
+                faults,
+                "APP_CONFIG_FILE",
+                &name,
+                &format!("expected a file that can be read: {}", error.kind()),
+            );
+            Values::new()
+        }
+    }
+}
+
+pub(super) fn parse(source: &str, text: &str, faults: &mut BTreeSet<Fault>) -> Values {
+    let mut values = Values::new();
+    match FileFormat::Toml.parse(Some(&source.to_owned()), text) {
+        Ok(table) => flatten("", table, &mut values),
+        Err(error) => {
+            // The first line says where; those after it quote the file, which may hold a secret.
+            let place = error.to_string().lines().next().unwrap_or_default().to_owned();
+            fault(faults, "(file)", source, &format!("expected TOML: {place}"));
+        }
+    }
+    values
+}
+
+fn flatten(prefix: &str, table: Map<String, Value>, into: &mut Values) {
+    for (name, value) in table {
+        let key = format!("{prefix}{name}");
+        match value.kind {
+            ValueKind::Table(inner) => flatten(&format!("{key}."), inner, into),
+            _ => drop(into.insert(key, value)),
+        }
+    }
+}
+
+/// Sections of keys, as serde wants them. All known keys are one section deep.
+pub(super) fn nested(values: &Values) -> Value {
+    let mut sections: Map<String, Map<String, Value>> = Map::new();
+    for (key, value) in values {
+        if let Some((section, name)) = key.split_once('.') {
+            sections.entry(section.to_owned()).or_default().insert(name.to_owned(), value.clone());
+        }
+    }
+    Value::new(None, sections)
+}
+
+/// The keys of the section that `key` names, or the sections.
+pub(super) fn siblings(key: &str, defaults: &Values) -> String {
+    let section = key.split_once('.').map_or("", |(section, _)| section);
+    let keys = defaults.keys().filter_map(|known| known.split_once('.'));
+    let same: BTreeSet<&str> = keys.clone().filter(|(of, _)| *of == section).map(|(_, name)| name).collect();
+    let names = if same.is_empty() { keys.map(|(of, _)| of).collect() } else { same };
+    format!("one of {}", names.into_iter().collect::<Vec<_>>().join(", "))
+}

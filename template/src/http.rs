@@ -1,0 +1,165 @@
+//! The public API: its routes, and the layers around them.
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use bytesize::ByteSize;
+use garde::Validate;
+use ipnet::IpNet;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa_axum::router::OpenApiRouter;
+
+use self::middleware::{Bounds, Observer};
+use self::problem::{Category, Problem};
+use crate::config::value::{between, list, millis};
+use crate::health::{self, Health};
+use crate::tasks::Tasks;
+
+pub mod client;
+pub mod extract;
+pub mod middleware;
+pub mod openapi;
+pub mod problem;
+//@ if rate_limit
+pub mod rate_limit;
+//@ end
+pub mod tasks;
+
+#[derive(Clone, Debug, Deserialize, Validate)]
+pub struct Config {
+    #[garde(skip)]
+    pub host: IpAddr,
+    #[garde(skip)]
+    pub port: u16,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(10, 3_600_000)))]
+    pub request_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(10, 600_000)))]
+    pub header_read_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(10, 3_600_000)))]
+    pub body_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(10, 86_400_000)))]
+    pub idle_timeout: Duration,
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub max_connections: usize,
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub max_in_flight: usize,
+    #[garde(custom(between(ByteSize::b(1), ByteSize::gib(1))))]
+    pub max_body_size: ByteSize,
+    #[serde(deserialize_with = "list")]
+    #[garde(skip)]
+    pub trusted_proxies: Vec<Network>,
+    #[serde(deserialize_with = "list")]
+    #[garde(inner(custom(is_origin)))]
+    pub cors_allowed_origins: Vec<String>,
+}
+
+fn is_origin(origin: &str, (): &()) -> garde::Result {
+    let url = origin.parse::<reqwest::Url>();
+    if url.is_ok_and(|url| url.origin().is_tuple() && url.origin().ascii_serialization() == origin) {
+        return Ok(());
+    }
+    Err(garde::Error::new("expected origins such as \"https://app.example.com\", without a path"))
+}
+
+/// A network as CIDR, or a single address.
+#[derive(Clone, Copy, Debug)]
+pub struct Network(pub IpNet);
+
+impl std::str::FromStr for Network {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().or_else(|error| text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error)).map(Self)
+    }
+}
+
+/// What the layers around the API need besides its configuration.
+#[derive(Debug)]
+pub struct Surroundings {
+    pub health: Health,
+    pub observer: Observer,
+    //@ if rate_limit
+    pub rate_limit: rate_limit::RateLimit,
+    //@ end
+}
+
+/// The whole public listener.
+///
+/// # Errors
+/// When the OpenAPI document can't be written.
+pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
+    let (api, document) = OpenApiRouter::with_openapi(openapi::info())
+        .merge(tasks::router().with_state(tasks))
+        .split_for_parts();
+    let bounds = Bounds {
+        in_flight: Arc::new(Semaphore::new(config.max_in_flight)),
+        request_timeout: config.request_timeout,
+        body_timeout: config.body_timeout,
+    };
+    let max_body_size = usize::try_from(config.max_body_size.as_u64())?;
+    // Layers wrap what stands above them: the last one sees a request first. These guard the API alone, so that
+    // probes answer even when it is full.
+    let api =
+        api.layer(DefaultBodyLimit::max(max_body_size)).layer(from_fn_with_state(bounds, middleware::bound));
+    //@ if rate_limit
+    let api = api.layer(from_fn_with_state(around.rate_limit, rate_limit::limit));
+    //@ end
+    let router = api
+        .merge(openapi::routes(document.to_pretty_json()?))
+        .merge(health::public_routes(around.health))
+        .fallback(async || {
+            Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is nothing at this path.")
+        })
+        .method_not_allowed_fallback(async || {
+            let detail = "This path does not take this method; Allow lists those it takes.";
+            Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
+        });
+    // Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
+    Ok(router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(cors(&config.cors_allowed_origins)?)
+        .layer(from_fn(middleware::secure))
+        .layer(from_fn_with_state(around.observer, middleware::observe)))
+}
+
+/// The OpenAPI document of the API, as JSON.
+///
+/// # Errors
+/// When it can't be written.
+pub fn openapi_document() -> anyhow::Result<String> {
+    let api = OpenApiRouter::<Tasks>::with_openapi(openapi::info()).merge(tasks::router());
+    Ok(api.into_openapi().to_pretty_json()?)
+}
+
+/// The hook has logged and counted it.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Problem::internal().into_response()
+}
+
+/// Closed unless configured: no origin, no headers.
+fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
+    if origins.is_empty() {
+        return Ok(CorsLayer::new());
+    }
+    let origins = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<HeaderValue>, _>>()?;
+    Ok(CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, HeaderName::from_static("x-request-id")])
+        .expose_headers([header::ETAG, header::LOCATION, HeaderName::from_static("x-request-id")])
+        .max_age(Duration::from_mins(10)))
+}

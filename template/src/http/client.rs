@@ -1,0 +1,58 @@
+//! Who sent a request, when proxies stand in between.
+
+use std::net::IpAddr;
+
+use axum::http::HeaderMap;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// The right-most address that is not a trusted proxy: what stands left of it can be made up by the client.
+pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
+    let peer = peer.to_canonical();
+    if !is_trusted(&peer) {
+        return peer;
+    }
+    let lines = headers.get_all("x-forwarded-for").iter().rev();
+    let hops = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+    let mut nearest = peer;
+    for hop in hops {
+        // Beyond an entry that is no address nothing can be believed.
+        let Ok(address) = hop.trim().parse::<IpAddr>() else { break };
+        nearest = address.to_canonical();
+        if !is_trusted(&nearest) {
+            break;
+        }
+    }
+    nearest
+}
+
+/// The network of an address, wide enough not to name a person.
+pub fn network(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(v4) => Ipv4Net::new_assert(v4, 24).trunc().into(),
+        IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 48).trunc().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append("x-forwarded-for", line.parse().expect("a header value"));
+        }
+        let trusted: Vec<IpNet> = trusted.iter().map(|network| network.parse().expect("a network")).collect();
+        address(peer.parse().expect("an address"), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn forged_entries_gain_nothing() {
+        assert_eq!(seen("9.9.9.9", &["1.1.1.1"], &[]), "9.9.9.9", "no proxy is trusted");
+        assert_eq!(seen("10.0.0.1", &["1.1.1.1, 9.9.9.9"], &["10.0.0.0/8"]), "9.9.9.9");
+        assert_eq!(seen("10.0.0.1", &["1.1.1.1", "9.9.9.9, 10.0.0.2"], &["10.0.0.0/8"]), "9.9.9.9");
+        assert_eq!(seen("10.0.0.1", &["1.1.1.1, junk"], &["10.0.0.0/8"]), "10.0.0.1");
+        assert_eq!(seen("::ffff:10.0.0.1", &["9.9.9.9"], &["10.0.0.0/8"]), "9.9.9.9");
+    }
+}

@@ -1,0 +1,145 @@
+//! What handlers take in: bodies, parameters and conditions, each refused as a problem that names the field.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use garde::Validate;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::problem::{Category, FieldError, Problem};
+
+/// How long a body may take to arrive; an extension of each request.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyTimeout(pub Duration);
+
+/// A JSON body, whole, of the right type, and valid.
+#[derive(Debug)]
+pub struct Valid<T>(pub T);
+
+impl<T, S> FromRequest<S> for Valid<T>
+where
+    T: DeserializeOwned + Validate<Context = ()>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+        if !media_type.eq_ignore_ascii_case("application/json") {
+            let detail = "The body must be sent with content-type: application/json.";
+            return Err(Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
+        let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
+        let bytes = tokio::time::timeout(limit, Bytes::from_request(request, state))
+            .await
+            .map_err(|_| Problem::timeout("The body did not arrive in time."))?
+            .map_err(|rejection| unread(&rejection))?;
+        let value: T = parse(&bytes)?;
+        value.validate().map_err(|report| {
+            let errors = report.iter().map(|(path, error)| FieldError {
+                field: pointer(&path.to_string()),
+                detail: error.message().to_owned(),
+            });
+            Problem::validation("Some fields are not valid.", errors.collect())
+        })?;
+        Ok(Self(value))
+    }
+}
+
+fn unread(rejection: &BytesRejection) -> Problem {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let detail = "The body is larger than this service takes.";
+        return Problem::new(Category::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, detail);
+    }
+    Problem::bad_request("The body could not be read whole.")
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = pointer(&error.path().to_string());
+        let inner = error.into_inner();
+        if !inner.is_data() {
+            return Problem::bad_request("The body is not valid JSON.");
+        }
+        // The text of serde without its "at line 1 column 2".
+        let detail = inner.to_string();
+        let detail = detail.rsplit_once(" at line ").map_or(detail.as_str(), |(text, _)| text).to_owned();
+        Problem::validation("Some fields are not valid.", vec![FieldError { field, detail }])
+    })?;
+    json.end().map_err(|_| Problem::bad_request("The body holds more than one JSON value."))?;
+    Ok(value)
+}
+
+/// `a.b` as `/a/b`; the whole body is the empty pointer.
+fn pointer(path: &str) -> String {
+    if matches!(path, "" | ".") { String::new() } else { format!("/{}", path.replace('.', "/")) }
+}
+
+/// The id in a path. What is no id names no task.
+#[derive(Clone, Copy, Debug)]
+pub struct Id(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match <Path<Uuid> as FromRequestParts<S>>::from_request_parts(parts, state).await {
+            Ok(Path(id)) => Ok(Self(id)),
+            Err(_) => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")),
+        }
+    }
+}
+
+/// The parameters after the `?`.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let (field, detail) = text
+                    .strip_prefix("Failed to deserialize query string: ")
+                    .and_then(|text| text.split_once(": "))
+                    .unwrap_or(("", "not readable"));
+                let error = FieldError { field: field.to_owned(), detail: detail.to_owned() };
+                Err(Problem::validation("A parameter is not valid.", vec![error]))
+            }
+        }
+    }
+}
+
+/// The version that `If-Match` asks for; none when it is absent or `*`.
+#[derive(Clone, Copy, Debug)]
+pub struct IfMatch(pub Option<i64>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Some(sent) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
+        match sent.to_str().map(str::trim) {
+            Ok("*") => Ok(Self(None)),
+            Ok(text) => {
+                match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).map(str::parse) {
+                    Some(Ok(version)) => Ok(Self(Some(version))),
+                    // A tag that we never gave out matches nothing (RFC 9110, 13.1.1).
+                    _ if text.starts_with('"') || text.starts_with("W/\"") => Ok(Self(Some(-1))),
+                    _ => Err(Problem::bad_request("If-Match must be the ETag of the task, with its quotes.")),
+                }
+            }
+            Err(_) => Err(Problem::bad_request("If-Match must be the ETag of the task, with its quotes.")),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What every request passes through: identity, log line, metrics, caps and deadlines.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use ipnet::IpNet;
+use metrics::{counter, gauge, histogram};
+use tokio::sync::Semaphore;
+use tracing::{Instrument, Span, info, info_span};
+use uuid::Uuid;
+
+use super::client;
+use super::extract::BodyTimeout;
+use super::problem::{Category, Problem};
+use crate::lifecycle::{Lifecycle, State as Phase};
+use crate::server::Held;
+use crate::telemetry::context::{Context, Trace};
+use crate::telemetry::logs;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the outermost layer needs to know.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    pub lifecycle: Lifecycle,
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// Whether each request is a line in the log.
+    pub access: bool,
+}
+
+impl Observer {
+    pub fn new(http: &super::Config, log: &logs::Config, lifecycle: Lifecycle) -> Self {
+        let trusted_proxies = http.trusted_proxies.iter().map(|network| network.0).collect();
+        Self { lifecycle, trusted_proxies, access: log.access }
+    }
+}
+
+/// Who sent the request; an extension of each one.
+#[derive(Clone, Copy, Debug)]
+pub struct Client(pub IpAddr);
+
+impl<S: Sync> FromRequestParts<S> for Client {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().copied().unwrap_or(Self(Ipv4Addr::UNSPECIFIED.into())))
+    }
+}
+
+/// Gives the request its identity, and writes and counts it once its answer has been sent or given up.
+pub async fn observe(State(observer): State<Observer>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let peer = peer.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let client = client::address(peer, request.headers(), &observer.trusted_proxies);
+    request.extensions_mut().insert(Client(client));
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let method = method_name(request.method());
+    let version = request.version();
+    let span = info_span!(
+        "request",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = tracing::field::Empty,
+    );
+    let caller = Trace::from_headers(request.headers());
+    let trace = caller.as_ref().map(Trace::child);
+    //@ if otlp
+    let trace = crate::telemetry::otlp::adopt(&span, caller.as_ref()).or(trace);
+    //@ end
+    let context = Context { request_id: request_id(request.headers()), trace };
+    let mut record = Record {
+        context: context.clone(),
+        span: span.clone(),
+        access: observer.access,
+        started: Instant::now(),
+        method,
+        route,
+        client: client::network(client),
+        status: None,
+    };
+    gauge!("http_requests_in_flight").increment(1);
+    let mut response = context.clone().scope(next.run(request)).instrument(span).await;
+    record.status = Some(response.status());
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&context.request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
+        // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| Body::new(Held::new(body, record)))
+}
+
+/// The caller's id where it is 1 to 128 visible ASCII characters, else a new one.
+fn request_id(headers: &HeaderMap) -> Arc<str> {
+    let sent = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    match sent.filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())) {
+        Some(id) => id.into(),
+        None => Uuid::now_v7().to_string().into(),
+    }
+}
+
+/// A closed set: a label must not grow with what clients make up.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "_OTHER",
+    }
+}
+
+/// One request, reported when it is dropped: after the last byte, or when the client has gone.
+struct Record {
+    context: Context,
+    span: Span,
+    access: bool,
+    started: Instant,
+    method: &'static str,
+    route: String,
+    client: IpNet,
+    /// None until there is an answer: a client that leaves before it gets none.
+    status: Option<StatusCode>,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // 499 is what proxies write for a client that has gone.
+        let status = self.status.map_or(499, |status| status.as_u16());
+        let seconds = self.started.elapsed().as_secs_f64();
+        let labels = [
+            ("method", self.method.to_owned()),
+            ("route", self.route.clone()),
+            ("status", status.to_string()),
+        ];
+        gauge!("http_requests_in_flight").decrement(1);
+        counter!("http_requests_total", &labels).increment(1);
+        histogram!("http_request_duration_seconds", &labels).record(seconds);
+        self.span.record("http.response.status_code", status);
+        if self.access {
+            let (method, route, client) = (self.method, self.route.as_str(), self.client.to_string());
+            self.context.clone().enter(|| {
+                info!(method, route, status, duration_seconds = seconds, client, "http.request");
+            });
+        }
+    }
+}
+
+/// The caps and deadlines of the API.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    pub in_flight: Arc<Semaphore>,
+    pub request_timeout: Duration,
+    pub body_timeout: Duration,
+}
+
+/// Turns away at once what is beyond the cap, and ends what takes too long.
+pub async fn bound(State(bounds): State<Bounds>, mut request: Request, next: Next) -> Response {
+    let Ok(_place) = bounds.in_flight.try_acquire() else {
+        let detail = "Too many requests are being handled.";
+        return Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail).into_response();
+    };
+    request.extensions_mut().insert(BodyTimeout(bounds.body_timeout));
+    match tokio::time::timeout(bounds.request_timeout, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::timeout("The request took too long.").into_response(),
+    }
+}
+
+/// Headers that keep browsers from guessing, framing and caching; the docs page may run its own script.
+pub async fn secure(request: Request, next: Next) -> Response {
+    const PAGE: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                        frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,39 @@
+//! The OpenAPI document, and a page that shows it without anything from the internet.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::Html;
+use axum::routing::get;
+use utoipa::IntoResponses;
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
+
+use super::problem::Body;
+
+/// What any route may answer besides its own.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "read by the derive alone")]
+pub(super) enum Failures<'a> {
+    /// The request is not valid, or is refused, or could not be completed: see `category`
+    #[response(status = "default", content_type = "application/problem+json")]
+    Problem(#[to_schema] Body<'a>),
+}
+
+/// The document without its paths.
+pub fn info() -> OpenApi {
+    let info = InfoBuilder::new()
+        .title(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(env!("CARGO_PKG_DESCRIPTION")));
+    OpenApiBuilder::new().info(info.build()).build()
+}
+
+/// `/openapi.json` and `/docs`.
+pub fn routes(document: String) -> Router {
+    let document = Arc::<str>::from(document);
+    let json = async move || ([(header::CONTENT_TYPE, "application/json")], document.to_string());
+    Router::new()
+        .route("/openapi.json", get(json))
+        .route("/docs", get(async || Html(include_str!("docs.html"))))
+}

@@ -1,0 +1,189 @@
+//! Errors as clients see them: `application/problem+json` (RFC 9457) from every layer, and nothing of the cause.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics::counter;
+use serde::Serialize;
+use tracing::error;
+use utoipa::ToSchema;
+
+use crate::store;
+use crate::tasks;
+use crate::telemetry::context::Context;
+
+/// The closed set that answers, logs and metrics share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    Validation,
+    NotFound,
+    MethodNotAllowed,
+    Conflict,
+    TooLarge,
+    //@ if rate_limit
+    RateLimited,
+    //@ end
+    Timeout,
+    Overloaded,
+    Unavailable,
+    Internal,
+}
+
+impl Category {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Validation => "validation",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::Conflict => "conflict",
+            Self::TooLarge => "too_large",
+            //@ if rate_limit
+            Self::RateLimited => "rate_limited",
+            //@ end
+            Self::Timeout => "timeout",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// One thing wrong with what was sent.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct FieldError {
+    /// The field, as a JSON Pointer (RFC 6901) into the body or the name of a parameter.
+    pub field: String,
+    pub detail: String,
+}
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub struct Problem {
+    category: Category,
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+    /// In whole seconds.
+    retry_after: Option<u64>,
+    /// For the log alone.
+    cause: Option<String>,
+}
+
+/// The body of every error.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Body<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    category: Category,
+    /// Also in the header `x-request-id`, and in each log line of the request.
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+}
+
+impl Problem {
+    pub fn new(category: Category, status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        // Whoever is turned away for now is told when to come back; never at once.
+        let passing = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+        let retry_after = passing.then_some(1);
+        Self { category, status, detail: detail.into(), errors: Vec::new(), retry_after, cause: None }
+    }
+
+    pub fn validation(detail: impl Into<Cow<'static, str>>, errors: Vec<FieldError>) -> Self {
+        Self { errors, ..Self::new(Category::Validation, StatusCode::UNPROCESSABLE_ENTITY, detail) }
+    }
+
+    /// What is malformed as a whole, so that no field can be named.
+    pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Category::Validation, StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub fn internal() -> Self {
+        Self::new(
+            Category::Internal,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The request could not be completed.",
+        )
+    }
+
+    pub fn timeout(detail: &'static str) -> Self {
+        Self::new(Category::Timeout, StatusCode::GATEWAY_TIMEOUT, detail)
+    }
+
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds.max(1)), ..self }
+    }
+}
+
+impl From<tasks::Error> for Problem {
+    fn from(error: tasks::Error) -> Self {
+        match error {
+            tasks::Error::Store(error) => Self::from(&error),
+            tasks::Error::QueueFull => {
+                let detail = "Too much is waiting to be done. Nothing was changed.";
+                Self::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail)
+            }
+        }
+    }
+}
+
+impl From<&Arc<store::Error>> for Problem {
+    fn from(error: &Arc<store::Error>) -> Self {
+        match &**error {
+            store::Error::NotFound => {
+                Self::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")
+            }
+            store::Error::VersionMismatch => Self::new(
+                Category::Conflict,
+                StatusCode::PRECONDITION_FAILED,
+                "The task has changed. Read it again and repeat the change with its new ETag.",
+            ),
+            //@ if postgres
+            store::Error::Unavailable(cause) => Self {
+                cause: Some(cause.to_string()),
+                ..Self::new(Category::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "Try again shortly.")
+            },
+            store::Error::Conflict(cause) => Self {
+                cause: Some(cause.to_string()),
+                ..Self::new(Category::Conflict, StatusCode::CONFLICT, "The change contradicts other data.")
+            },
+            store::Error::Refused(cause) => Self { cause: Some(cause.to_string()), ..Self::internal() },
+            //@ end
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let category = self.category.name();
+        counter!("errors_total", "category" => category).increment(1);
+        if let Some(cause) = &self.cause {
+            error!(category, status = self.status.as_u16(), cause, "request.failed");
+        }
+        let context = Context::current().unwrap_or_default();
+        let body = Body {
+            r#type: format!("urn:problem:{category}"),
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            category: self.category,
+            request_id: &context.request_id,
+            errors: &self.errors,
+        };
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = (self.status, json).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}

@@ -1,0 +1,136 @@
+//! The routes of tasks: from HTTP to the use-cases and back.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::extract::{Id, IfMatch, Query, Valid};
+use super::openapi::Failures;
+use super::problem::{FieldError, Problem};
+use crate::task::{NewTask, Status, Task, TaskPatch};
+use crate::tasks::Tasks;
+
+const LARGEST_PAGE: u16 = 100;
+
+/// All routes under `/v1/tasks`.
+pub fn router() -> OpenApiRouter<Tasks> {
+    OpenApiRouter::new()
+        .routes(routes!(create_task, list_tasks))
+        .routes(routes!(get_task, patch_task, delete_task))
+        .routes(routes!(complete_task))
+}
+
+/// A task with its `ETag`.
+fn tagged(status: StatusCode, task: &Task) -> Response {
+    (status, [(header::ETAG, format!("\"{}\"", task.version))], Json(task)).into_response()
+}
+
+/// Create a task
+#[utoipa::path(
+    post, path = "/v1/tasks", tag = "tasks", request_body = NewTask,
+    responses((status = 201, body = Task, headers(("location" = String), ("etag" = String))), Failures)
+)]
+async fn create_task(State(tasks): State<Tasks>, Valid(new): Valid<NewTask>) -> Result<Response, Problem> {
+    let task = tasks.create(new).await?;
+    let location = [(header::LOCATION, format!("/v1/tasks/{}", task.id))];
+    Ok((location, tagged(StatusCode::CREATED, &task)).into_response())
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListParameters {
+    /// How many tasks a page has at most: 1 to 100, 20 unless told.
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u16>,
+    /// `next_cursor` of the page before.
+    cursor: Option<Uuid>,
+    /// Only tasks in this state.
+    #[param(inline)]
+    status: Option<Status>,
+}
+
+/// A page of tasks
+#[derive(Debug, Serialize, ToSchema)]
+struct TaskPage {
+    items: Vec<Task>,
+    /// Where the next page begins; `null` on the last one.
+    next_cursor: Option<Uuid>,
+}
+
+/// List tasks, oldest first
+#[utoipa::path(
+    get, path = "/v1/tasks", tag = "tasks", params(ListParameters),
+    responses((status = 200, body = TaskPage), Failures)
+)]
+async fn list_tasks(
+    State(tasks): State<Tasks>,
+    Query(parameters): Query<ListParameters>,
+) -> Result<Json<TaskPage>, Problem> {
+    let limit = parameters.limit.unwrap_or(20);
+    if !(1..=LARGEST_PAGE).contains(&limit) {
+        let error = FieldError { field: "limit".to_owned(), detail: format!("expected 1 to {LARGEST_PAGE}") };
+        return Err(Problem::validation("A parameter is not valid.", vec![error]));
+    }
+    let page = tasks.list(parameters.status, parameters.cursor, limit).await?;
+    Ok(Json(TaskPage { items: page.items, next_cursor: page.next }))
+}
+
+/// Read a task
+#[utoipa::path(
+    get, path = "/v1/tasks/{id}", tag = "tasks", params(("id" = Uuid, Path)),
+    responses((status = 200, body = Task, headers(("etag" = String))), Failures)
+)]
+async fn get_task(State(tasks): State<Tasks>, Id(id): Id) -> Result<Response, Problem> {
+    Ok(tagged(StatusCode::OK, &*tasks.get(id).await?))
+}
+
+/// Change a task
+#[utoipa::path(
+    patch, path = "/v1/tasks/{id}", tag = "tasks", request_body = TaskPatch,
+    params(("id" = Uuid, Path), ("if-match" = Option<String>, Header, description = "ETag the task must have")),
+    responses((status = 200, body = Task, headers(("etag" = String))), Failures)
+)]
+async fn patch_task(
+    State(tasks): State<Tasks>,
+    Id(id): Id,
+    IfMatch(version): IfMatch,
+    Valid(patch): Valid<TaskPatch>,
+) -> Result<Response, Problem> {
+    Ok(tagged(StatusCode::OK, &tasks.update(id, version, patch).await?))
+}
+
+/// Delete a task
+#[utoipa::path(
+    delete, path = "/v1/tasks/{id}", tag = "tasks",
+    params(("id" = Uuid, Path), ("if-match" = Option<String>, Header, description = "ETag the task must have")),
+    responses((status = 204), Failures)
+)]
+async fn delete_task(
+    State(tasks): State<Tasks>,
+    Id(id): Id,
+    IfMatch(version): IfMatch,
+) -> Result<StatusCode, Problem> {
+    tasks.delete(id, version).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Complete a task; a second time changes nothing
+#[utoipa::path(
+    post, path = "/v1/tasks/{id}/complete", tag = "tasks",
+    params(("id" = Uuid, Path), ("if-match" = Option<String>, Header, description = "ETag the task must have")),
+    responses((status = 200, body = Task, headers(("etag" = String))), Failures)
+)]
+async fn complete_task(
+    State(tasks): State<Tasks>,
+    Id(id): Id,
+    IfMatch(version): IfMatch,
+) -> Result<Response, Problem> {
+    Ok(tagged(StatusCode::OK, &tasks.complete(id, version).await?))
+}

@@ -1,0 +1,183 @@
+//! Work outside the request: a bounded number of jobs at once, retried with backoff, drained at the stop.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use garde::Validate;
+use metrics::{counter, histogram};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, error, info, info_span, warn};
+use uuid::Uuid;
+
+use crate::queue::Queue;
+use crate::telemetry::context::{Context, Trace};
+
+const LONGEST_DELAY: Duration = Duration::from_mins(5);
+
+#[derive(Clone, Copy, Debug, Deserialize, Validate)]
+pub struct Config {
+    #[garde(range(min = 1, max = 10_000_000))]
+    pub queue_capacity: usize,
+    #[garde(range(min = 1, max = 1_000))]
+    pub concurrency: usize,
+    #[garde(range(min = 1, max = 100))]
+    pub max_attempts: u32,
+}
+
+/// Something to be done once the request that caused it has been answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Stays the same over all attempts, so that a receiver can tell a repetition.
+    pub id: Uuid,
+    pub kind: Kind,
+    /// JSON text, kept as it was made: a signature covers its bytes.
+    pub payload: String,
+    /// The request that caused the job.
+    pub context: Context,
+    /// Runs so far.
+    pub attempts: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Webhook,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
+impl Job {
+    /// A job caused by what this task is working for.
+    pub fn new(kind: Kind, payload: String) -> Self {
+        let context = Context::current().unwrap_or_default();
+        Self { id: Uuid::now_v7(), kind, payload, context, attempts: 0 }
+    }
+}
+
+/// Why a run failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub reason: String,
+    /// Whether another run may succeed.
+    pub retry: bool,
+}
+
+/// What becomes of a job after a run.
+#[derive(Debug)]
+pub enum Settlement {
+    Done,
+    Retry { after: Duration },
+    Failed { reason: String },
+}
+
+/// Takes jobs from a queue and runs them.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    config: Config,
+    queue: Arc<Queue>,
+}
+
+impl Runner {
+    pub fn new(config: Config, queue: Arc<Queue>) -> Self {
+        Self { config, queue }
+    }
+
+    /// Runs `work` for each job until `drain` is cancelled and the queue has no more for this process, or
+    /// `abort` is cancelled. Returns how many jobs were lost.
+    pub async fn run<W, F>(self, work: W, drain: CancellationToken, abort: CancellationToken) -> usize
+    where
+        W: Fn(Job) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<(), Failure>> + Send,
+    {
+        let running = TaskTracker::new();
+        let slots = Arc::new(Semaphore::new(self.config.concurrency));
+        let all = async {
+            loop {
+                let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+                let Some(job) = self.queue.next(&drain).await else { break };
+                let (runner, work, drain, abort) = (self.clone(), work.clone(), drain.clone(), abort.clone());
+                running.spawn(async move {
+                    let _slot = slot;
+                    let _ = abort.run_until_cancelled(runner.attempt(job, work, &drain)).await;
+                });
+            }
+            running.close();
+            running.wait().await;
+        };
+        let _ = abort.run_until_cancelled(all).await;
+        let lost = self.queue.abandon();
+        if lost > 0 {
+            counter!("jobs_total", "job" => "webhook", "outcome" => "abandoned").increment(lost as u64);
+            error!(count = lost, category = "internal", "job.abandoned");
+        }
+        lost
+    }
+
+    /// One run of one job, whose panic ends with the run.
+    async fn attempt<W, F>(&self, mut job: Job, work: W, drain: &CancellationToken)
+    where
+        W: Fn(Job) -> F,
+        F: Future<Output = Result<(), Failure>>,
+    {
+        job.attempts += 1;
+        let started = Instant::now();
+        let name = job.kind.name();
+        let span = info_span!("job", otel.name = name, job.id = %job.id, job.attempt = job.attempts);
+        let caused_by = job.context.trace.as_ref();
+        let trace = caused_by.map(Trace::child);
+        //@ if otlp
+        let trace = crate::telemetry::otlp::adopt(&span, caused_by).or(trace);
+        //@ end
+        let context = Context { trace, ..job.context.clone() };
+        let run = async {
+            let result = AssertUnwindSafe(work(job.clone())).catch_unwind().await;
+            let settlement = match result {
+                Ok(Ok(())) => {
+                    info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
+                    Settlement::Done
+                }
+                Ok(Err(failure)) => self.after(&job, failure, drain),
+                Err(_) => self.after(&job, Failure { reason: "panicked".to_owned(), retry: true }, drain),
+            };
+            let outcome = match settlement {
+                Settlement::Done => "done",
+                Settlement::Retry { .. } => "retry",
+                Settlement::Failed { .. } => "failed",
+            };
+            counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
+            histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
+            self.queue.settle(job, settlement).await;
+        };
+        context.scope(run.instrument(span)).await;
+    }
+
+    fn after(&self, job: &Job, failure: Failure, drain: &CancellationToken) -> Settlement {
+        let (name, reason) = (job.kind.name(), failure.reason);
+        let another = failure.retry && job.attempts < self.config.max_attempts;
+        if !another || (drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
+            error!(job = name, id = %job.id, attempts = job.attempts, reason, category = "internal", "job.failed");
+            return Settlement::Failed { reason };
+        }
+        let after = backoff(job.attempts);
+        warn!(job = name, id = %job.id, attempts = job.attempts, reason, retry_in = ?after, "job.retry");
+        Settlement::Retry { after }
+    }
+}
+
+/// One second, doubling, and up to half of it more or less, so that jobs that failed together don't
+/// come back together.
+fn backoff(attempts: u32) -> Duration {
+    let doubled = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
+    doubled.min(LONGEST_DELAY).mul_f64(0.5 + fastrand::f64())
+}

@@ -1,0 +1,109 @@
+//! Where jobs wait: in PostgreSQL, so that they survive the process.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use metrics::gauge;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::jobs::{Job, Settlement};
+use crate::store::Store;
+use crate::telemetry::metrics::as_f64;
+
+/// How often an idle worker looks for jobs that other replicas or a retry made due.
+const POLL: Duration = Duration::from_millis(500);
+
+/// The queue holds as much as `jobs.queue_capacity` allows.
+#[derive(Debug)]
+pub struct Full;
+
+/// The right to add one job.
+#[derive(Debug)]
+pub struct Place(());
+
+#[derive(Debug)]
+pub struct Queue {
+    store: Store,
+    capacity: usize,
+    /// After which a taken job that was never settled is taken again: its worker has died.
+    lease: Duration,
+    /// As of the last look, of all replicas.
+    depth: AtomicUsize,
+    added: Notify,
+}
+
+impl Queue {
+    /// Whether what is left at the stop is run later, by this replica or another.
+    pub const OUTLIVES_PROCESS: bool = true;
+
+    /// `longest_run` is a bound on one run of a job.
+    pub fn new(store: &Store, capacity: usize, longest_run: Duration) -> Self {
+        let lease = longest_run * 2 + Duration::from_secs(10);
+        Self { store: store.clone(), capacity, lease, depth: AtomicUsize::new(0), added: Notify::new() }
+    }
+
+    /// Makes sure that there is room, before anything is written.
+    ///
+    /// # Errors
+    /// [`Full`] when there is none.
+    pub fn reserve(&self) -> Result<Place, Full> {
+        if self.depth.load(Ordering::Relaxed) < self.capacity { Ok(Place(())) } else { Err(Full) }
+    }
+
+    /// Wakes a worker for a job that the store has written.
+    pub fn push(&self, _place: Place, _job: Job) {
+        self.set_depth(self.depth.load(Ordering::Relaxed) + 1);
+        self.added.notify_one();
+    }
+
+    /// Waits for the next job. `None` once `drain` is cancelled: what is left waits for another process.
+    pub async fn next(&self, drain: &CancellationToken) -> Option<Job> {
+        loop {
+            if drain.is_cancelled() {
+                return None;
+            }
+            match self.store.claim_job(self.lease).await {
+                Ok(Some(job)) => return Some(job),
+                Ok(None) => self.count().await,
+                Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = self.added.notified() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+    }
+
+    /// Records what became of a job that was taken.
+    pub async fn settle(&self, job: Job, settlement: Settlement) {
+        let settled = match settlement {
+            Settlement::Done => self.store.finish_job(job.id).await,
+            Settlement::Retry { after } => self.store.retry_job(job.id, after).await,
+            Settlement::Failed { reason } => self.store.fail_job(job.id, &reason).await,
+        };
+        if let Err(error) = settled {
+            // Its lease ends and it runs again: at least once is what a durable queue promises.
+            warn!(error = %error, id = %job.id, category = "unavailable", "job.settle_failed");
+        }
+        self.set_depth(self.depth.load(Ordering::Relaxed).saturating_sub(1));
+    }
+
+    /// Gives up what is left, and tells how much is lost by that: nothing.
+    pub fn abandon(&self) -> usize {
+        0
+    }
+
+    async fn count(&self) {
+        if let Ok(count) = self.store.count_jobs().await {
+            self.set_depth(count);
+        }
+    }
+
+    fn set_depth(&self, depth: usize) {
+        self.depth.store(depth, Ordering::Relaxed);
+        gauge!("jobs_queue_depth").set(as_f64(depth));
+    }
+}

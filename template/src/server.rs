@@ -1,0 +1,195 @@
+//! A listener with an accept loop of its own on hyper: `axum::serve` sets no deadline on silent, half-open
+//! or idle connections, and its graceful stop has none either.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
+use axum::response::Response;
+use garde::Validate;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use metrics::gauge;
+use serde::Deserialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use self::activity::{Activity, Deadline, Watched};
+pub use self::held::Held;
+
+mod activity;
+mod held;
+
+/// Where the admin listener stands.
+#[derive(Clone, Copy, Debug, Deserialize, Validate)]
+pub struct AdminConfig {
+    #[garde(skip)]
+    pub host: IpAddr,
+    #[garde(skip)]
+    pub port: u16,
+}
+
+/// Deadlines and caps of one listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the first bytes of a connection and for each request head.
+    pub header_read: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// For a client to take some of an answer that waits for it.
+    pub stalled_write: Duration,
+    /// Open connections; further ones wait in the kernel's backlog.
+    pub max_connections: usize,
+}
+
+/// What stops a server, in two steps.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Accept no more, end idle connections, finish what is in flight.
+    pub drain: CancellationToken,
+    /// Drop what is left.
+    pub abort: CancellationToken,
+}
+
+/// Requests whose answer has not been sent whole, of all servers that share the counter.
+#[derive(Clone, Debug, Default)]
+pub struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> InFlightGuard {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        InFlightGuard(self.0.clone())
+    }
+}
+
+#[derive(Debug)]
+struct InFlightGuard(Arc<AtomicUsize>);
+
+impl Drop for InFlightGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves `router` on `listener` until `stop` says so and each connection has ended.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_flight: InFlight, stop: Stop) {
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(limits.max_connections));
+    loop {
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            () = stop.drain.cancelled() => break,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.drain.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection =
+                    Connection { peer, limits, in_flight: in_flight.clone(), stop: stop.clone() };
+                let router = router.clone();
+                connections.spawn(async move {
+                    let _place = place;
+                    connection.serve(stream, router).await;
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: trying again at once would only burn the CPU.
+                warn!(%error, "connection.accept_failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// All that one connection needs besides its stream.
+struct Connection {
+    peer: SocketAddr,
+    limits: Limits,
+    in_flight: InFlight,
+    stop: Stop,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, router: Router) {
+        let gauge = gauge!("http_connections");
+        gauge.increment(1);
+        // Answers are written whole: waiting to fill a packet would only add latency.
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "connection.nodelay_failed");
+        }
+        let activity = Activity::new(self.limits);
+        let stream = Watched::new(stream, activity.clone());
+        let (peer, in_flight, noted) = (self.peer, self.in_flight, activity.clone());
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let busy = (noted.busy(request.version()), in_flight.enter());
+            answer(request, peer, router.clone(), busy)
+        });
+        let mut builder = Builder::new(TokioExecutor::new());
+        // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(self.limits.idle / 2);
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                // In this order, so that `activity` is asked after the connection has moved.
+                biased;
+                () = self.stop.abort.cancelled() => break,
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        debug!(error, "connection.failed");
+                    }
+                    break;
+                }
+                deadline = activity.expired() => {
+                    debug!(?deadline, "connection.timed_out");
+                    if deadline == Deadline::Idle {
+                        // Says goodbye (GOAWAY) where the protocol can.
+                        connection.as_mut().graceful_shutdown();
+                        let _ = tokio::time::timeout(Duration::from_secs(1), connection.as_mut()).await;
+                    }
+                    break;
+                }
+                () = self.stop.drain.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+        gauge.decrement(1);
+    }
+}
+
+/// Hands one request on, with the peer's address, and keeps `busy` until its answer has left.
+async fn answer<T>(
+    request: hyper::Request<Incoming>,
+    peer: SocketAddr,
+    router: Router,
+    busy: T,
+) -> Result<Response<Held<Body, T>>, Infallible> {
+    let mut request: Request = request.map(Body::new);
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let response = router.oneshot(request).await?;
+    Ok(response.map(|body| Held::new(body, busy)))
+}

@@ -1,0 +1,200 @@
+//! What a connection is doing, and for how long it may.
+//!
+//! One mechanism covers silent connections, half-sent heads and HTTP/2 prefaces, idle keep-alive, and clients
+//! that don't read their answers: the stream tells when bytes move, the service when a request is handled.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use hyper::Version;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::Limits;
+
+/// The state of one connection, shared by its stream, its service and its watcher.
+#[derive(Clone, Debug)]
+pub(super) struct Activity {
+    limits: Limits,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Requests being handled or answered; HTTP/2 has many at once.
+    requests: usize,
+    /// Whether this is HTTP/2, where bytes between requests may be frames of the connection itself.
+    multiplexed: bool,
+    /// Since when a request head is awaited whole. A new connection owes one from the start.
+    head_since: Option<Instant>,
+    /// Since when nothing is asked of us.
+    idle_since: Instant,
+    /// Since when the client takes nothing of what we want to write.
+    stalled_since: Option<Instant>,
+}
+
+impl Activity {
+    pub(super) fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        let state = State {
+            requests: 0,
+            multiplexed: false,
+            head_since: Some(now),
+            idle_since: now,
+            stalled_since: None,
+        };
+        Self { limits, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Marks a request as being handled until the guard is dropped.
+    pub(super) fn busy(&self, version: Version) -> Busy {
+        self.update(|state| {
+            state.requests += 1;
+            state.multiplexed = version == Version::HTTP_2;
+            state.head_since = None;
+        });
+        Busy(self.clone())
+    }
+
+    /// Resolves when a deadline has passed, with what it was for.
+    ///
+    /// It looks at the state each time it is polled, and so must share a task with the connection.
+    pub(super) async fn expired(&self) -> Deadline {
+        let mut sleep = pin!(sleep_until(Instant::now()));
+        poll_fn(|context| {
+            loop {
+                let (at, deadline) = self.update(|state| state.deadline(&self.limits));
+                if at <= Instant::now() {
+                    return Poll::Ready(deadline);
+                }
+                // A deadline that moved away needs no new timer: the old one fires early and we look again.
+                if at < sleep.deadline() || sleep.is_elapsed() {
+                    sleep.as_mut().reset(at);
+                }
+                ready!(sleep.as_mut().poll(context));
+            }
+        })
+        .await
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        // Each change is a plain store: a panic elsewhere can't have left the state half written.
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a connection was too slow for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deadline {
+    /// Nothing: a request is handled, and has deadlines of its own.
+    Busy,
+    HeaderRead,
+    Idle,
+    StalledWrite,
+}
+
+impl State {
+    fn deadline(&self, limits: &Limits) -> (Instant, Deadline) {
+        if let Some(since) = self.stalled_since {
+            (since + limits.stalled_write, Deadline::StalledWrite)
+        } else if self.requests > 0 {
+            // Some moment to look again, in case the last request ends in another task (HTTP/2).
+            (Instant::now() + limits.idle, Deadline::Busy)
+        } else if let Some(since) = self.head_since {
+            (since + limits.header_read, Deadline::HeaderRead)
+        } else {
+            (self.idle_since + limits.idle, Deadline::Idle)
+        }
+    }
+}
+
+/// A request that is being handled.
+#[derive(Debug)]
+pub(super) struct Busy(Activity);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.update(|state| {
+            state.requests -= 1;
+            state.idle_since = Instant::now();
+        });
+    }
+}
+
+/// A TCP stream that tells its [`Activity`] when bytes move.
+#[derive(Debug)]
+pub(super) struct Watched {
+    stream: TcpStream,
+    activity: Activity,
+}
+
+impl Watched {
+    pub(super) fn new(stream: TcpStream, activity: Activity) -> Self {
+        Self { stream, activity }
+    }
+
+    fn note_write(&self, written: &Poll<io::Result<usize>>) {
+        self.activity.update(|state| match written {
+            Poll::Pending => drop(state.stalled_since.get_or_insert_with(Instant::now)),
+            Poll::Ready(_) => state.stalled_since = None,
+        });
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.activity.update(|state| {
+                // Bytes while nothing is handled can only be the start of a request head.
+                if state.requests == 0 && !state.multiplexed {
+                    state.head_since.get_or_insert_with(Instant::now);
+                }
+            });
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note_write(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.note_write(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

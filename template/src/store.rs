@@ -1,0 +1,307 @@
+//! Tasks in PostgreSQL. Only this module and its child know SQL.
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use garde::Validate;
+use metrics::{gauge, histogram};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres};
+use time::OffsetDateTime;
+use tracing::{Instrument, info_span};
+use uuid::Uuid;
+
+use crate::config::value::{millis, optional};
+use crate::health::Check;
+use crate::jobs::Job;
+use crate::task::{NewTask, Status, Task, TaskPatch};
+use crate::telemetry::metrics::as_f64;
+
+pub mod jobs;
+pub mod schema;
+
+#[derive(Debug, Deserialize, Validate)]
+pub struct Config {
+    #[serde(deserialize_with = "optional")]
+    #[garde(custom(is_postgres))]
+    pub url: Option<SecretString>,
+    #[garde(range(min = 1, max = 10_000))]
+    pub max_connections: u32,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(10, 60_000)))]
+    pub acquire_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(10, 600_000)))]
+    pub statement_timeout: Duration,
+    #[garde(skip)]
+    pub migrate_on_start: bool,
+}
+
+fn is_postgres(url: &Option<SecretString>, (): &()) -> garde::Result {
+    let allowed = "expected postgres://user:password@host:port/name, here or in DATABASE_URL";
+    match url.as_ref().map(|url| PgConnectOptions::from_str(url.expose_secret())) {
+        Some(Ok(_)) => Ok(()),
+        None | Some(Err(_)) => Err(garde::Error::new(allowed)),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no such task")]
+    NotFound,
+    #[error("the task has another version")]
+    VersionMismatch,
+    /// The server, or a free connection to it, could not be had in time.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] sqlx::Error),
+    /// A constraint of the schema does not allow the change.
+    #[error("the change contradicts other data")]
+    Conflict(#[source] sqlx::Error),
+    #[error("the database refused")]
+    Refused(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        // Class 53: out of resources; 57: ended by an operator or the statement timeout; 25006: read-only standby.
+        let passing = |code: &str| code.starts_with("53") || code.starts_with("57") || code == "25006";
+        match &error {
+            sqlx::Error::Database(refusal) => match refusal.code() {
+                Some(code) if passing(&code) => Self::Unavailable(error),
+                Some(code) if code.starts_with("23") => Self::Conflict(error),
+                _ => Self::Refused(error),
+            },
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
+                Self::Refused(error)
+            }
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+/// A pool of connections. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// A row of `tasks`; its status is text in the database.
+struct Row {
+    id: Uuid,
+    title: String,
+    description: Option<String>,
+    status: String,
+    version: i64,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+    completed_at: Option<OffsetDateTime>,
+}
+
+impl From<Row> for Task {
+    fn from(row: Row) -> Self {
+        let status = if row.status == "completed" { Status::Completed } else { Status::Open };
+        let Row { id, title, description, version, created_at, updated_at, completed_at, .. } = row;
+        Self { id, title, description, status, version, created_at, updated_at, completed_at }
+    }
+}
+
+impl Store {
+    /// A pool that connects when it is first used, so that the service starts before its database.
+    ///
+    /// # Errors
+    /// When the URL is not one of PostgreSQL's, which [`Config`]'s checks have ruled out.
+    pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
+        let config = &config.database;
+        let url = config.url.as_ref().map_or("", |url| url.expose_secret());
+        let statement_timeout = config.statement_timeout.as_millis().to_string();
+        let options = PgConnectOptions::from_str(url)?
+            .application_name(env!("CARGO_PKG_NAME"))
+            .options([("statement_timeout", statement_timeout)]);
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(config.acquire_timeout)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Readiness: the server answers and the schema is at least as new as this binary's.
+    pub fn checks(&self) -> Vec<Check> {
+        let store = self.clone();
+        vec![Check::new("postgres", true, move || {
+            let store = store.clone();
+            async move { store.schema_is_current().await }
+        })]
+    }
+
+    /// Sets the gauges of the pool.
+    pub fn observe(&self) {
+        let idle = self.pool.num_idle();
+        let open = self.pool.size() as usize;
+        gauge!("db_pool_connections", "state" => "idle").set(as_f64(idle));
+        gauge!("db_pool_connections", "state" => "used").set(as_f64(open.saturating_sub(idle)));
+    }
+
+    /// Ends all connections, once their queries have.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query_as!(
+            Row,
+            "INSERT INTO tasks (id, title, description, status, version, created_at, updated_at)
+             VALUES ($1, $2, $3, 'open', 1, now(), now()) RETURNING *",
+            Uuid::now_v7(),
+            new.title,
+            new.description
+        );
+        Ok(timed("create_task", query.fetch_one(&mut *connection)).await?.into())
+    }
+
+    /// # Errors
+    /// [`Error::NotFound`], or the database can't be asked.
+    pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
+        let row = timed("get_task", query.fetch_optional(&mut *connection)).await?;
+        Ok(row.ok_or(Error::NotFound)?.into())
+    }
+
+    /// At most `limit` tasks after the id `after`, in the order of their ids.
+    ///
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<Vec<Task>, Error> {
+        let mut connection = self.acquire().await?;
+        let limit = i64::from(limit);
+        // Two statements and not one with an OR, so that each has an index that fits it.
+        let rows = if let Some(status) = status {
+            let query = sqlx::query_as!(
+                Row,
+                "SELECT * FROM tasks WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
+                status.name(),
+                after,
+                limit
+            );
+            timed("list_tasks_by_status", query.fetch_all(&mut *connection)).await?
+        } else {
+            let query =
+                sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id > $1 ORDER BY id LIMIT $2", after, limit);
+            timed("list_tasks", query.fetch_all(&mut *connection)).await?
+        };
+        Ok(rows.into_iter().map(Task::from).collect())
+    }
+
+    /// Changes a task, if it still has `version` where one is given.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], or the database can't be asked.
+    pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query_as!(
+            Row,
+            "UPDATE tasks SET title = COALESCE($3, title),
+                 description = CASE WHEN $4 THEN $5 ELSE description END,
+                 version = version + 1, updated_at = now()
+             WHERE id = $1 AND version = COALESCE($2, version) RETURNING *",
+            id,
+            version,
+            patch.title,
+            patch.description.is_some(),
+            patch.description.flatten()
+        );
+        match timed("update_task", query.fetch_optional(&mut *connection)).await? {
+            Some(row) => Ok(row.into()),
+            None => Err(missed(&mut connection, id).await),
+        }
+    }
+
+    /// Completes a task, if it still has `version` where one is given. The first time, the job that `job`
+    /// makes is stored in the same transaction; it is returned as well.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], or the database can't be asked.
+    pub async fn complete(
+        &self,
+        id: Uuid,
+        version: Option<i64>,
+        job: impl FnOnce(&Task) -> Option<Job>,
+    ) -> Result<(Task, Option<Job>), Error> {
+        let mut transaction = self.begin().await?;
+        let query = sqlx::query_as!(
+            Row,
+            "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()
+             WHERE id = $1 AND status = 'open' AND version = COALESCE($2, version) RETURNING *",
+            id,
+            version
+        );
+        let Some(row) = timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
+            // Nothing changed: it is completed already, has another version, or does not exist.
+            let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
+            let task: Task = query.fetch_optional(&mut *transaction).await?.ok_or(Error::NotFound)?.into();
+            let fits =
+                version.is_none_or(|version| version == task.version) && task.status == Status::Completed;
+            return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
+        };
+        let task = Task::from(row);
+        let job = job(&task);
+        if let Some(job) = &job {
+            jobs::insert(&mut transaction, job).await?;
+        }
+        transaction.commit().await?;
+        Ok((task, job))
+    }
+
+    /// Deletes a task, if it still has `version` where one is given.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::VersionMismatch`], or the database can't be asked.
+    pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
+        let mut connection = self.acquire().await?;
+        let query =
+            sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
+        if timed("delete_task", query.execute(&mut *connection)).await?.rows_affected() == 0 {
+            return Err(missed(&mut connection, id).await);
+        }
+        Ok(())
+    }
+
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let started = Instant::now();
+        let connection = self.pool.acquire().await;
+        histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
+        connection
+    }
+
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, Postgres>, sqlx::Error> {
+        let started = Instant::now();
+        let transaction = self.pool.begin().await;
+        histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
+        transaction
+    }
+}
+
+/// Why a change that named a version touched no row.
+async fn missed(connection: &mut PoolConnection<Postgres>, id: Uuid) -> Error {
+    match sqlx::query!("SELECT version FROM tasks WHERE id = $1", id).fetch_optional(&mut **connection).await
+    {
+        Ok(Some(_)) => Error::VersionMismatch,
+        Ok(None) => Error::NotFound,
+        Err(error) => error.into(),
+    }
+}
+
+/// A span and a duration for a query. The name is ours, so that no value can end up in either.
+async fn timed<T>(name: &'static str, query: impl Future<Output = T>) -> T {
+    let started = Instant::now();
+    let span = info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql");
+    let result = query.instrument(span).await;
+    histogram!("db_query_duration_seconds", "query" => name).record(started.elapsed().as_secs_f64());
+    result
+}

@@ -1,0 +1,90 @@
+//! Jobs in PostgreSQL: stored in the transaction that causes them, taken by one worker at a time.
+//!
+//! An outbox of our own and not a queue library: `FOR UPDATE SKIP LOCKED` is all that is needed, and the row
+//! has to be written by the store's own transaction.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Error, Store, timed};
+use crate::jobs::Job;
+
+pub(super) async fn insert(connection: &mut PgConnection, job: &Job) -> Result<(), Error> {
+    let text = serde_json::to_string(job).expect("a job is always JSON");
+    let query = sqlx::query!("INSERT INTO jobs (id, job) VALUES ($1, $2)", job.id, text);
+    timed("insert_job", query.execute(connection)).await?;
+    Ok(())
+}
+
+impl Store {
+    /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
+    ///
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query!(
+            "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
+             WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
+                         ORDER BY run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+             RETURNING id, job, attempts",
+            lease.as_secs_f64()
+        );
+        let Some(row) = timed("claim_job", query.fetch_optional(&mut *connection)).await? else {
+            return Ok(None);
+        };
+        match serde_json::from_str::<Job>(&row.job) {
+            Ok(job) => Ok(Some(Job { attempts: u32::try_from(row.attempts - 1).unwrap_or(0), ..job })),
+            Err(error) => {
+                drop(connection);
+                self.fail_job(row.id, &format!("not readable by this version: {error}")).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn finish_job(&self, id: Uuid) -> Result<(), Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
+        timed("finish_job", query.execute(&mut *connection)).await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn retry_job(&self, id: Uuid, after: Duration) -> Result<(), Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query!(
+            "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
+            id,
+            after.as_secs_f64()
+        );
+        timed("retry_job", query.execute(&mut *connection)).await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn fail_job(&self, id: Uuid, reason: &str) -> Result<(), Error> {
+        let mut connection = self.acquire().await?;
+        let query =
+            sqlx::query!("UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1", id, reason);
+        timed("fail_job", query.execute(&mut *connection)).await?;
+        Ok(())
+    }
+
+    /// Jobs that have not ended, of all replicas.
+    ///
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn count_jobs(&self) -> Result<usize, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM jobs WHERE failed_at IS NULL"#);
+        let count = timed("count_jobs", query.fetch_one(&mut *connection)).await?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}

@@ -1,0 +1,97 @@
+//! What can be done with tasks: each use-case over store, cache and jobs, and nothing of HTTP.
+
+use std::sync::Arc;
+
+use metrics::counter;
+use uuid::Uuid;
+
+use crate::cache::Cache;
+use crate::queue::{Full, Queue};
+use crate::store::{self, Store};
+use crate::task::{NewTask, Status, Task, TaskPatch};
+use crate::webhook;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(Arc<store::Error>),
+    #[error("the job queue is full")]
+    QueueFull,
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<Full> for Error {
+    fn from(_: Full) -> Self {
+        Self::QueueFull
+    }
+}
+
+/// Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    pub store: Store,
+    pub cache: Cache,
+    pub queue: Arc<Queue>,
+    /// Whether completions are told to a webhook.
+    pub notify: bool,
+}
+
+/// Some tasks in the order of their ids, and where the next ones begin.
+#[derive(Debug)]
+pub struct Page {
+    pub items: Vec<Task>,
+    pub next: Option<Uuid>,
+}
+
+#[expect(clippy::missing_errors_doc, reason = "each fails as `Error` says")]
+impl Tasks {
+    pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
+        let task = self.store.create(new).await?;
+        counter!("tasks_total", "event" => "created").increment(1);
+        Ok(task)
+    }
+
+    pub async fn get(&self, id: Uuid) -> Result<Arc<Task>, Error> {
+        self.cache.get(id, || self.store.get(id)).await.map_err(Error::Store)
+    }
+
+    pub async fn list(&self, status: Option<Status>, after: Option<Uuid>, limit: u16) -> Result<Page, Error> {
+        // One more than asked for tells whether there is a next page.
+        let mut items = self.store.list(status, after.unwrap_or(Uuid::nil()), limit + 1).await?;
+        let more = items.len() > limit.into();
+        items.truncate(limit.into());
+        let next = items.last().filter(|_| more).map(|last| last.id);
+        Ok(Page { items, next })
+    }
+
+    pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
+        let task = self.store.update(id, version, patch).await?;
+        self.cache.written(&task).await;
+        Ok(task)
+    }
+
+    pub async fn complete(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
+        // Room in the queue comes first: a completion must not be kept if no one can be told of it.
+        let place = if self.notify { Some(self.queue.reserve()?) } else { None };
+        let notify = |task: &Task| self.notify.then(|| webhook::task_completed(task));
+        let (task, job) = self.store.complete(id, version, notify).await?;
+        self.cache.written(&task).await;
+        if let (Some(place), Some(job)) = (place, job) {
+            self.queue.push(place, job);
+            counter!("tasks_total", "event" => "completed").increment(1);
+        }
+        Ok(task)
+    }
+
+    pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
+        self.store.delete(id, version).await?;
+        self.cache.deleted(id).await;
+        counter!("tasks_total", "event" => "deleted").increment(1);
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! Logs, metrics and traces: built once, flushed once.
+
+use anyhow::{Context as _, Result};
+use tracing::info;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use self::logs::LogWriter;
+use self::metrics::Metrics;
+
+pub mod context;
+pub mod logs;
+pub mod metrics;
+//@ if otlp
+pub mod otlp;
+//@ end
+mod panic;
+
+/// What has to live as long as the process and be flushed at its end.
+#[derive(Debug)]
+pub struct Telemetry {
+    pub metrics: Metrics,
+    pub logs: LogWriter,
+    //@ if otlp
+    pub traces: otlp::Exporter,
+    //@ end
+}
+
+impl Telemetry {
+    /// Installs the process's subscriber, recorder and panic hook.
+    ///
+    /// # Errors
+    /// When they were installed before, or an exporter can't be built.
+    pub fn install(config: &crate::config::Config) -> Result<Self> {
+        let (lines, logs) = logs::layer(&config.log);
+        let metrics = Metrics::install(logs.dropped())?;
+        let subscriber = tracing_subscriber::registry().with(lines);
+        //@ if otlp
+        let (spans, traces) = otlp::layer(&config.otlp, config.shutdown.flush_timeout)?;
+        let subscriber = subscriber.with(spans);
+        //@ end
+        subscriber.try_init().context("log subscriber")?;
+        panic::install_hook();
+        Ok(Self {
+            metrics,
+            // Its thread writes what is queued when this is dropped.
+            logs,
+            //@ if otlp
+            traces,
+            //@ end
+        })
+    }
+
+    /// Sends what is buffered, within `shutdown.flush_timeout`, and says what came of it.
+    pub async fn flush(&self) {
+        //@ if otlp
+        if let Some(status) = self.traces.flush().await {
+            info!(status, "telemetry.flush");
+            return;
+        }
+        //@ end
+        info!(status = "disabled", "telemetry.flush");
+    }
+}

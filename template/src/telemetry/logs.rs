@@ -1,0 +1,147 @@
+//! Log lines: flat JSON for machines, coloured text for people, written by a thread of its own.
+
+use std::fmt;
+use std::io::{Write as _, stdout};
+
+use garde::Validate;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::Layer;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::context::Context;
+
+/// Lines that may wait for the writer. At a stopped reader this bounds the memory, not the requests.
+const QUEUED_LINES: usize = 16_384;
+
+#[derive(Debug, Deserialize, Validate)]
+pub struct Config {
+    #[garde(skip)]
+    pub format: Format,
+    #[garde(custom(is_filter))]
+    pub filter: String,
+    #[garde(skip)]
+    pub access: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Json,
+    Pretty,
+}
+
+fn is_filter(filter: &str, (): &()) -> garde::Result {
+    match filter.parse::<EnvFilter>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(garde::Error::new("expected levels such as \"info\" or \"info,service::jobs=debug\"")),
+    }
+}
+
+/// Owns the writer's thread: dropping it writes what is queued.
+#[derive(Debug)]
+pub struct LogWriter {
+    _guard: WorkerGuard,
+    dropped: ErrorCounter,
+}
+
+impl LogWriter {
+    /// Counts the lines lost because the reader of stdout was too slow.
+    pub fn dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
+    }
+}
+
+/// The layer that turns events into lines. It never waits for the reader: beyond the queue, lines are lost and counted.
+pub fn layer<S>(config: &Config) -> (Box<dyn Layer<S> + Send + Sync>, LogWriter)
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).lossy(true);
+    let (writer, guard) = builder.finish(stdout());
+    let log_writer = LogWriter { _guard: guard, dropped: writer.error_counter() };
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = match config.format {
+        Format::Json => layer.event_format(FlatJson).boxed(),
+        Format::Pretty => layer.event_format(tracing_subscriber::fmt::format().compact()).boxed(),
+    };
+    // `load` has refused what does not parse.
+    (layer.with_filter(EnvFilter::new(&config.filter)).boxed(), log_writer)
+}
+
+/// One JSON object a line, all fields at its top level: `message` is the event's name.
+struct FlatJson;
+
+impl<S, N> FormatEvent<S, N> for FlatJson
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = Line(Vec::with_capacity(512));
+        let now = OffsetDateTime::now_utc().format(&Rfc3339).map_err(|_| fmt::Error)?;
+        line.field("timestamp", &now);
+        line.field("level", event.metadata().level().as_str());
+        event.record(&mut line);
+        line.field("target", event.metadata().target());
+        if let Some(context) = Context::current() {
+            line.field("request_id", &*context.request_id);
+            if let Some(trace) = context.trace {
+                line.field("trace_id", &trace.trace_id);
+                line.field("span_id", &trace.span_id);
+            }
+        }
+        line.0.push(b'}');
+        writeln!(writer, "{}", String::from_utf8_lossy(&line.0))
+    }
+}
+
+/// The JSON object as far as it is written.
+struct Line(Vec<u8>);
+
+impl Line {
+    fn field<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
+        let separator = if self.0.is_empty() { b'{' } else { b',' };
+        // Writing to memory can't fail, and neither can text, numbers and booleans as JSON.
+        let _ = write!(self.0, "{}\"{name}\":", char::from(separator));
+        let _ = serde_json::to_writer(&mut self.0, value);
+    }
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.field(field.name(), &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.field(field.name(), value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.field(field.name(), &value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.field(field.name(), &value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.field(field.name(), &value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.field(field.name(), &value);
+    }
+}

@@ -1,0 +1,105 @@
+//! The Prometheus recorder, and what is read at each scrape.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+use tracing_appender::non_blocking::ErrorCounter;
+
+/// Upper bounds in seconds, closest together where a service's objectives lie.
+const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// How often samples are folded into buckets: without it they pile up between scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Renders all metrics as Prometheus text.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+    process: Collector,
+    dropped_lines: ErrorCounter,
+}
+
+impl Metrics {
+    /// Makes the recorder the process's own.
+    ///
+    /// # Errors
+    /// When there is one already.
+    pub fn install(dropped_lines: ErrorCounter) -> Result<Self> {
+        let builder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+            .context("histogram buckets")?;
+        let handle = builder.install_recorder().context("metrics recorder")?;
+        let process = Collector::default();
+        process.describe();
+        describe();
+        gauge!("service_info", "version" => env!("CARGO_PKG_VERSION"), "commit" => commit()).set(1.0);
+        Ok(Self { handle, process, dropped_lines })
+    }
+
+    /// The text of one scrape.
+    pub fn render(&self) -> String {
+        self.process.collect();
+        let runtime = tokio::runtime::Handle::current().metrics();
+        gauge!("tokio_workers").set(as_f64(runtime.num_workers()));
+        gauge!("tokio_alive_tasks").set(as_f64(runtime.num_alive_tasks()));
+        gauge!("tokio_global_queue_depth").set(as_f64(runtime.global_queue_depth()));
+        counter!("log_lines_dropped_total").absolute(self.dropped_lines.dropped_lines() as u64);
+        self.handle.render()
+    }
+
+    /// Folds samples, for ever.
+    pub async fn upkeep(self) {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        loop {
+            ticks.tick().await;
+            self.handle.run_upkeep();
+        }
+    }
+}
+
+/// The commit that the binary was built from, where the build knew it.
+pub fn commit() -> &'static str {
+    option_env!("GIT_COMMIT").unwrap_or("unknown")
+}
+
+/// A count as a gauge's value; exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^53")]
+pub fn as_f64(count: usize) -> f64 {
+    count as f64
+}
+
+fn describe() {
+    describe_counter!("http_requests_total", "Requests answered, by method, route and status");
+    describe_histogram!(
+        "http_request_duration_seconds",
+        Unit::Seconds,
+        "From the request's head to the answer's last byte"
+    );
+    describe_gauge!("http_requests_in_flight", "Requests whose answer has not been sent whole");
+    describe_gauge!("http_connections", "Open connections, of both listeners");
+    describe_counter!("errors_total", "Answers that report an error, by category");
+    describe_counter!("panics_total", "Panics, wherever they happened");
+    describe_gauge!("jobs_queue_depth", "Jobs that wait");
+    describe_counter!("jobs_total", "Job runs ended, by outcome");
+    describe_histogram!("job_duration_seconds", Unit::Seconds, "One run of a job");
+    describe_counter!("tasks_total", "Tasks created, completed and deleted");
+    describe_counter!("cache_requests_total", "Look-ups, by tier and outcome");
+    describe_gauge!("dependency_up", "1 while the dependency answers its checks");
+    describe_gauge!("service_state", "1 for the state the process is in");
+    describe_gauge!("service_info", "Always 1; version and commit are its labels");
+    describe_counter!("log_lines_dropped_total", "Log lines lost to a slow reader of stdout");
+    describe_gauge!("tokio_workers", "Threads that run tasks");
+    describe_gauge!("tokio_alive_tasks", "Tasks that have not ended");
+    describe_gauge!("tokio_global_queue_depth", "Tasks that wait for a worker");
+    //@ if postgres
+    describe_gauge!("db_pool_connections", "Connections, by state");
+    describe_histogram!("db_pool_acquire_seconds", Unit::Seconds, "Waiting for a connection");
+    describe_histogram!("db_query_duration_seconds", Unit::Seconds, "One query, by name");
+    //@ end
+    //@ if rate_limit
+    describe_counter!("rate_limited_total", "Requests refused, by policy");
+    //@ end
+}

@@ -1,0 +1,121 @@
+//! Spans to an OTLP collector, in batches from a thread of its own. Off without an endpoint.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use garde::Validate;
+use opentelemetry::trace::{
+    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
+};
+use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use serde::Deserialize;
+use tracing::{Level, Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::Layer;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::context::Trace;
+use crate::config::value::optional;
+
+#[derive(Debug, Deserialize, Validate)]
+pub struct Config {
+    #[serde(deserialize_with = "optional")]
+    #[garde(skip)]
+    pub endpoint: Option<reqwest::Url>,
+    #[garde(range(min = 0.0, max = 1.0))]
+    pub sample_ratio: f64,
+    #[serde(deserialize_with = "optional")]
+    #[garde(skip)]
+    pub service_name: Option<String>,
+}
+
+/// The sending end, if there is an endpoint.
+#[derive(Debug)]
+pub struct Exporter {
+    provider: Option<SdkTracerProvider>,
+    flush_timeout: Duration,
+}
+
+/// A layer that exports spans, or one that does nothing.
+///
+/// # Errors
+/// When the HTTP client can't be built.
+pub fn layer<S>(config: &Config, flush_timeout: Duration) -> Result<(Option<impl Layer<S>>, Exporter)>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let Some(endpoint) = &config.endpoint else {
+        return Ok((None, Exporter { provider: None, flush_timeout }));
+    };
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        // The batch thread has no runtime: only a blocking client works there. Built explicitly, since the
+        // service's own asynchronous one would win otherwise.
+        .with_http_client(client()?)
+        .with_endpoint(format!("{}/v1/traces", endpoint.as_str().trim_end_matches('/')))
+        .build()
+        .context("otlp exporter")?;
+    let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio))))
+        .with_resource(Resource::builder().with_service_name(name).build())
+        .build();
+    // Spans of the HTTP stack below would trace the export itself.
+    let own = Targets::new().with_target("service", Level::INFO);
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("service")).with_filter(own);
+    Ok((Some(layer), Exporter { provider: Some(provider), flush_timeout }))
+}
+
+/// Blocking clients start a runtime, which must not happen on a thread of ours.
+fn client() -> Result<reqwest::blocking::Client> {
+    let build = || reqwest::blocking::Client::builder().timeout(Duration::from_secs(5)).build();
+    std::thread::spawn(build)
+        .join()
+        .map_err(|_| anyhow::anyhow!("the otlp client panicked"))?
+        .context("otlp client")
+}
+
+impl Exporter {
+    /// Sends what is buffered, for at most `shutdown.flush_timeout`, whatever the collector does. Returns what
+    /// came of it, or none without an endpoint.
+    pub async fn flush(&self) -> Option<&'static str> {
+        let provider = self.provider.clone()?;
+        let timeout = self.flush_timeout;
+        // The call blocks its thread. It reports success after a failed export too, so flush first: that one tells.
+        let flush = tokio::task::spawn_blocking(move || {
+            let flushed = provider.force_flush();
+            provider.shutdown_with_timeout(timeout).and(flushed)
+        });
+        Some(match tokio::time::timeout(timeout, flush).await {
+            Ok(Ok(Ok(()))) => "ok",
+            Ok(_) => "error",
+            Err(_) => "timeout",
+        })
+    }
+}
+
+/// Makes `span` continue the caller's trace and tells where in which trace it is, if it is exported at all.
+pub fn adopt(span: &Span, caller: Option<&Trace>) -> Option<Trace> {
+    if let Some(parent) = caller.and_then(remote) {
+        // Fails where no layer exports this span, which is no error.
+        let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(parent));
+    }
+    let context = span.context();
+    let ours = context.span().span_context().clone();
+    ours.is_valid().then(|| Trace {
+        trace_id: ours.trace_id().to_string(),
+        span_id: ours.span_id().to_string(),
+        sampled: ours.is_sampled(),
+    })
+}
+
+fn remote(trace: &Trace) -> Option<SpanContext> {
+    let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
+    let trace_id = TraceId::from_hex(&trace.trace_id).ok()?;
+    let span_id = SpanId::from_hex(&trace.span_id).ok()?;
+    Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
+}

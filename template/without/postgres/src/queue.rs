@@ -1,0 +1,128 @@
+//! Where jobs wait: in memory, so that what the stop can't finish is lost, and counted.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use metrics::gauge;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::jobs::{Job, Settlement};
+use crate::store::Store;
+use crate::telemetry::metrics::as_f64;
+
+/// The queue holds as much as `jobs.queue_capacity` allows.
+#[derive(Debug)]
+pub struct Full;
+
+/// The right to add one job.
+#[derive(Debug)]
+pub struct Place(OwnedSemaphorePermit);
+
+#[derive(Debug)]
+pub struct Queue {
+    places: Arc<Semaphore>,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// Taken and not settled.
+    running: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// The moment from which it may run.
+    due: Instant,
+    job: Job,
+    /// Given back when the job is taken. A retry has none: it must not be refused.
+    _place: Option<Place>,
+}
+
+impl Queue {
+    /// Whether what is left at the stop is run later.
+    pub const OUTLIVES_PROCESS: bool = false;
+
+    pub fn new(_store: &Store, capacity: usize, _longest_run: Duration) -> Self {
+        Self { places: Arc::new(Semaphore::new(capacity)), state: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// Makes sure that there is room, before anything is written.
+    ///
+    /// # Errors
+    /// [`Full`] when there is none.
+    pub fn reserve(&self) -> Result<Place, Full> {
+        self.places.clone().try_acquire_owned().map(Place).map_err(|_| Full)
+    }
+
+    /// Adds a job.
+    pub fn push(&self, place: Place, job: Job) {
+        self.add(Waiting { due: Instant::now(), job, _place: Some(place) });
+    }
+
+    /// Waits for the next job that is due. Once `drain` is cancelled all are due, and `None` says that none is left.
+    pub async fn next(&self, drain: &CancellationToken) -> Option<Job> {
+        loop {
+            let draining = drain.is_cancelled();
+            let wake_at = {
+                let mut state = self.state();
+                let now = Instant::now();
+                if let Some(index) = state.waiting.iter().position(|entry| draining || entry.due <= now) {
+                    state.running += 1;
+                    let taken = state.waiting.remove(index);
+                    Self::publish(&state);
+                    return taken.map(|entry| entry.job);
+                }
+                state.waiting.iter().map(|entry| entry.due).min()
+            };
+            if draining {
+                return None;
+            }
+            let idle = Duration::from_secs(60);
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep_until(wake_at.unwrap_or_else(|| Instant::now() + idle)) => {}
+            }
+        }
+    }
+
+    /// Records what became of a job that was taken.
+    #[expect(clippy::unused_async, reason = "where jobs are durable this writes to a server")]
+    pub async fn settle(&self, job: Job, settlement: Settlement) {
+        self.state().running -= 1;
+        if let Settlement::Retry { after } = settlement {
+            self.add(Waiting { due: Instant::now() + after, job, _place: None });
+        }
+    }
+
+    /// Gives up what is left, and tells how much is lost by that.
+    pub fn abandon(&self) -> usize {
+        let mut state = self.state();
+        let lost = state.waiting.len() + state.running;
+        *state = State::default();
+        Self::publish(&state);
+        lost
+    }
+
+    fn add(&self, entry: Waiting) {
+        let mut state = self.state();
+        state.waiting.push_back(entry);
+        Self::publish(&state);
+        self.changed.notify_one();
+    }
+
+    fn publish(state: &State) {
+        gauge!("jobs_queue_depth").set(as_f64(state.waiting.len()));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No change below can panic half-way, so a poisoned lock still guards whole data.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
