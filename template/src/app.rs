@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{Config, Loaded};
-use crate::health::{self, Health};
+use crate::health::{self, Check, Health};
 //@ if rate_limit
 use crate::http::rate_limit::RateLimit;
 //@ end
@@ -159,6 +159,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
 struct Service {
     lifecycle: Lifecycle,
     health: Health,
+    checks: Vec<Check>,
     store: Store,
     in_flight: InFlight,
     public: (JoinHandle<()>, Stop),
@@ -188,15 +189,16 @@ impl Service {
         background.spawn(cache.clone().follow());
         let checks = checks.into_iter().chain([cache.check()]).collect();
         //@ end
-        background.spawn(health.clone().probe(checks));
-
         let webhook = Webhook::new(config.webhook.clone())?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let tasks = Tasks { store: store.clone(), cache, queue: queue.clone(), notify: webhook.enabled() };
         let stop = Stop::default();
         let work = move |job| webhook.clone().deliver(job);
-        let running = Runner::new(config.jobs, queue).run(work, stop.drain.clone(), stop.abort.clone());
-        let jobs = (tokio::spawn(running), stop);
+        let (runner, until, ready) = (Runner::new(config.jobs, queue), stop.clone(), lifecycle.clone());
+        let jobs = tokio::spawn(async move {
+            ready.reached(State::Ready).await;
+            runner.run(work, until.drain, until.abort).await
+        });
 
         let around = http::Surroundings {
             health: health.clone(),
@@ -219,17 +221,20 @@ impl Service {
         let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
         let router = admin_router(&health, &telemetry.metrics, &store);
         let admin = listen(admin, router, limits, &InFlight::default());
-        Ok(Self { lifecycle, health, store, in_flight, public, admin, jobs, background })
+        let jobs = (jobs, stop);
+        Ok(Self { lifecycle, health, checks, store, in_flight, public, admin, jobs, background })
     }
 
     /// Waits until what the service depends on is there.
-    async fn ready(&self, config: &Config) -> Result<()> {
+    async fn ready(&mut self, config: &Config) -> Result<()> {
         //@ if postgres
         if config.database.migrate_on_start {
             let migrated = migrate_when_up(&self.store);
             tokio::time::timeout(config.health.startup_timeout, migrated).await.context("migration")??;
         }
         //@ end
+        // Not before: a schema that is about to be migrated is no news.
+        self.background.spawn(self.health.clone().probe(std::mem::take(&mut self.checks)));
         let Err(missing) = self.health.all_up(config.health.startup_timeout).await else { return Ok(()) };
         bail!("not available within health.startup_timeout: {missing}")
     }

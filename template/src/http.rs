@@ -15,6 +15,7 @@ use garde::Validate;
 use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
@@ -131,7 +132,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     // Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
     Ok(router
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(cors(&config.cors_allowed_origins)?)
+        .layer(option_layer(cors(&config.cors_allowed_origins)?))
         .layer(from_fn(middleware::secure))
         .layer(from_fn_with_state(around.observer, middleware::observe)))
 }
@@ -151,15 +152,16 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
 }
 
 /// Closed unless configured: no origin, no headers.
-fn cors(origins: &[String]) -> anyhow::Result<CorsLayer> {
+fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
     if origins.is_empty() {
-        return Ok(CorsLayer::new());
+        return Ok(None);
     }
     let origins = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<HeaderValue>, _>>()?;
-    Ok(CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, HeaderName::from_static("x-request-id")])
         .expose_headers([header::ETAG, header::LOCATION, HeaderName::from_static("x-request-id")])
-        .max_age(Duration::from_mins(10)))
+        .max_age(Duration::from_mins(10));
+    Ok(Some(layer))
 }

@@ -62,6 +62,12 @@ impl Lifecycle {
         *self.0.borrow()
     }
 
+    /// Waits until the process is in `state` or beyond.
+    pub async fn reached(&self, state: State) {
+        // Fails only without a sender, and this is one.
+        let _ = self.0.subscribe().wait_for(|now| *now >= state).await;
+    }
+
     /// Moves on to `next` and tells whether that was a step forward; a step back is not taken.
     pub fn advance(&self, next: State) -> bool {
         let moved = self.0.send_if_modified(|state| {

@@ -1,10 +1,8 @@
 //! The OpenAPI document, and a page that shows it without anything from the internet.
 
-use std::sync::Arc;
-
 use axum::Router;
+use axum::body::Bytes;
 use axum::http::header;
-use axum::response::Html;
 use axum::routing::get;
 use utoipa::IntoResponses;
 use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
@@ -29,11 +27,15 @@ pub fn info() -> OpenApi {
     OpenApiBuilder::new().info(info.build()).build()
 }
 
-/// `/openapi.json` and `/docs`.
+/// `/openapi.json`, and `/docs` with the files it is made of.
 pub fn routes(document: String) -> Router {
-    let document = Arc::<str>::from(document);
-    let json = async move || ([(header::CONTENT_TYPE, "application/json")], document.to_string());
+    let document = Bytes::from(document);
+    let json = async move || ([(header::CONTENT_TYPE, "application/json")], document);
+    let file =
+        |media_type, text: &'static str| get(async move || ([(header::CONTENT_TYPE, media_type)], text));
     Router::new()
         .route("/openapi.json", get(json))
-        .route("/docs", get(async || Html(include_str!("docs.html"))))
+        .route("/docs", file("text/html; charset=utf-8", include_str!("docs/index.html")))
+        .route("/docs.js", file("text/javascript", include_str!("docs/docs.js")))
+        .route("/docs.css", file("text/css", include_str!("docs/docs.css")))
 }
