@@ -1,5 +1,7 @@
 //! Weaving: what is committed is what the living service calls for, and each fault in it is named with its cure.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::path::Path;
 use std::time::Instant;

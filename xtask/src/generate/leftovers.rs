@@ -34,7 +34,20 @@ struct Exception {
     reason: &'static str,
 }
 
-const EXCEPTIONS: &[Exception] = &[];
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        toggle: "otlp",
+        file: "src/telemetry/metrics.rs",
+        text: "Collector",
+        reason: "the type of metrics-process that reads the process's own metrics",
+    },
+    Exception {
+        toggle: "rate_limit",
+        file: "src/webhook.rs",
+        text: "TOO_MANY_REQUESTS",
+        reason: "what a receiver may answer, whose limits are its own",
+    },
+];
 
 /// A toggle's words, in any case.
 const WORDS: [(&str, &str); 4] = [
@@ -176,5 +189,108 @@ impl Scan {
             };
             self.add(path, at + 1, what, line);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found in a service of one file.
+    fn found(variant: Variant, path: &str, text: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+        leftovers(folder.path(), variant).unwrap()
+    }
+
+    #[test]
+    fn finds_what_is_of_the_template() {
+        for text in [
+            "//@ if redis",
+            "  #@ end",
+            "<!--@ if otlp -->",
+            "{% if redis %}",
+            "{{project-name}}",
+            "{{ owner }}",
+            "see without/redis/src",
+            "a.toml.liquid",
+            "hooks/check.rhai",
+            "cargo generate",
+            "// TODO",
+            "skiff",
+            "Slipway",
+        ] {
+            assert!(!found(Variant::FULL, "a.md", text).is_empty(), "{text}");
+        }
+        for text in
+            ["${{ github.repository_owner }}", "{{ $labels.route }}", "webhooks/", "mastodon", "{{name}}"]
+        {
+            assert_eq!(found(Variant::FULL, "a.md", text), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn lets_the_record_and_one_line_name_the_template() {
+        assert_eq!(
+            found(Variant::BASE, "slipway.toml", "template = \"slipway\"\nredis = false\n"),
+            Vec::<String>::new()
+        );
+        assert_eq!(found(Variant::FULL, "README.md", "Made with slipway.\n"), Vec::<String>::new());
+        assert_eq!(
+            found(Variant::FULL, "README.md", "slipway\nslipway\n"),
+            ["README.md:2: the template's name: slipway"]
+        );
+    }
+
+    #[test]
+    fn finds_words_of_absent_toggles_alone() {
+        let words = [
+            "A database",
+            "sqlx::query",
+            "Migration",
+            "REDIS_URL",
+            "tower_governor",
+            "rate limits",
+            "429",
+            "OTel",
+        ];
+        for text in words {
+            assert!(!found(Variant::BASE, "a.md", text).is_empty(), "{text}");
+            assert_eq!(found(Variant::FULL, "a.md", text), Vec::<String>::new());
+        }
+        assert_eq!(found(Variant::BASE, "src/redis.rs", ""), ["src/redis.rs:0: redis is off: src/redis.rs"]);
+        assert_eq!(found("otlp".parse().unwrap(), "a.md", "otlp\nredis\n"), ["a.md:2: redis is off: redis"]);
+    }
+
+    #[test]
+    fn reads_nothing_but_names_in_a_lock() {
+        let lock = "name = \"redis\"\nsource = \"otlp\"\n";
+        assert_eq!(
+            found(Variant::BASE, "Cargo.lock", lock),
+            ["Cargo.lock:1: redis is off: name = \"redis\""]
+        );
+    }
+
+    #[test]
+    fn finds_gaps() {
+        for text in ["\na\n", "a\n\n", "a\n\n\nb\n", "fn a() {\n\n    b();\n}\n", "fn a() {\n    b();\n\n}\n"]
+        {
+            assert_eq!(found(Variant::FULL, "a.rs", text).len(), 1, "{text:?}");
+        }
+        assert_eq!(found(Variant::FULL, "a.rs", "a();\n\nb();\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn finds_empty_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("src")).unwrap();
+        assert_eq!(leftovers(folder.path(), Variant::FULL).unwrap(), ["src:0: an empty folder: "]);
+    }
+
+    #[test]
+    fn an_exception_that_nothing_needs_is_told() {
+        assert_eq!(unused_exceptions(&[]).len(), EXCEPTIONS.len());
     }
 }

@@ -1,0 +1,124 @@
+//! Generating: cargo-generate itself, with what is committed, in every way that people call it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "generation/support.rs"]
+mod support;
+
+#[path = "generation/answers.rs"]
+mod answers;
+#[path = "generation/ways.rs"]
+mod ways;
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::{contents, expected, generator, paths, silent, template, text_of};
+use xtask::generate::{self, Request};
+use xtask::variant::Variant;
+use xtask::weave::names::Names;
+
+/// What one generation may take on a machine that is left to it.
+const LIMIT: Duration = Duration::from_millis(200);
+
+/// How many more processes want to run than can: 1 or above.
+fn overload() -> f64 {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (load / f64::from(u32::try_from(cores).unwrap())).max(1.0)
+}
+
+fn request(variant: Variant, parent: &std::path::Path) -> Request {
+    Request {
+        cargo_generate: generator(),
+        template: template().to_owned(),
+        variant,
+        name: "order-desk".into(),
+        parent: parent.to_owned(),
+    }
+}
+
+#[test]
+fn each_variant_comes_out_as_the_living_service_says() {
+    let names = Names { name: "order-desk".into(), owner: "acme".into(), ..Names::living() };
+    for variant in Variant::all() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = generate::generate(&request(variant, folder.path())).unwrap();
+        let (mut found, wanted) = (contents(&service), expected(variant, &names));
+        assert!(found.remove("Cargo.lock").is_some(), "`{variant}` has no lock");
+        assert_eq!(paths(&found), paths(&wanted), "the files of `{variant}`");
+        for (path, bytes) in &wanted {
+            assert_eq!(text_of(&found[path]), text_of(bytes), "{path} of `{variant}`");
+        }
+    }
+}
+
+#[test]
+fn each_variant_comes_out_at_once() {
+    for variant in Variant::all() {
+        let fastest = (0..3).map(|_| {
+            let folder = tempfile::tempdir().unwrap();
+            let start = Instant::now();
+            generate::generate(&request(variant, folder.path())).unwrap();
+            start.elapsed()
+        });
+        let fastest = fastest.min().unwrap();
+        println!("{variant}: {fastest:?}");
+        assert!(fastest < LIMIT.mul_f64(overload()), "`{variant}` took {fastest:?}");
+    }
+}
+
+#[test]
+fn the_full_variant_is_the_living_service_less_its_fences() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = silent(folder.path(), "skiff");
+    for toggle in xtask::variant::TOGGLES {
+        command.args(["-d", &format!("{toggle}=true")]);
+    }
+    support::succeed(command.args(["-d", "owner=skiff-owner"]));
+
+    // Worked out without the code that weaves.
+    let mut living = contents(&template().join("template"));
+    living.retain(|path, _| !path.ends_with(".liquid") && !path.starts_with("without/"));
+    let found = contents(&folder.path().join("skiff"));
+    assert_eq!(paths(&found), paths(&living));
+    for (path, bytes) in living {
+        let fence =
+            |line: &str| ["//@ ", "#@ ", "<!--@ ", "--@ "].iter().any(|mark| line.trim().starts_with(mark));
+        let wanted: String = text_of(&bytes).split_inclusive('\n').filter(|line| !fence(line)).collect();
+        assert_eq!(text_of(&found[&path]), wanted, "{path}");
+    }
+}
+
+/// So `--locked` accepts it, and the first build leaves it as it is.
+#[test]
+fn each_lock_is_the_one_that_cargo_would_write() {
+    for (variant, name) in Variant::all().zip(["aardvark", "order-desk", "zzz"].into_iter().cycle()) {
+        let folder = tempfile::tempdir().unwrap();
+        let request = Request { name: name.into(), ..request(variant, folder.path()) };
+        let service = generate::generate(&request).unwrap();
+        let shipped = fs::read_to_string(service.join("Cargo.lock")).unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        let output = cargo.args(["update", "--workspace", "--quiet"]).current_dir(&service).output().unwrap();
+        assert!(output.status.success(), "`{variant}`: {}", text_of(&output.stderr));
+        let written = fs::read_to_string(service.join("Cargo.lock")).unwrap();
+        assert_eq!(shipped, written, "the lock of `{variant}` as `{name}`");
+    }
+}
+
+#[test]
+fn nothing_of_the_template_or_of_an_absent_toggle_is_left() {
+    let mut scans = Vec::new();
+    let mut left = Vec::new();
+    for variant in Variant::all() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = generate::generate(&request(variant, folder.path())).unwrap();
+        let scan = generate::scan(&service, variant).unwrap();
+        left.extend(scan.leftovers.iter().map(|leftover| format!("{variant}: {leftover}")));
+        scans.push(scan);
+    }
+    assert!(left.is_empty(), "left over:\n{}", left.join("\n"));
+    assert_eq!(generate::unused_exceptions(&scans), Vec::<String>::new(), "exceptions that nothing needs");
+}

@@ -1,0 +1,125 @@
+//! Answers that can't be used: each is refused with what is allowed, and nothing is left on disk.
+
+use std::path::Path;
+
+use crate::support::{contents, repository, silent, succeed, template, text_of};
+
+/// The line of what cargo-generate printed that has `wanted`; nothing may have been generated.
+fn refusal(command: &mut std::process::Command, parent: &Path, wanted: &str) {
+    let output = command.output().unwrap();
+    let said = text_of(&output.stdout) + &text_of(&output.stderr);
+    assert!(!output.status.success(), "{command:?} went through:\n{said}");
+    assert!(said.lines().any(|line| line.contains(wanted)), "no line says `{wanted}`:\n{said}");
+    let left = contents(parent).into_keys().filter(|path| !path.ends_with('/')).collect::<Vec<_>>();
+    assert_eq!(left, Vec::<String>::new(), "left behind by {command:?}");
+}
+
+#[test]
+fn a_name_that_cannot_be_used_is_refused() {
+    let cases = [
+        ("fn", "is a keyword of Rust"),
+        ("Async", "is a keyword of Rust"),
+        ("std", "is a crate of Rust itself"),
+        ("core", "is a crate of Rust itself"),
+        ("test", "is a crate of Rust itself"),
+        ("proc-macro", "is a crate of Rust itself"),
+        ("deps", "is a folder that cargo builds in"),
+        ("tokio", "is a crate that the service depends on"),
+        ("zürich", "is not ASCII"),
+        ("9-lives", "doesn't start with a letter"),
+        ("order_desk", "has a \"_\""),
+        ("order/desk", ""),
+        (&"x".repeat(51), "has 51 characters"),
+        ("-", "doesn't start with a letter"),
+    ];
+    for (name, reason) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let wanted = format!("the name \"{name}\" {reason}");
+        if reason.is_empty() {
+            // cargo-generate makes a proper name of it.
+            succeed(&mut silent(folder.path(), name));
+            continue;
+        }
+        refusal(&mut silent(folder.path(), name), folder.path(), &wanted);
+        refusal(&mut silent(folder.path(), name), folder.path(), "allowed are a-z, 0-9 and single hyphens");
+    }
+}
+
+#[test]
+fn a_name_that_is_forced_is_checked_too() {
+    let folder = tempfile::tempdir().unwrap();
+    refusal(
+        silent(folder.path(), "OrderDesk").arg("--force"),
+        folder.path(),
+        "doesn't start with a letter; allowed",
+    );
+}
+
+#[test]
+fn an_answer_that_cannot_be_used_is_refused() {
+    let long = format!("description={}", "x".repeat(121));
+    let cases = [
+        ("postgres=maybe", "was not `true` or `false`"),
+        ("otlp=1", "was not `true` or `false`"),
+        (
+            "owner=two words",
+            "the owner \"two words\" is no GitHub organisation or user; allowed are letters, digits",
+        ),
+        ("owner=-acme", "no hyphen first"),
+        ("owner=", "the owner \"\" is no"),
+        ("description=", "the description \"\" can't"),
+        ("description=Says \"hi\"", "can't stand in every file; allowed are ASCII letters"),
+        ("description=a: b", "can't stand in every file"),
+        ("description={{owner}}", "can't stand in every file"),
+        ("description=back\\slash", "can't stand in every file"),
+        (&long, "120 at most"),
+    ];
+    for (answer, wanted) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        refusal(silent(folder.path(), "order-desk").args(["-d", answer]), folder.path(), wanted);
+    }
+}
+
+/// As far as a hook can tell: it sees a variable only if it knows the name.
+#[test]
+fn an_answer_to_a_question_that_is_nearly_one_is_refused() {
+    let slips =
+        ["postgress", "postgre", "psotgres", "rate-limit", "ratelimit", "RateLimit", "REDIS", "descriptoin"];
+    for name in slips.into_iter().chain(["postgresql", "db", "otel", "name", "organization"]) {
+        let folder = tempfile::tempdir().unwrap();
+        let wanted = format!(
+            "there is no question \"{name}\"; allowed are postgres, redis, rate_limit, otlp, description, owner"
+        );
+        refusal(
+            silent(folder.path(), "order-desk").args(["-d", &format!("{name}=true")]),
+            folder.path(),
+            &wanted,
+        );
+    }
+}
+
+#[test]
+fn a_folder_that_exists_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("order-desk")).unwrap();
+    let wanted = "Target directory already exists, aborting!";
+    refusal(&mut silent(folder.path(), "order-desk"), folder.path(), wanted);
+}
+
+#[test]
+fn an_older_cargo_generate_is_refused() {
+    let config = std::fs::read_to_string(repository().join("cargo-generate.toml")).unwrap();
+    let required = config.lines().find_map(|line| line.strip_prefix("cargo_generate_version = ")).unwrap();
+    let newer = tempfile::tempdir().unwrap();
+    xtask::generate::snapshot(template(), newer.path()).unwrap();
+    std::fs::write(newer.path().join("cargo-generate.toml"), config.replace(required, "\">=99\"")).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = xtask::generate::command(&crate::support::generator());
+    command.arg("--path").arg(newer.path()).arg("--destination").arg(folder.path());
+    refusal(
+        command.args(["--name", "order-desk", "--silent"]),
+        folder.path(),
+        "version not met. Required: >=99",
+    );
+}
