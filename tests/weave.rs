@@ -39,13 +39,11 @@ impl Fixture {
 
     /// Writes `cargo-generate.toml` with all questions, and `rules` after them.
     fn config(&self, rules: &str) {
-        let questions: String = xtask::variant::TOGGLES
-            .iter()
-            .map(|toggle| format!("{toggle} = {{ type = \"bool\", prompt = \"?\", default = true }}\n"))
-            .collect();
+        let question = |toggle| format!("{toggle} = {{ type = \"bool\", prompt = \"?\", default = true }}");
+        let questions = xtask::variant::TOGGLES.map(question).join("\n");
         self.write(
             "cargo-generate.toml",
-            &format!("[template]\ninclude = []\n\n[placeholders]\n{questions}\n{rules}"),
+            &format!("[template]\ninclude = []\n\n[placeholders]\n{questions}\n\n{rules}"),
         );
     }
 

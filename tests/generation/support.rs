@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -9,6 +10,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 use xtask::generate;
+use xtask::tools;
 use xtask::variant::Variant;
 use xtask::weave::config::Config;
 use xtask::weave::names::Names;
@@ -18,16 +20,16 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The cargo-generate to test with.
+/// The cargo-generate to test with: the one in `CARGO_GENERATE`, one that is found, or one that is built now.
 pub fn generator() -> PathBuf {
-    let named = std::env::var_os("CARGO_GENERATE").map(PathBuf::from);
-    let proof = repository().join("target/tools/bin/cargo-generate");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).map(|folder| folder.join("cargo-generate"));
-    let mut found = named.into_iter().chain([proof]).chain(installed).filter(|file| file.is_file());
-    found
-        .next()
-        .expect("cargo-generate is missing: run `cargo prove --quick` once, or name one in CARGO_GENERATE")
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let find = || match std::env::var_os("CARGO_GENERATE") {
+        Some(named) => PathBuf::from(named),
+        // Not by `eprintln!`, which a test keeps to itself for the two minutes that a build takes.
+        None => tools::cargo_generate(repository(), &|line| drop(writeln!(std::io::stderr(), "{line}")))
+            .expect("cargo-generate is needed: install it, or name one in CARGO_GENERATE"),
+    };
+    FOUND.get_or_init(find).clone()
 }
 
 /// A copy of this repository as git has it, without what was built.

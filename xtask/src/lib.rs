@@ -7,6 +7,6 @@ mod http;
 pub mod lock;
 pub mod prove;
 mod servers;
-mod tools;
+pub mod tools;
 pub mod variant;
 pub mod weave;
