@@ -42,24 +42,19 @@ enum Exit {
     DrainCutShort = 3,
 }
 
-/// Serves until told to stop.
-pub fn serve(loaded: &Loaded) -> ExitCode {
-    let exit = in_runtime(&loaded.config, async |telemetry| {
-        let exit = run(loaded, telemetry).await.unwrap_or_else(|error| {
-            error!(cause = format!("{error:#}"), category = "internal", "service.failed");
-            Exit::Fault
-        });
-        telemetry.flush().await;
-        info!(code = exit as u8, "service.exit");
-        Ok(exit)
+/// Serves until told to stop. Returns the exit code.
+///
+/// # Errors
+/// When telemetry can't be set up, so that nothing could be logged.
+pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
+    let telemetry = Telemetry::install(&loaded.config)?;
+    let exit = in_runtime(run(loaded, &telemetry)).unwrap_or_else(|error| {
+        error!(cause = format!("{error:#}"), category = "internal", "service.failed");
+        Exit::Fault
     });
-    match exit {
-        Ok(exit) => ExitCode::from(exit as u8),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(Exit::Fault as u8)
-        }
-    }
+    telemetry.flush();
+    info!(code = exit as u8, "service.exit");
+    Ok(ExitCode::from(exit as u8))
 }
 //@ if postgres
 
@@ -68,7 +63,8 @@ pub fn serve(loaded: &Loaded) -> ExitCode {
 /// # Errors
 /// When the database can't be reached, or a migration fails.
 pub fn migrate(loaded: &Loaded) -> Result<()> {
-    in_runtime(&loaded.config, async |_| Store::open(&loaded.config)?.migrate().await.context("migrate"))
+    let _telemetry = Telemetry::install(&loaded.config)?;
+    in_runtime(async { Store::open(&loaded.config)?.migrate().await.context("migrate") })
 }
 //@ end
 
@@ -89,11 +85,10 @@ pub fn healthcheck(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Runs `work` with telemetry. Log lines that wait are written before it returns.
-fn in_runtime<T>(config: &Config, work: impl AsyncFnOnce(&Telemetry) -> Result<T>) -> Result<T> {
+fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
-    let result = runtime.block_on(async { work(&Telemetry::install(config)?).await });
-    // A flush that ran out of time still blocks a thread; the process does not wait for it.
+    let result = runtime.block_on(work);
+    // What was aborted may still block a thread; the process does not wait for it.
     runtime.shutdown_background();
     result
 }
@@ -275,10 +270,8 @@ impl Service {
             stop.drain.cancel();
             stop.abort.cancel();
         }
-        //@ if postgres
-        // Bounded: a query that the server no longer answers would hold it for ever.
+        // Bounded, as all is from here on: what does not answer must not hold the process.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
-        //@ end
     }
 }
 //@ if postgres

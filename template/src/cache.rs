@@ -19,8 +19,8 @@ use crate::task::Task;
 
 //@ if redis
 pub mod shared;
-//@ end
 
+//@ end
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
     #[garde(range(min = 1, max = 100_000_000))]
@@ -81,12 +81,21 @@ impl Cache {
         // More than one round only while writes to this very task keep coming in.
         for _ in 0..3 {
             let hit = AtomicBool::new(true);
-            let entry = self.memory.try_get_with(id, async {
+            let loading = async {
                 hit.store(false, Ordering::Relaxed);
                 let writes = self.writes.count(id);
-                self.load(id, &load).await.map(|task| Entry { task: Arc::new(task), writes })
-            });
-            let entry = entry.await?;
+                //@ if redis
+                if let Some(task) = self.shared.get(id).await {
+                    return Ok(Entry { task: Arc::new(task), writes });
+                }
+                //@ end
+                let task = load().await?;
+                //@ if redis
+                self.shared.fill(&task).await;
+                //@ end
+                Ok(Entry { task: Arc::new(task), writes })
+            };
+            let entry = self.memory.try_get_with(id, loading).await?;
             let outcome = if hit.into_inner() { "hit" } else { "miss" };
             counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome).increment(1);
             if entry.writes == self.writes.count(id) {
@@ -95,22 +104,6 @@ impl Cache {
             self.memory.invalidate(&id).await;
         }
         load().await.map(Arc::new).map_err(Arc::new)
-    }
-
-    async fn load<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Task, Error>
-    where
-        F: Future<Output = Result<Task, Error>>,
-    {
-        //@ if redis
-        if let Some(task) = self.shared.get(id).await {
-            return Ok(task);
-        }
-        //@ end
-        let task = load().await?;
-        //@ if redis
-        self.shared.fill(&task).await;
-        //@ end
-        Ok(task)
     }
 
     /// Forgets what a write has changed. Called after the write and before it is acknowledged.

@@ -87,8 +87,9 @@ pub struct Faults(pub BTreeSet<Fault>);
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bad configuration:")?;
         for Fault { key, source, allowed } in &self.0 {
-            writeln!(f, "{key} ({source}): {allowed}")?;
+            write!(f, "\n{key} ({source}): {allowed}")?;
         }
         Ok(())
     }

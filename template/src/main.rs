@@ -1,17 +1,14 @@
 //! The command line, and the exit codes that orchestrators read.
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use service::{app, config, http};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// A fault that is none of those below.
-const FAULT: u8 = 1;
-/// `EX_CONFIG` of sysexits.h.
-const BAD_CONFIGURATION: u8 = 78;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -37,36 +34,24 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = Arguments::parse().command.unwrap_or(Command::Serve);
-    if matches!(command, Command::Openapi) {
-        return print(http::openapi_document());
-    }
-    let loaded = match config::load() {
-        Ok(loaded) => loaded,
-        Err(faults) => {
-            eprint!("bad configuration:\n{faults}");
-            return BAD_CONFIGURATION.into();
-        }
-    };
-    match command {
-        Command::Serve | Command::Openapi => app::serve(&loaded),
-        //@ if postgres
-        Command::Migrate => print(app::migrate(&loaded).map(|()| "the schema is up to date".to_owned())),
-        //@ end
-        Command::Healthcheck => print(app::healthcheck(&loaded.config).map(|()| "ok".to_owned())),
-        Command::CheckConfig => print(Ok(loaded.explain())),
-    }
+    run(Arguments::parse().command.unwrap_or(Command::Serve)).unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        // 78 is EX_CONFIG of sysexits.h: starting again won't help before the configuration has changed.
+        ExitCode::from(if error.is::<config::Faults>() { 78 } else { 1 })
+    })
 }
 
-fn print(result: anyhow::Result<String>) -> ExitCode {
-    match result {
-        Ok(text) => {
-            println!("{}", text.trim_end());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{error:#}");
-            FAULT.into()
-        }
-    }
+fn run(command: Command) -> Result<ExitCode> {
+    let text = match command {
+        Command::Openapi => http::openapi_document()?,
+        Command::Serve => return app::serve(&config::load()?),
+        //@ if postgres
+        Command::Migrate => app::migrate(&config::load()?).map(|()| "the schema is up to date".to_owned())?,
+        //@ end
+        Command::Healthcheck => app::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
+        Command::CheckConfig => config::load()?.explain(),
+    };
+    // A reader that has seen enough, such as `head`, is no fault.
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    Ok(ExitCode::SUCCESS)
 }

@@ -149,8 +149,6 @@ impl Store {
         self.pool.close().await;
     }
 
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(
@@ -165,7 +163,7 @@ impl Store {
     }
 
     /// # Errors
-    /// [`Error::NotFound`], or the database can't be asked.
+    /// [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
@@ -174,9 +172,6 @@ impl Store {
     }
 
     /// At most `limit` tasks after the id `after`, in the order of their ids.
-    ///
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<Vec<Task>, Error> {
         let mut connection = self.acquire().await?;
         let limit = i64::from(limit);
@@ -201,7 +196,7 @@ impl Store {
     /// Changes a task, if it still has `version` where one is given.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`], or the database can't be asked.
+    /// [`Error::NotFound`], [`Error::VersionMismatch`].
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(
@@ -226,7 +221,7 @@ impl Store {
     /// makes is stored in the same transaction; it is returned as well.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`], or the database can't be asked.
+    /// [`Error::NotFound`], [`Error::VersionMismatch`].
     pub async fn complete(
         &self,
         id: Uuid,
@@ -261,7 +256,7 @@ impl Store {
     /// Deletes a task, if it still has `version` where one is given.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`], or the database can't be asked.
+    /// [`Error::NotFound`], [`Error::VersionMismatch`].
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query =

@@ -48,7 +48,6 @@ pub struct Page {
     pub next: Option<Uuid>,
 }
 
-#[expect(clippy::missing_errors_doc, reason = "each fails as `Error` says")]
 impl Tasks {
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
         let task = self.store.create(new).await?;

@@ -52,9 +52,9 @@ impl Telemetry {
     }
 
     /// Sends what is buffered, within `shutdown.flush_timeout`, and says what came of it.
-    pub async fn flush(&self) {
+    pub fn flush(&self) {
         //@ if otlp
-        if let Some(status) = self.traces.flush().await {
+        if let Some(status) = self.traces.flush() {
             info!(status, "telemetry.flush");
             return;
         }

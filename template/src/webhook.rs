@@ -131,7 +131,10 @@ impl Webhook {
             Ok(answer) if answer.status().is_success() => Ok(()),
             Ok(answer) => Err(refusal(answer.status())),
             // Without the URL, whose path or query may be a secret.
-            Err(error) => Err(Failure { reason: chain(&error.without_url()), retry: true }),
+            Err(error) => Err(Failure {
+                reason: format!("{:#}", anyhow::Error::from(error.without_url())),
+                retry: true,
+            }),
         }
     }
 }
@@ -145,16 +148,6 @@ fn refusal(status: StatusCode) -> Failure {
             | StatusCode::TOO_MANY_REQUESTS
     );
     Failure { reason: format!("answered {status}"), retry: passing || !status.is_client_error() }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The system's resolver, less the addresses inside our own network: a URL from outside must not make us

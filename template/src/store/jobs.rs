@@ -20,9 +20,6 @@ pub(super) async fn insert(connection: &mut PgConnection, job: &Job) -> Result<(
 
 impl Store {
     /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
-    ///
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query!(
@@ -45,8 +42,6 @@ impl Store {
         }
     }
 
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn finish_job(&self, id: Uuid) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
@@ -54,8 +49,6 @@ impl Store {
         Ok(())
     }
 
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn retry_job(&self, id: Uuid, after: Duration) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query!(
@@ -67,8 +60,6 @@ impl Store {
         Ok(())
     }
 
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn fail_job(&self, id: Uuid, reason: &str) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query =
@@ -78,9 +69,6 @@ impl Store {
     }
 
     /// Jobs that have not ended, of all replicas.
-    ///
-    /// # Errors
-    /// When the database can't be asked.
     pub async fn count_jobs(&self) -> Result<usize, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM jobs WHERE failed_at IS NULL"#);

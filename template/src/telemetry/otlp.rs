@@ -82,17 +82,17 @@ fn client() -> Result<reqwest::blocking::Client> {
 impl Exporter {
     /// Sends what is buffered, for at most `shutdown.flush_timeout`, whatever the collector does. Returns what
     /// came of it, or none without an endpoint.
-    pub async fn flush(&self) -> Option<&'static str> {
-        let provider = self.provider.clone()?;
-        let timeout = self.flush_timeout;
-        // The call blocks its thread. It reports success after a failed export too, so flush first: that one tells.
-        let flush = tokio::task::spawn_blocking(move || {
+    pub fn flush(&self) -> Option<&'static str> {
+        let (provider, timeout) = (self.provider.clone()?, self.flush_timeout);
+        let (done, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // `shutdown` reports success after a failed export too, so flush first: that one tells.
             let flushed = provider.force_flush();
-            provider.shutdown_with_timeout(timeout).and(flushed)
+            let _ = done.send(provider.shutdown_with_timeout(timeout).and(flushed));
         });
-        Some(match tokio::time::timeout(timeout, flush).await {
-            Ok(Ok(Ok(()))) => "ok",
-            Ok(_) => "error",
+        Some(match outcome.recv_timeout(timeout) {
+            Ok(Ok(())) => "ok",
+            Ok(Err(_)) => "error",
             Err(_) => "timeout",
         })
     }

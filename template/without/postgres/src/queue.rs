@@ -19,7 +19,9 @@ pub struct Full;
 
 /// The right to add one job.
 #[derive(Debug)]
-pub struct Place(OwnedSemaphorePermit);
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
 
 #[derive(Debug)]
 pub struct Queue {
@@ -57,7 +59,7 @@ impl Queue {
     /// # Errors
     /// [`Full`] when there is none.
     pub fn reserve(&self) -> Result<Place, Full> {
-        self.places.clone().try_acquire_owned().map(Place).map_err(|_| Full)
+        self.places.clone().try_acquire_owned().map(|_permit| Place { _permit }).map_err(|_| Full)
     }
 
     /// Adds a job.
@@ -83,7 +85,7 @@ impl Queue {
             if draining {
                 return None;
             }
-            let idle = Duration::from_secs(60);
+            let idle = Duration::from_mins(1);
             tokio::select! {
                 () = drain.cancelled() => {}
                 () = self.changed.notified() => {}
