@@ -57,8 +57,9 @@ impl Config {
                 rules.push(rule(expression, table)?);
             }
         }
+        let questions = document.get("placeholders");
         for toggle in TOGGLES {
-            let kind = document.get("placeholders").and_then(|all| all.get(toggle)?.get("type")?.as_str());
+            let kind = questions.and_then(|all| all.get(toggle)?.get("type")?.as_str());
             if kind != Some("bool") {
                 bail!(
                     "{FILE}: `{toggle}` is a toggle but no question, add `{toggle} = {{ type = \"bool\", … }}`"
@@ -66,6 +67,13 @@ impl Config {
             }
         }
         Ok(Self { document, rules })
+    }
+
+    /// The names of the questions.
+    #[must_use]
+    pub fn questions(&self) -> Vec<&str> {
+        let table = self.document.get("placeholders").and_then(Item::as_table_like);
+        table.map(|table| table.iter().map(|(name, _)| name).collect()).unwrap_or_default()
     }
 
     /// Whether `target` is left out of `variant`.

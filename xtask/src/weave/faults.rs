@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use toml_edit::{DocumentMut, Item};
+
 use super::config::{self, Config};
 use super::names;
 use super::tree::{self, Source, Tree};
@@ -28,7 +30,7 @@ pub fn find(root: &Path, config: &Config, tree: &Tree) -> Vec<String> {
         ));
     }
     faults.extend(of_hooks(root));
-    faults.extend(of_version(root, tree));
+    faults.extend(of_record(root, config, tree));
     faults
 }
 
@@ -111,18 +113,25 @@ fn of_hooks(root: &Path) -> Option<String> {
         .then(|| format!("{FILE}: lacks the toggles in order, write `{line}`"))
 }
 
-/// A service records the template's version; it is the one of this workspace.
-fn of_version(root: &Path, tree: &Tree) -> Option<String> {
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap_or_default();
-    let manifest: toml_edit::DocumentMut = manifest.parse().unwrap_or_default();
-    let version = manifest.get("workspace")?.get("package")?.get("version")?.as_str()?;
-    let line = format!("version = \"{version}\"");
+/// A service records the version of the template, which is this workspace's, and every answer.
+fn of_record(root: &Path, config: &Config, tree: &Tree) -> Vec<String> {
     let record = tree.sources.iter().find(|source| source.path == tree::RECORD);
-    match record.and_then(|source| source.text.as_deref()) {
-        Some(text) if text.lines().any(|other| other == line) => None,
-        Some(_) => {
-            Some(format!("template/slipway.toml: is of another version than Cargo.toml, write `{line}`"))
-        }
-        None => Some("template/slipway.toml: is missing, add the version and the answers".into()),
+    let Some(text) = record.and_then(|source| source.text.as_deref()) else {
+        return vec![format!("template/{}: is missing, add the version and the answers", tree::RECORD)];
+    };
+    let record: DocumentMut = text.parse().unwrap_or_default();
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap_or_default();
+    let manifest: DocumentMut = manifest.parse().unwrap_or_default();
+    let version = manifest.get("workspace").and_then(|table| table.get("package")?.get("version")?.as_str());
+    let mut lacking = Vec::new();
+    if let Some(version) =
+        version.filter(|version| record.get("version").and_then(Item::as_str) != Some(version))
+    {
+        lacking.push(format!("version = \"{version}\""));
     }
+    let values = record.get("values").and_then(Item::as_table_like);
+    let unrecorded = |question: &&str| !values.is_some_and(|values| values.contains_key(question));
+    let questions = config.questions().into_iter().filter(unrecorded);
+    lacking.extend(questions.map(|question| format!("{question} = … under [values]")));
+    lacking.into_iter().map(|line| format!("template/{}: lacks `{line}`, add it", tree::RECORD)).collect()
 }
