@@ -85,7 +85,7 @@ fn an_answer_that_cannot_be_used_is_refused() {
 fn an_answer_to_a_question_that_is_nearly_one_is_refused() {
     let slips =
         ["postgress", "postgre", "psotgres", "rate-limit", "ratelimit", "RateLimit", "REDIS", "descriptoin"];
-    for name in slips.into_iter().chain(["postgresql", "db", "otel", "name", "organization"]) {
+    for name in slips.into_iter().chain(["postgresql", "db", "otel", "governor"]) {
         let folder = tempfile::tempdir().unwrap();
         let wanted = format!(
             "there is no question \"{name}\"; allowed are postgres, redis, rate_limit, otlp, description, owner"
@@ -96,6 +96,20 @@ fn an_answer_to_a_question_that_is_nearly_one_is_refused() {
             &wanted,
         );
     }
+}
+
+/// cargo-generate's own configuration hands the values in it to every template.
+#[test]
+fn a_value_for_other_templates_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    succeed(silent(folder.path(), "order-desk").args([
+        "-d",
+        "author=x",
+        "-d",
+        "organization=y",
+        "-d",
+        "foo=1",
+    ]));
 }
 
 #[test]

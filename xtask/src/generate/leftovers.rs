@@ -30,7 +30,6 @@ struct Exception {
     /// A part of the line.
     text: &'static str,
     /// Why it stays.
-    #[expect(dead_code, reason = "it is for who reads the list")]
     reason: &'static str,
 }
 
@@ -125,9 +124,7 @@ pub fn unused_exceptions(scans: &[Scan]) -> Vec<String> {
         .iter()
         .enumerate()
         .filter(|(at, _)| !scans.iter().any(|scan| scan.exceptions.contains(at)));
-    unused
-        .map(|(_, exception)| format!("{}: {}: {}", exception.file, exception.toggle, exception.text))
-        .collect()
+    unused.map(|(_, it)| format!("{}: `{}` ({})", it.file, it.text, it.reason)).collect()
 }
 
 impl Scan {
