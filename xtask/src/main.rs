@@ -41,6 +41,9 @@ struct Prove {
     /// Prove this variant only, such as `base` or `postgres+otlp`; may be repeated
     #[arg(long = "variant", value_name = "NAME")]
     variants: Vec<Variant>,
+    /// Prove the template itself: fresh siblings, its own tests, the living service in place
+    #[arg(long)]
+    template: bool,
     /// Leave out the drills on the running service
     #[arg(long)]
     quick: bool,
@@ -65,7 +68,7 @@ fn run(cli: &Cli) -> Result<bool> {
     children::watch_signals()?;
     match &cli.command {
         Command::Prove(asked) => {
-            let plan = prove::Plan::new(&asked.variants, asked.quick);
+            let plan = prove::Plan::new(&asked.variants, asked.template, asked.quick);
             if asked.list_json {
                 println!("{}", plan.names_as_json());
                 return Ok(true);

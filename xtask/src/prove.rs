@@ -15,8 +15,7 @@ mod unused;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -80,20 +79,31 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     Ok(report.proven())
 }
 
-/// Works through the template's own checks and the variants, each lane taking the next.
+/// Works through what is planned, each lane taking the next.
 fn in_lanes(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
-    let next = AtomicUsize::new(0);
+    let mut subjects = plan.subjects();
+    // Before any lane builds: how long generation takes is measured on a machine with nothing else
+    // to do.
+    for subject in subjects.iter_mut().filter(|subject| subject.variant.is_some()) {
+        subject.run(1, context, board);
+    }
+    let waiting = Mutex::new(subjects);
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..LANES {
             scope.spawn(|| {
-                while let Some(mut subject) = plan.subject(next.fetch_add(1, Ordering::SeqCst)) {
-                    subject.run(context, board);
+                while let Some(mut subject) = locked(&waiting).pop_front() {
+                    subject.run(usize::MAX, context, board);
                     board.row(&subject);
-                    done.lock().expect("no lane panics while it holds it").push(subject);
+                    locked(&done).push(subject);
                 }
             });
         }
     });
-    done.into_inner().expect("no lane panics while it holds it")
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A lane that panics takes the run down with it; what the lock guards is whole even then.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,7 +28,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 11] = [
+const ALL: [Drill; 12] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -41,7 +41,8 @@ const ALL: [Drill; 11] = [
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
     drill("stops under load", "exit 0, no request lost", shutdown::under_load),
     drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),
-    drill("cuts a drain short", "exit 3 within the bound", shutdown::cut_short),
+    drill("ends a half-sent request", "504, then exit 0", shutdown::half_sent),
+    drill("cuts a drain short", "exit 3 within the drain's bound", shutdown::cut_short),
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];
 
@@ -169,6 +170,15 @@ impl<'a> Site<'a> {
             ("APP__RATE_LIMIT__WRITES_BURST", "100000"),
         ];
         if self.rate_limit { HURRY } else { &[] }
+    }
+
+    /// Settings with short deadlines, and a pool that gives up before they pass.
+    fn with_pool<'s>(&self, settings: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
+        let mut settings = settings.to_vec();
+        if self.postgres {
+            settings.push(("APP__DATABASE__ACQUIRE_TIMEOUT", "500ms"));
+        }
+        settings
     }
 
     /// Waits for the end and keeps the log for the last drill.

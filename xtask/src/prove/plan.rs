@@ -1,6 +1,8 @@
 //! What a run has to prove. The plan is made before anything runs, and the result is held
 //! against it, so that nothing drops out in silence.
 
+use std::collections::VecDeque;
+
 use crate::variant::Variant;
 
 use super::check::Subject;
@@ -32,17 +34,18 @@ const NAMES: [&str; 16] = [
 pub struct Plan {
     pub variants: Vec<Variant>,
     pub steps: Vec<Step>,
-    /// The template's own checks run only with all variants: they say nothing about a single one.
+    /// Whether the template's own checks run.
     pub template: bool,
 }
 
 impl Plan {
-    /// All variants when `asked` is empty.
+    /// The template and all variants when nothing else is asked for.
     #[must_use]
-    pub fn new(asked: &[Variant], quick: bool) -> Self {
-        let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
+    pub fn new(asked: &[Variant], template: bool, quick: bool) -> Self {
+        let all = asked.is_empty() && !template;
+        let variants = Variant::all().filter(|one| all || asked.contains(one)).collect();
         let steps = steps::ALL.iter().filter(|step| !(quick && step.is_drill())).copied().collect();
-        Self { variants, steps, template: asked.is_empty() }
+        Self { variants, steps, template: all || template }
     }
 
     #[must_use]
@@ -57,15 +60,18 @@ impl Plan {
         self.variants.len() * self.steps.len() + own
     }
 
-    /// The `place`-th thing to prove: the variants, the costliest first so that no lane ends long
-    /// after the other, then the template itself, whose build the full variant's has prepared.
-    pub(super) fn subject(&self, place: usize) -> Option<Subject> {
-        let count = self.variants.len();
-        if place < count {
-            let variant = self.variants[count - 1 - place];
-            let name = Variant::all().zip(NAMES).find(|(one, _)| *one == variant)?.1;
-            return Some(Subject::variant(count - 1 - place, variant, name, &self.steps));
+    /// What there is to prove: the variants, the costliest first so that no lane ends long after
+    /// the other, then the template itself, whose build the full variant's has prepared.
+    pub(super) fn subjects(&self) -> VecDeque<Subject> {
+        let named = Variant::all().zip(NAMES).enumerate();
+        let planned = named.filter(|(_, (variant, _))| self.variants.contains(variant));
+        let mut subjects: VecDeque<Subject> = planned
+            .map(|(place, (variant, name))| Subject::variant(place, variant, name, &self.steps))
+            .collect();
+        subjects.make_contiguous().reverse();
+        if self.template {
+            subjects.push_back(Subject::template(NAMES.len(), template::STEPS));
         }
-        (self.template && place == count).then(|| Subject::template(place, template::STEPS))
+        subjects
     }
 }

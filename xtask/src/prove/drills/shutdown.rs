@@ -94,19 +94,52 @@ pub fn slow_request(site: &Site<'_>) -> Result<String> {
     Ok(format!("201, exit 0 after {:.0?}", exit.after))
 }
 
-/// A client that never finishes its request holds the drain up to its bound and no longer.
-pub fn cut_short(site: &Site<'_>) -> Result<String> {
-    let service = site.start(&[("APP__SHUTDOWN__DRAIN_TIMEOUT", "1s")])?;
+/// The shortest drain that a configuration may have is as long as its longest request.
+const SHORT_DRAIN: [(&str, &str); 3] = [
+    ("APP__SHUTDOWN__DRAIN_TIMEOUT", "1s"),
+    ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
+    ("APP__WEBHOOK__TIMEOUT", "1s"),
+];
+/// The drain's second, and what the flush and a busy machine may take.
+const SHORT_BOUND: Duration = Duration::from_secs(4);
+
+/// A client that never sends the rest of its request is ended by the request's own deadline, so
+/// the stop is a clean one.
+pub fn half_sent(site: &Site<'_>) -> Result<String> {
+    let service = site.start(&site.with_pool(&SHORT_DRAIN))?;
     let mut connection = Connection::open(service.public)?;
     connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
     connection.send(&TASK[..5])?;
     thread::sleep(Duration::from_millis(100));
     service.signal();
-    // The drain's second, and what the flush and a busy machine may take.
-    let exit = site.end(service, Duration::from_secs(4))?;
+    let answer = connection.response()?;
+    ensure!(answer.status == 504, "answered {}: {}", answer.status, answer.body);
+    let exit = site.end(service, SHORT_BOUND)?;
+    clean(&exit)?;
+    Ok(format!("504, exit 0 after {:.1?}", exit.after))
+}
+
+/// A client that asks and asks and reads no answer holds the drain up to its bound and no longer.
+pub fn cut_short(site: &Site<'_>) -> Result<String> {
+    let mut settings = site.unlimited().to_vec();
+    settings.extend(site.with_pool(&SHORT_DRAIN));
+    let service = site.start(&settings)?;
+    let mut connection = Connection::open(service.public)?;
+    let body = serde_json::json!({ "title": "Read the manual", "description": "x".repeat(10_000) });
+    for _ in 0..100 {
+        let answer = connection.request("POST", "/v1/tasks", "", &body.to_string())?;
+        ensure!(answer.status == 201, "answered {}: {}", answer.status, answer.body);
+    }
+    // Pages of a megabyte each: more than the sockets of both ends can hold.
+    for _ in 0..32 {
+        connection.send(&head("GET", "/v1/tasks?limit=100", "", 0))?;
+    }
+    thread::sleep(Duration::from_millis(300));
+    service.signal();
+    let exit = site.end(service, SHORT_BOUND)?;
     ensure!(exit.code == Some(3), "exit {:?}, not 3", exit.code);
     let cut = exit.event("shutdown.drain_timeout").context("no shutdown.drain_timeout")?;
-    ensure!(cut["in_flight"] == 1, "one request was in flight: {cut}");
+    ensure!(cut["in_flight"] == 1, "one answer was in flight: {cut}");
     Ok(format!("exit 3 after {:.1?}", exit.after))
 }
 

@@ -66,7 +66,7 @@ pub fn bad_settings(site: &Site<'_>) -> Result<String> {
         ("APP__LOG__FORMAT", "xml"),
     ];
     let mut command = site.command()?;
-    command.envs(faults).stdin(Stdio::null());
+    command.envs(faults).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = command.output()?;
     ensure!(output.status.code() == Some(78), "exit {:?}, not 78", output.status.code());
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
@@ -83,6 +83,7 @@ pub fn bad_settings(site: &Site<'_>) -> Result<String> {
 pub fn schema(site: &Site<'_>) -> Result<String> {
     let mut command = site.command()?;
     command.env("APP__DATABASE__MIGRATE_ON_START", "false").env("APP__HEALTH__INTERVAL", "100ms");
+    command.env("APP__HEALTH__TIMEOUT", "100ms");
     let service = Service::launch(&mut command)?;
     ensure!(get(service.public, "/health")?.status == 200, "not alive");
     let answer = get(service.public, "/ready")?;
