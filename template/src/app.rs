@@ -43,9 +43,6 @@ enum Exit {
 }
 
 /// Serves until told to stop. Returns the exit code.
-///
-/// # Errors
-/// When telemetry can't be set up, so that nothing could be logged.
 pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
     let telemetry = Telemetry::install(&loaded.config)?;
     let exit = in_runtime(run(loaded, &telemetry)).unwrap_or_else(|error| {
@@ -59,9 +56,6 @@ pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
 //@ if postgres
 
 /// Brings the database's schema up to date.
-///
-/// # Errors
-/// When the database can't be reached, or a migration fails.
 pub fn migrate(loaded: &Loaded) -> Result<()> {
     let _telemetry = Telemetry::install(&loaded.config)?;
     in_runtime(async { Store::open(&loaded.config)?.migrate().await.context("migrate") })
@@ -69,9 +63,6 @@ pub fn migrate(loaded: &Loaded) -> Result<()> {
 //@ end
 
 /// Asks the service that runs with this configuration whether it lives.
-///
-/// # Errors
-/// When it does not answer, or with anything but 200.
 pub fn healthcheck(config: &Config) -> Result<()> {
     let host =
         if config.admin.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.admin.host };

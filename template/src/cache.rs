@@ -48,8 +48,6 @@ struct Entry {
 }
 
 impl Cache {
-    /// # Errors
-    /// When a tier can't be set up.
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let Config { capacity, ttl } = config.cache;
         let memory = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
@@ -71,9 +69,6 @@ impl Cache {
     //@ end
 
     /// The task, loaded unless it is known. Callers that miss at the same time share one load.
-    ///
-    /// # Errors
-    /// What `load` returned.
     pub async fn get<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Arc<Task>, Arc<Error>>
     where
         F: Future<Output = Result<Task, Error>>,

@@ -228,13 +228,15 @@ fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -
             report(faults, &key.to_string(), error.message());
         }
     }
-    for (key, allowed) in contradictions(&config) {
+    // A value that was left at its default yields to the one that was set.
+    let is_set = |key: &str| original.get(key) != defaults.get(key);
+    for (key, allowed) in contradictions(&config).into_iter().filter(|(key, _)| is_set(key)) {
         report(faults, key, allowed);
     }
     Some(config)
 }
 
-/// Pairs of values that can't both be meant.
+/// Values that can't be meant together with another one, and what would have been right.
 fn contradictions(config: &Config) -> Vec<(&'static str, &'static str)> {
     let mut found = Vec::new();
     let mut refuse = |wrong: bool, key, allowed| {
@@ -242,36 +244,25 @@ fn contradictions(config: &Config) -> Vec<(&'static str, &'static str)> {
             found.push((key, allowed));
         }
     };
-    let drain = config.shutdown.drain_timeout;
+    let (http, drain) = (&config.http, config.shutdown.drain_timeout);
+    // What takes longer than the drain would be cut off at each deploy.
+    refuse(http.request_timeout > drain, "http.request_timeout", "expected at most shutdown.drain_timeout");
+    refuse(config.webhook.timeout > drain, "webhook.timeout", "expected at most shutdown.drain_timeout");
     refuse(
-        config.http.request_timeout > drain,
-        "shutdown.drain_timeout",
-        "expected at least http.request_timeout",
+        config.webhook.forbids_own_url(),
+        "webhook.url",
+        "expected a public address, or webhook.allow_private_addresses = true",
     );
-    refuse(config.webhook.timeout > drain, "shutdown.drain_timeout", "expected at least webhook.timeout");
-    refuse(
-        config.health.timeout > config.health.interval,
-        "health.timeout",
-        "expected at most health.interval",
-    );
-    refuse(
-        config.http.port != 0 && config.http.port == config.admin.port,
-        "admin.port",
-        "expected another port than http.port",
-    );
+    let same_port = http.port != 0 && http.port == config.admin.port;
+    refuse(same_port, "http.port", "expected another port than admin.port");
+    refuse(same_port, "admin.port", "expected another port than http.port");
     //@ if postgres
-    refuse(
-        config.database.acquire_timeout >= config.http.request_timeout,
-        "database.acquire_timeout",
-        "expected less than http.request_timeout",
-    );
+    let too_long = config.database.acquire_timeout >= http.request_timeout;
+    refuse(too_long, "database.acquire_timeout", "expected less than http.request_timeout");
     //@ end
     //@ if redis
-    refuse(
-        config.redis.timeout >= config.http.request_timeout,
-        "redis.timeout",
-        "expected less than http.request_timeout",
-    );
+    let too_long = config.redis.timeout >= http.request_timeout;
+    refuse(too_long, "redis.timeout", "expected less than http.request_timeout");
     //@ end
     found
 }

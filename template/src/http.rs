@@ -99,9 +99,6 @@ pub struct Surroundings {
 }
 
 /// The whole public listener.
-///
-/// # Errors
-/// When the OpenAPI document can't be written.
 pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
     let (api, document) = OpenApiRouter::with_openapi(openapi::info())
         .merge(tasks::router().with_state(tasks))
@@ -138,9 +135,6 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
 }
 
 /// The OpenAPI document of the API, as JSON.
-///
-/// # Errors
-/// When it can't be written.
 pub fn openapi_document() -> anyhow::Result<String> {
     let api = OpenApiRouter::<Tasks>::with_openapi(openapi::info()).merge(tasks::router());
     Ok(api.into_openapi().to_pretty_json()?)

@@ -100,9 +100,6 @@ pub struct StopSignals {
 
 impl StopSignals {
     /// Listens from here on; a signal that comes before [`Self::next`] is kept.
-    ///
-    /// # Errors
-    /// When the process can't listen for signals.
     pub fn listen() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }

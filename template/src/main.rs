@@ -17,7 +17,7 @@ struct Arguments {
     command: Option<Command>,
 }
 
-#[derive(Subcommand)]
+#[derive(Clone, Copy, Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT (the default)
     Serve,

@@ -45,9 +45,6 @@ impl Queue {
     }
 
     /// Makes sure that there is room, before anything is written.
-    ///
-    /// # Errors
-    /// [`Full`] when there is none.
     pub fn reserve(&self) -> Result<Place, Full> {
         if self.depth.load(Ordering::Relaxed) < self.capacity { Ok(Place(())) } else { Err(Full) }
     }

@@ -28,9 +28,6 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Installs the process's subscriber, recorder and panic hook.
-    ///
-    /// # Errors
-    /// When they were installed before, or an exporter can't be built.
     pub fn install(config: &crate::config::Config) -> Result<Self> {
         let (lines, logs) = logs::layer(&config.log);
         let metrics = Metrics::install(logs.dropped())?;

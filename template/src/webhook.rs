@@ -86,8 +86,6 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// # Errors
-    /// When the TLS client can't be built.
     pub fn new(config: Config) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
@@ -106,9 +104,6 @@ impl Webhook {
     }
 
     /// Delivers one job.
-    ///
-    /// # Errors
-    /// When the receiver did not take it. A refusal that another attempt would not change is final.
     pub async fn deliver(self, job: Job) -> Result<(), Failure> {
         let final_failure = |reason: &str| Failure { reason: reason.to_owned(), retry: false };
         let url = self.url.ok_or_else(|| final_failure("webhook.url is no longer set"))?;

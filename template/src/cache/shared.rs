@@ -84,9 +84,6 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     /// Connects when it is first used, so that the service starts before its Redis.
-    ///
-    /// # Errors
-    /// When the URL is not one of Redis, which [`Config`]'s checks have ruled out.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         // The client brings no TLS provider of its own, and panics without one. Fails if one is installed: fine.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

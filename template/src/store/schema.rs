@@ -12,9 +12,6 @@ const LOCK: i64 = 0x7461_736b;
 
 impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
-    ///
-    /// # Errors
-    /// When the database can't be reached, or a migration fails.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         // A connection of its own: its statements may take longer than the pool allows.
         let mut connection = sqlx::PgConnection::connect_with(&self.pool.connect_options()).await?;

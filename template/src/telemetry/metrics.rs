@@ -24,9 +24,6 @@ pub struct Metrics {
 
 impl Metrics {
     /// Makes the recorder the process's own.
-    ///
-    /// # Errors
-    /// When there is one already.
     pub fn install(dropped_lines: ErrorCounter) -> Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)

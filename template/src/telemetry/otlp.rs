@@ -40,9 +40,6 @@ pub struct Exporter {
 }
 
 /// A layer that exports spans, or one that does nothing.
-///
-/// # Errors
-/// When the HTTP client can't be built.
 pub fn layer<S>(config: &Config, flush_timeout: Duration) -> Result<(Option<impl Layer<S>>, Exporter)>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,

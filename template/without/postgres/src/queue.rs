@@ -55,11 +55,8 @@ impl Queue {
     }
 
     /// Makes sure that there is room, before anything is written.
-    ///
-    /// # Errors
-    /// [`Full`] when there is none.
     pub fn reserve(&self) -> Result<Place, Full> {
-        self.places.clone().try_acquire_owned().map(|_permit| Place { _permit }).map_err(|_| Full)
+        self.places.clone().try_acquire_owned().map(|permit| Place { _permit: permit }).map_err(|_| Full)
     }
 
     /// Adds a job.

@@ -1,0 +1,118 @@
+//! What a client may rely on: tasks are created, read, changed, completed and deleted, under conditions.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::app::{Answer, TestApp, path_of};
+
+#[tokio::test]
+async fn created_task_is_found_where_location_says() {
+    let app = TestApp::spawn(&[]).await;
+    let answer =
+        app.post("/v1/tasks", &json!({ "title": "  paint the hull ", "description": "twice" })).await;
+    assert_eq!((answer.status, answer.header("etag")), (201, "\"1\""));
+    let task = answer.json();
+    assert_eq!(answer.header("location"), path_of(&task));
+    assert_eq!(task["title"], "paint the hull", "the title is trimmed");
+    assert_eq!(task["description"], "twice");
+    assert_eq!((&task["status"], &task["version"]), (&json!("open"), &json!(1)));
+    assert_eq!(task["completed_at"], Value::Null);
+    let mut fields: Vec<_> = task.as_object().expect("an object").keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    let contract =
+        ["completed_at", "created_at", "description", "id", "status", "title", "updated_at", "version"];
+    assert_eq!(fields, contract);
+    let id: uuid::Uuid = task["id"].as_str().and_then(|id| id.parse().ok()).expect("a UUID");
+    assert_eq!(id.get_version_num(), 7);
+
+    let answer = app.get(&path_of(&task)).await;
+    assert_eq!((answer.status, answer.header("etag")), (200, "\"1\""));
+    assert_eq!(answer.json(), task);
+}
+
+#[tokio::test]
+async fn patch_changes_what_it_names_and_nothing_else() {
+    let app = TestApp::spawn(&[]).await;
+    let task = app.post("/v1/tasks", &json!({ "title": "a", "description": "b" })).await.json();
+    let patch = async |body: Value| {
+        let answer = app.patch(&path_of(&task), &body).await;
+        let changed = answer.json();
+        assert_eq!(
+            (answer.status, answer.header("etag")),
+            (200, format!("\"{}\"", changed["version"]).as_str())
+        );
+        assert_eq!(app.get(&path_of(&task)).await.json(), changed, "what was answered is what is read");
+        changed
+    };
+    let changed = patch(json!({ "title": "c" })).await;
+    assert_eq!((&changed["title"], &changed["description"]), (&json!("c"), &json!("b")), "absent stays");
+    let changed = patch(json!({ "description": null })).await;
+    assert_eq!((&changed["title"], &changed["description"]), (&json!("c"), &Value::Null), "null removes");
+    let changed = patch(json!({})).await;
+    assert_eq!((&changed["title"], &changed["version"]), (&json!("c"), &json!(4)));
+}
+
+#[tokio::test]
+async fn change_of_another_version_is_refused() {
+    let app = TestApp::spawn(&[]).await;
+    let task = app.create("a").await;
+    let path = path_of(&task);
+    let change = async |method: &Method, path: &str, tag: &str| {
+        let request = app.request(method.clone(), path).header("if-match", tag);
+        let request = if method == Method::PATCH { request.json(&json!({ "title": "b" })) } else { request };
+        Answer::to(request).await.status
+    };
+    let complete = format!("{path}/complete");
+    for (method, path) in [(Method::PATCH, &path), (Method::POST, &complete), (Method::DELETE, &path)] {
+        for tag in ["\"2\"", "W/\"1\"", "\"no version\""] {
+            assert_eq!(change(&method, path, tag).await, 412, "{method} {tag}");
+        }
+        assert_eq!(change(&method, path, "1").await, 400, "{method}: a tag has quotes");
+    }
+    assert_eq!(app.get(&path).await.json(), task, "nothing was changed");
+    assert_eq!(change(&Method::PATCH, &path, "\"1\"").await, 200);
+    assert_eq!(change(&Method::PATCH, &path, "*").await, 200);
+    assert_eq!(change(&Method::POST, &complete, "\"3\"").await, 200);
+    assert_eq!(change(&Method::DELETE, &path, "\"4\"").await, 204);
+}
+
+#[tokio::test]
+async fn second_completion_changes_nothing() {
+    let app = TestApp::spawn(&[]).await;
+    let task = app.create("a").await;
+    let first = app.complete(&task).await.json();
+    assert_eq!((&first["status"], &first["version"]), (&json!("completed"), &json!(2)));
+    assert!(first["completed_at"].is_string());
+    let second = app.complete(&task).await;
+    assert_eq!((second.status, second.header("etag")), (200, "\"2\""));
+    assert_eq!(second.json(), first);
+    assert_eq!(app.get(&path_of(&task)).await.json(), first);
+}
+
+#[tokio::test]
+async fn deleted_task_is_gone() {
+    let app = TestApp::spawn(&[]).await;
+    let task = app.create("a").await;
+    let path = path_of(&task);
+    assert_eq!(app.get(&path).await.status, 200);
+    let answer = app.delete(&path).await;
+    assert_eq!((answer.status, answer.body.as_str()), (204, ""));
+    assert_eq!(app.get(&path).await.status, 404, "no cache remembers it");
+    assert_eq!(app.delete(&path).await.status, 404);
+    assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 404);
+    assert_eq!(app.complete(&task).await.status, 404);
+}
+
+#[tokio::test]
+async fn concurrent_changes_of_one_version_have_one_winner() {
+    let app = TestApp::spawn(&[]).await;
+    let path = path_of(&app.create("a").await);
+    let change = |title: String| {
+        let request = app.request(Method::PATCH, &path).header("if-match", "\"1\"");
+        async move { Answer::to(request.json(&json!({ "title": title }))).await.status }
+    };
+    let mut statuses = futures_util::future::join_all((0..6).map(|n| change(n.to_string()))).await;
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 412, 412, 412, 412, 412]);
+    assert_eq!(app.get(&path).await.json()["version"], 2);
+}

@@ -1,0 +1,143 @@
+//! From the first event to the exit code: what is promised to orchestrators and load balancers at a stop.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::app::{Launch, TestApp, eventually};
+
+const NEW_TASK: &str = r#"{"title":"sent in two halves"}"#;
+
+#[tokio::test]
+async fn events_come_in_order_and_the_exit_is_clean() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let app = TestApp::spawn(&[]).await;
+        app.create("a").await;
+        app.process.signal(signal);
+        let ended = app.process.ended().await;
+        assert_eq!(ended.code, Some(0), "{ended:#?}");
+        let mut order = ended.names();
+        let milestones = [
+            "service.start",
+            "service.ready",
+            "shutdown.begin",
+            "shutdown.drain_complete",
+            "telemetry.flush",
+            "service.exit",
+        ];
+        order.retain(|name| milestones.contains(&name.as_str()));
+        assert_eq!(order, milestones);
+        let start = ended.event("service.start");
+        assert_eq!((start["version"].as_str(), start["env"].as_str()), (Some("0.1.0"), Some("production")));
+        assert_eq!(ended.event("shutdown.begin")["in_flight"], 0);
+        assert_eq!(ended.event("shutdown.begin")["reason"], name);
+        assert_eq!(ended.event("shutdown.drain_complete")["in_flight"], 0);
+        assert_eq!(ended.event("telemetry.flush")["status"], "disabled");
+        assert_eq!(ended.event("service.exit")["code"], 0);
+    }
+}
+
+#[tokio::test]
+async fn upload_in_flight_is_finished_during_the_drain() {
+    let mut app = TestApp::spawn(&[]).await;
+    let mut upload = app.connect().await;
+    upload.send_head(NEW_TASK.len()).await;
+    upload.send(&NEW_TASK[..10]).await;
+    eventually(async || app.admin("/metrics").await.1, |text| text.contains("http_requests_in_flight 1"))
+        .await;
+    app.process.signal(Signal::TERM);
+    assert_eq!(app.process.event("shutdown.begin").await["in_flight"], 1);
+    upload.send(&NEW_TASK[10..]).await;
+    let answer = upload.answer().await;
+    assert_eq!((answer.status, answer.header("connection")), (201, "close"));
+    assert_eq!(upload.closed().await, "");
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert!(ended.names().contains(&"shutdown.drain_complete".to_owned()));
+}
+
+#[tokio::test]
+async fn new_requests_are_served_during_the_grace_delay() {
+    let mut app = TestApp::spawn(&[("APP__SHUTDOWN__GRACE_DELAY", "700ms")]).await;
+    let mut kept = app.connect().await;
+    let before = kept.get("/v1/tasks").await;
+    assert_eq!((before.status, before.header("connection")), (200, ""));
+    let began = Instant::now();
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.begin").await;
+    let during = kept.get("/v1/tasks").await;
+    assert_eq!((during.status, during.header("connection")), (200, "close"));
+    assert_eq!(kept.closed().await, "", "a connection ends with the answer that says so");
+    assert_eq!(app.connect().await.get("/v1/tasks").await.status, 200, "new connections are taken too");
+    let readiness = app.get("/ready").await;
+    assert_eq!((readiness.status, readiness.body.as_str()), (503, r#"{"status":"draining"}"#));
+    let readiness = app.admin("/health/ready").await;
+    assert_eq!((readiness.status, &readiness.json()["status"]), (503, &"draining".into()));
+    assert_eq!(app.get("/health").await.status, 200, "a draining process lives");
+    assert!(app.metrics().await.contains("service_state{state=\"draining\"} 1"));
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert!(began.elapsed() >= Duration::from_millis(700), "the grace delay was kept");
+}
+
+/// Times that add up to a drain of half a second.
+const SHORT_DRAIN: [(&str, &str); 4] = [
+    ("APP__SHUTDOWN__DRAIN_TIMEOUT", "500ms"),
+    ("APP__SHUTDOWN__FLUSH_TIMEOUT", "500ms"),
+    ("APP__HTTP__REQUEST_TIMEOUT", "500ms"),
+    ("APP__WEBHOOK__TIMEOUT", "500ms"),
+];
+
+#[tokio::test]
+async fn half_sent_request_cuts_the_drain_short() {
+    let app = TestApp::spawn(&SHORT_DRAIN).await;
+    let mut half = app.connect().await;
+    half.send("GET /v1/tasks HTTP/1.1\r\nhost: test\r\n").await;
+    // Both connections were accepted in turn: once this one is answered, the other is being read.
+    app.create("a").await;
+    let began = Instant::now();
+    let ended = app.stop().await;
+    let took = began.elapsed();
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
+    assert!(took < Duration::from_millis(500 + 500 + 1000), "{took:?}");
+    assert!(ended.names().contains(&"shutdown.drain_timeout".to_owned()));
+    assert_eq!(ended.event("service.exit")["code"], 3);
+    half.closed().await;
+}
+
+#[tokio::test]
+async fn second_signal_ends_the_process_at_once() {
+    let mut app = TestApp::spawn(&[("APP__SHUTDOWN__GRACE_DELAY", "60s")]).await;
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.begin").await;
+    let began = Instant::now();
+    app.process.signal(Signal::TERM);
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(ended.names().contains(&"shutdown.forced".to_owned()));
+}
+
+#[tokio::test]
+async fn port_that_is_taken_is_a_fault() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("an address");
+    let launch = Launch::new(&[("APP__HTTP__PORT", &address.port().to_string())]);
+    let ended = launch.run("serve").await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.event("service.failed")["cause"].to_string().contains(&address.to_string()));
+    assert_eq!(ended.event("service.exit")["code"], 1);
+}
+
+#[tokio::test]
+async fn healthcheck_tells_a_living_service_from_a_dead_one() {
+    let app = TestApp::spawn(&[]).await;
+    let port = app.admin.port().to_string();
+    let ask = async || Launch::new(&[("APP__ADMIN__PORT", port.as_str())]).run("healthcheck").await;
+    let ended = ask().await;
+    assert_eq!((ended.code, ended.out.as_slice()), (Some(0), ["ok".to_owned()].as_slice()));
+    app.stop().await;
+    let ended = ask().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(!ended.err.is_empty(), "it says why");
+}

@@ -1,0 +1,25 @@
+//! The service from outside: each test starts the real binary and talks to it as clients, proxies and
+//! orchestrators do. One file a subject; one test program, so that it is linked once.
+//!
+//! A test waits for a condition, with a deadline; none sleeps and hopes.
+
+#![allow(unreachable_pub, reason = "modules of a test program share what they like")]
+
+mod api;
+mod app;
+mod lifecycle;
+mod pages;
+mod proxy;
+mod receiver;
+mod wire;
+//@ if postgres
+mod postgres;
+//@ end
+//@ if redis
+mod redis;
+//@ end
+//@ if rate_limit
+mod rate_limit;
+//@ end
+//@ if otlp
+//@ end

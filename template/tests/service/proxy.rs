@@ -1,0 +1,68 @@
+//! A TCP proxy in front of a server, that can be cut and mended: how a test takes a dependency away.
+
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Hands bytes on, until it is cut. It ends with the test.
+#[derive(Debug)]
+pub struct Proxy {
+    pub address: SocketAddr,
+    state: watch::Sender<State>,
+    accepting: AbortHandle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Connections are closed, new ones too.
+    Cut,
+}
+
+impl Proxy {
+    /// A proxy in front of `server`, which is `host:port`.
+    pub async fn to(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let state = watch::Sender::new(State::Open);
+        let (server, states) = (server.to_owned(), state.subscribe());
+        let accepting = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(carry(client, server.clone(), states.clone()));
+            }
+        });
+        Self { address, state, accepting: accepting.abort_handle() }
+    }
+
+    /// Closes all connections; new ones are closed as soon as they are made.
+    pub fn cut(&self) {
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Takes new connections again.
+    pub fn mend(&self) {
+        self.state.send_replace(State::Open);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Carries one connection until an end closes it or the proxy is cut.
+async fn carry(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
+    if *states.borrow_and_update() == State::Cut {
+        return;
+    }
+    let Ok(mut server) = TcpStream::connect(server).await else { return };
+    tokio::select! {
+        _ = copy_bidirectional(&mut client, &mut server) => {}
+        _ = states.wait_for(|state| *state == State::Cut) => {}
+    }
+}

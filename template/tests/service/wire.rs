@@ -1,0 +1,80 @@
+//! HTTP by hand over one connection, for what a well-behaved client can't send.
+
+use std::net::SocketAddr;
+
+use reqwest::header::{HeaderMap, HeaderName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::app::{Answer, PATIENCE};
+
+/// One connection.
+#[derive(Debug)]
+pub struct Wire {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Wire {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect(address).await.expect("a connection"), read: Vec::new() }
+    }
+
+    pub async fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.expect("the service takes the bytes");
+    }
+
+    /// Sends the head of a request for a new task whose body has `length` bytes, but not the body.
+    pub async fn send_head(&mut self, length: usize) {
+        let head = "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
+        self.send(&format!("{head}content-length: {length}\r\n\r\n")).await;
+    }
+
+    /// Sends a whole request without a body, and reads the answer.
+    pub async fn get(&mut self, path: &str) -> Answer {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+        self.answer().await
+    }
+
+    /// Reads the next answer.
+    pub async fn answer(&mut self) -> Answer {
+        let end = loop {
+            if let Some(end) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break end;
+            }
+            assert!(self.more().await, "closed before an answer");
+        };
+        let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
+        self.read.drain(..end + 4);
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).expect("a status");
+        let fields = lines.filter_map(|line| line.split_once(':'));
+        let headers: HeaderMap = fields
+            .filter_map(|(name, value)| Some((name.parse::<HeaderName>().ok()?, value.trim().parse().ok()?)))
+            .collect();
+        let length = headers.get("content-length").and_then(|text| text.to_str().ok()?.parse().ok());
+        let length: usize = length.unwrap_or(0);
+        while self.read.len() < length {
+            assert!(self.more().await, "closed within an answer");
+        }
+        let body = self.read.drain(..length).collect();
+        Answer { status, headers, body: String::from_utf8(body).expect("text") }
+    }
+
+    /// Waits until the service has closed the connection, and returns what it said before.
+    pub async fn closed(&mut self) -> String {
+        while self.more().await {}
+        String::from_utf8_lossy(&self.read).into_owned()
+    }
+
+    /// Reads some bytes; false once there are no more.
+    async fn more(&mut self) -> bool {
+        let mut chunk = [0; 4096];
+        let read = timeout(PATIENCE, self.stream.read(&mut chunk)).await;
+        // A reset is an end too: the service may close what the client has not read.
+        let count = read.expect("neither bytes nor an end in time").unwrap_or(0);
+        self.read.extend_from_slice(&chunk[..count]);
+        count > 0
+    }
+}
