@@ -22,12 +22,14 @@ use xtask::weave::names::Names;
 /// What one generation may take on a machine that is left to it.
 const LIMIT: Duration = Duration::from_millis(200);
 
-/// How many more processes want to run than can: 1 or above.
+/// How many more threads want to run than can, now or in the last minute: 1 or above.
 fn overload() -> f64 {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let fields: Vec<&str> = text.split([' ', '/']).collect();
+    let wanting =
+        [0, 3].map(|at| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default());
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (load / f64::from(u32::try_from(cores).unwrap())).max(1.0)
+    (wanting[0].max(wanting[1]) / f64::from(u32::try_from(cores).unwrap())).max(1.0)
 }
 
 fn request(variant: Variant, parent: &std::path::Path) -> Request {
@@ -58,15 +60,15 @@ fn each_variant_comes_out_as_the_living_service_says() {
 #[test]
 fn each_variant_comes_out_at_once() {
     for variant in Variant::all() {
-        let fastest = (0..3).map(|_| {
+        let quick = (0..5).any(|_| {
             let folder = tempfile::tempdir().unwrap();
             let start = Instant::now();
             generate::generate(&request(variant, folder.path())).unwrap();
-            start.elapsed()
+            let (took, overload) = (start.elapsed(), overload());
+            println!("{variant}: {took:?} at {overload:.1} times the load that the machine can take");
+            took < LIMIT.mul_f64(overload)
         });
-        let fastest = fastest.min().unwrap();
-        println!("{variant}: {fastest:?}");
-        assert!(fastest < LIMIT.mul_f64(overload()), "`{variant}` took {fastest:?}");
+        assert!(quick, "`{variant}` took longer than {LIMIT:?}");
     }
 }
 
