@@ -219,7 +219,7 @@ impl Service {
             tokio::time::timeout(config.health.startup_timeout, migrated).await.context("migration")??;
         }
         //@ end
-        // Not before: a schema that is about to be migrated is no news.
+        // Not before: what has just been set up is what the checks should find.
         self.background.spawn(self.health.clone().probe(std::mem::take(&mut self.checks)));
         let Err(missing) = self.health.all_up(config.health.startup_timeout).await else { return Ok(()) };
         bail!("not available within health.startup_timeout: {missing}")

@@ -11,11 +11,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{error, info, warn};
+//@ if otlp
+use tracing::{Instrument, info_span};
+//@ end
 use uuid::Uuid;
 
 use crate::queue::Queue;
 use crate::telemetry::context::{Context, Trace};
+//@ if otlp
+use crate::telemetry::otlp;
+//@ end
 
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
 
@@ -133,11 +139,11 @@ impl Runner {
         job.attempts += 1;
         let started = Instant::now();
         let name = job.kind.name();
-        let span = info_span!("job", otel.name = name, job.id = %job.id, job.attempt = job.attempts);
         let caused_by = job.context.trace.as_ref();
         let trace = caused_by.map(Trace::child);
         //@ if otlp
-        let trace = crate::telemetry::otlp::adopt(&span, caused_by).or(trace);
+        let span = info_span!("job", otel.name = name, job.id = %job.id, job.attempt = job.attempts);
+        let trace = otlp::adopt(&span, caused_by).or(trace);
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
@@ -159,7 +165,10 @@ impl Runner {
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
             self.queue.settle(job, settlement).await;
         };
-        context.scope(run.instrument(span)).await;
+        //@ if otlp
+        let run = run.instrument(span);
+        //@ end
+        context.scope(run).await;
     }
 
     fn after(&self, job: &Job, failure: Failure, drain: &CancellationToken) -> Settlement {

@@ -1,4 +1,4 @@
-//! Where jobs wait: in PostgreSQL, so that they survive the process.
+//! Where jobs wait: in Postgres, so that they survive the process.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

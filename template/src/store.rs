@@ -1,4 +1,4 @@
-//! Tasks in PostgreSQL. Only this module and its child know SQL.
+//! Tasks in Postgres. Only this module and its child know SQL.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -11,7 +11,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Postgres};
 use time::OffsetDateTime;
+//@ if otlp
 use tracing::{Instrument, info_span};
+//@ end
 use uuid::Uuid;
 
 use crate::config::value::{millis, optional};
@@ -112,7 +114,7 @@ impl Store {
     /// A pool that connects when it is first used, so that the service starts before its database.
     ///
     /// # Errors
-    /// When the URL is not one of PostgreSQL's, which [`Config`]'s checks have ruled out.
+    /// When the URL is not one of Postgres's, which [`Config`]'s checks have ruled out.
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
@@ -292,11 +294,14 @@ async fn missed(connection: &mut PoolConnection<Postgres>, id: Uuid) -> Error {
     }
 }
 
-/// A span and a duration for a query. The name is ours, so that no value can end up in either.
+/// Measures a query under a name of ours, so that no value can end up in it.
 async fn timed<T>(name: &'static str, query: impl Future<Output = T>) -> T {
     let started = Instant::now();
+    //@ if otlp
     let span = info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql");
-    let result = query.instrument(span).await;
+    let query = query.instrument(span);
+    //@ end
+    let result = query.await;
     histogram!("db_query_duration_seconds", "query" => name).record(started.elapsed().as_secs_f64());
     result
 }

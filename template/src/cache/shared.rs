@@ -13,7 +13,10 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, Client, RedisResult, Script};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tracing::{Instrument, info_span, warn};
+use tracing::warn;
+//@ if otlp
+use tracing::{Instrument, info_span};
+//@ end
 use uuid::Uuid;
 
 use crate::config::value::{millis, optional};
@@ -165,8 +168,11 @@ impl Shared {
         if self.breaker.is_open() {
             return None;
         }
+        //@ if otlp
         let span = info_span!("cache", otel.name = name, otel.kind = "client", db.system.name = "redis");
-        match tokio::time::timeout(self.timeout, command.instrument(span)).await {
+        let command = command.instrument(span);
+        //@ end
+        match tokio::time::timeout(self.timeout, command).await {
             Ok(Ok(value)) => {
                 self.breaker.succeeded();
                 Some(value)
@@ -177,7 +183,7 @@ impl Shared {
                     |result| result.map_or_else(|error| error.to_string(), |_| String::new()),
                 );
                 counter!("cache_requests_total", "tier" => "redis", "outcome" => "error").increment(1);
-                self.breaker.failed(&reason);
+                self.breaker.failed(name, &reason);
                 None
             }
         }
@@ -207,11 +213,11 @@ impl Breaker {
         }
     }
 
-    fn failed(&self, reason: &str) {
+    fn failed(&self, command: &str, reason: &str) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
             let mut open_until = self.open_until.lock().unwrap_or_else(PoisonError::into_inner);
             if open_until.is_none_or(|until| Instant::now() >= until) {
-                warn!(reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
+                warn!(command, reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
             }
             *open_until = Some(Instant::now() + PAUSE);
         }

@@ -14,7 +14,10 @@ use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
 use metrics::{counter, gauge, histogram};
 use tokio::sync::Semaphore;
-use tracing::{Instrument, Span, info, info_span};
+use tracing::info;
+//@ if otlp
+use tracing::{Instrument, info_span};
+//@ end
 use uuid::Uuid;
 
 use super::client;
@@ -24,6 +27,9 @@ use crate::lifecycle::{Lifecycle, State as Phase};
 use crate::server::Held;
 use crate::telemetry::context::{Context, Trace};
 use crate::telemetry::logs;
+//@ if otlp
+use crate::telemetry::otlp;
+//@ end
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -64,6 +70,9 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let method = method_name(request.method());
     let version = request.version();
+    let caller = Trace::from_headers(request.headers());
+    let trace = caller.as_ref().map(Trace::child);
+    //@ if otlp
     let span = info_span!(
         "request",
         otel.name = format!("{method} {route}"),
@@ -72,15 +81,11 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
         http.route = route,
         http.response.status_code = tracing::field::Empty,
     );
-    let caller = Trace::from_headers(request.headers());
-    let trace = caller.as_ref().map(Trace::child);
-    //@ if otlp
-    let trace = crate::telemetry::otlp::adopt(&span, caller.as_ref()).or(trace);
+    let trace = otlp::adopt(&span, caller.as_ref()).or(trace);
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
     let mut record = Record {
         context: context.clone(),
-        span: span.clone(),
         access: observer.access,
         started: Instant::now(),
         method,
@@ -89,7 +94,14 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
         status: None,
     };
     gauge!("http_requests_in_flight").increment(1);
-    let mut response = context.clone().scope(next.run(request)).instrument(span).await;
+    let answering = context.clone().scope(next.run(request));
+    //@ if otlp
+    let answering = answering.instrument(span.clone());
+    //@ end
+    let mut response = answering.await;
+    //@ if otlp
+    span.record("http.response.status_code", response.status().as_u16());
+    //@ end
     record.status = Some(response.status());
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&context.request_id) {
@@ -128,7 +140,6 @@ fn method_name(method: &Method) -> &'static str {
 /// One request, reported when it is dropped: after the last byte, or when the client has gone.
 struct Record {
     context: Context,
-    span: Span,
     access: bool,
     started: Instant,
     method: &'static str,
@@ -151,7 +162,6 @@ impl Drop for Record {
         gauge!("http_requests_in_flight").decrement(1);
         counter!("http_requests_total", &labels).increment(1);
         histogram!("http_request_duration_seconds", &labels).record(seconds);
-        self.span.record("http.response.status_code", status);
         if self.access {
             let (method, route, client) = (self.method, self.route.as_str(), self.client.to_string());
             self.context.clone().enter(|| {
@@ -172,7 +182,7 @@ pub struct Bounds {
 /// Turns away at once what is beyond the cap, and ends what takes too long.
 pub async fn bound(State(bounds): State<Bounds>, mut request: Request, next: Next) -> Response {
     let Ok(_place) = bounds.in_flight.try_acquire() else {
-        let detail = "Too many requests are being handled.";
+        let detail = "As much is being handled as this service takes at once.";
         return Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail).into_response();
     };
     request.extensions_mut().insert(BodyTimeout(bounds.body_timeout));

@@ -90,8 +90,7 @@ pub(super) struct Body<'a> {
 impl Problem {
     pub fn new(category: Category, status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
         // Whoever is turned away for now is told when to come back; never at once.
-        let passing = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
-        let retry_after = passing.then_some(1);
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
         Self { category, status, detail: detail.into(), errors: Vec::new(), retry_after, cause: None }
     }
 
@@ -115,10 +114,12 @@ impl Problem {
     pub fn timeout(detail: &'static str) -> Self {
         Self::new(Category::Timeout, StatusCode::GATEWAY_TIMEOUT, detail)
     }
+    //@ if rate_limit
 
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds.max(1)), ..self }
     }
+    //@ end
 }
 
 impl From<tasks::Error> for Problem {

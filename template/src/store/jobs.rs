@@ -1,4 +1,4 @@
-//! Jobs in PostgreSQL: stored in the transaction that causes them, taken by one worker at a time.
+//! Jobs in Postgres: stored in the transaction that causes them, taken by one worker at a time.
 //!
 //! An outbox of our own and not a queue library: `FOR UPDATE SKIP LOCKED` is all that is needed, and the row
 //! has to be written by the store's own transaction.
