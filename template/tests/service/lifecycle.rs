@@ -43,8 +43,7 @@ async fn upload_in_flight_is_finished_during_the_drain() {
     let mut upload = app.connect().await;
     upload.send_head(NEW_TASK.len()).await;
     upload.send(&NEW_TASK[..10]).await;
-    eventually(async || app.admin("/metrics").await.1, |text| text.contains("http_requests_in_flight 1"))
-        .await;
+    eventually(async || app.metrics().await, |text| text.contains("http_requests_in_flight 1")).await;
     app.process.signal(Signal::TERM);
     assert_eq!(app.process.event("shutdown.begin").await["in_flight"], 1);
     upload.send(&NEW_TASK[10..]).await;

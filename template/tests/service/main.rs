@@ -7,8 +7,11 @@
 
 mod api;
 mod app;
+mod health;
 mod lifecycle;
 mod pages;
+mod problems;
+mod protection;
 mod proxy;
 mod receiver;
 mod wire;
@@ -20,6 +23,4 @@ mod redis;
 //@ end
 //@ if rate_limit
 mod rate_limit;
-//@ end
-//@ if otlp
 //@ end

@@ -1,6 +1,7 @@
 //! HTTP by hand over one connection, for what a well-behaved client can't send.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +24,11 @@ impl Wire {
 
     pub async fn send(&mut self, text: &str) {
         self.stream.write_all(text.as_bytes()).await.expect("the service takes the bytes");
+    }
+
+    /// Sends to a service that may have closed the connection, or take nothing more.
+    pub async fn try_send(&mut self, text: &str) {
+        let _ = timeout(Duration::from_millis(100), self.stream.write_all(text.as_bytes())).await;
     }
 
     /// Sends the head of a request for a new task whose body has `length` bytes, but not the body.

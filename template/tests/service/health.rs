@@ -1,0 +1,31 @@
+//! Probes: whether the process lives, and whether it should get requests.
+
+use serde_json::json;
+
+use crate::app::TestApp;
+
+#[tokio::test]
+async fn service_that_is_ready_says_so_on_both_listeners() {
+    let app = TestApp::spawn(&[]).await;
+    let health = app.get("/health").await;
+    assert_eq!((health.status, health.json()), (200, json!({ "status": "ok" })));
+    let ready = app.get("/ready").await;
+    assert_eq!((ready.status, ready.json()), (200, json!({ "status": "ready" })), "it names no dependency");
+    let live = app.admin("/health/live").await;
+    assert_eq!((live.status, live.json()), (200, json!({ "status": "ok" })));
+    let ready = app.admin("/health/ready").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("ready")));
+    assert_eq!(ready.json()["degraded"], json!(false));
+    assert!(ready.json()["checks"].is_array());
+}
+
+#[tokio::test]
+async fn each_listener_serves_only_what_is_its_own() {
+    let app = TestApp::spawn(&[]).await;
+    for path in ["/metrics", "/health/live", "/health/ready"] {
+        assert_eq!(app.get(path).await.status, 404, "{path} is not public");
+    }
+    for path in ["/v1/tasks", "/openapi.json", "/docs"] {
+        assert_eq!(app.admin(path).await.status, 404, "{path} is not for operators");
+    }
+}

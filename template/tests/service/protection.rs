@@ -1,0 +1,171 @@
+//! What one client can't do to the others: deadlines, caps and limits, each shown with a client that breaks it.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::app::{Answer, TestApp, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn connections_without_a_whole_head_are_closed() {
+    let app = TestApp::spawn(&[("APP__HTTP__HEADER_READ_TIMEOUT", "500ms")]).await;
+    let began = Instant::now();
+    let mut silent = app.connect().await;
+    let mut half = app.connect().await;
+    half.send("GET /health HTTP/1.1\r\nhost: te").await;
+    let mut preface = app.connect().await;
+    preface.send("PRI * HTTP/2.0\r\n").await;
+    let mut second = app.connect().await;
+    assert_eq!(second.get("/health").await.status, 200);
+    second.send("GET /hea").await;
+    for connection in [&mut silent, &mut half, &mut preface, &mut second] {
+        connection.closed().await;
+        let took = began.elapsed();
+        assert!(took >= SECOND / 2 && took < SECOND * 3 / 2, "{took:?}");
+        assert_eq!(app.get("/health").await.status, 200, "others are served");
+    }
+}
+
+#[tokio::test]
+async fn head_that_comes_byte_by_byte_is_not_waited_for() {
+    let app = TestApp::spawn(&[("APP__HTTP__HEADER_READ_TIMEOUT", "500ms")]).await;
+    let began = Instant::now();
+    let mut slow = app.connect().await;
+    slow.send("GET /health HTTP/1.1\r\nx-slow: ").await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    while tokio::time::timeout(Duration::from_millis(1), slow.closed()).await.is_err() {
+        ticks.tick().await;
+        slow.try_send("x").await;
+        assert!(began.elapsed() < SECOND * 3 / 2, "each byte moves the deadline");
+    }
+    assert!(began.elapsed() >= SECOND / 2);
+}
+
+#[tokio::test]
+async fn idle_connections_are_kept_for_a_while_and_closed() {
+    let app = TestApp::spawn(&[("APP__HTTP__IDLE_TIMEOUT", "600ms")]).await;
+    let mut kept = app.connect().await;
+    for _ in 0..2 {
+        assert_eq!(kept.get("/health").await.status, 200);
+        assert!(tokio::time::timeout(SECOND / 5, kept.closed()).await.is_err(), "closed too early");
+    }
+    let began = Instant::now();
+    kept.closed().await;
+    assert!(began.elapsed() < SECOND * 8 / 5, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn body_that_stalls_is_given_up() {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
+    let began = Instant::now();
+    let mut upload = app.connect().await;
+    upload.send_head(100).await;
+    upload.send("{").await;
+    let answer = upload.answer().await;
+    assert_eq!((answer.status, &answer.json()["category"]), (504, &json!("timeout")));
+    let took = began.elapsed();
+    assert!(took >= SECOND * 3 / 10 && took < SECOND * 13 / 10, "{took:?}");
+}
+
+#[tokio::test]
+async fn request_that_takes_too_long_is_given_up() {
+    let limits = [("APP__HTTP__REQUEST_TIMEOUT", "300ms"), ("APP__HTTP__BODY_TIMEOUT", "60s")];
+    let app = TestApp::spawn(&limits).await;
+    let mut upload = app.connect().await;
+    upload.send_head(100).await;
+    let answer = upload.answer().await;
+    assert_eq!((answer.status, &answer.json()["category"]), (504, &json!("timeout")));
+}
+
+#[tokio::test]
+async fn requests_beyond_the_cap_are_turned_away_and_probes_are_not() {
+    let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1")]).await;
+    let mut holding = app.connect().await;
+    holding.send_head(13).await;
+    let refused = eventually(async || app.get("/v1/tasks").await, |answer| answer.status == 503).await;
+    assert_eq!(refused.json()["category"], "overloaded");
+    assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{refused:?}");
+    for path in ["/health", "/ready"] {
+        assert_eq!(app.get(path).await.status, 200, "{path}");
+    }
+    assert_eq!(app.admin("/metrics").await.status, 200);
+    holding.send(r#"{"title":"a"}"#).await;
+    assert_eq!(holding.answer().await.status, 201, "what was taken is finished");
+    eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_wait_for_a_place() {
+    let app = TestApp::spawn(&[("APP__HTTP__MAX_CONNECTIONS", "1")]).await;
+    let mut first = app.connect().await;
+    assert_eq!(first.get("/health").await.status, 200);
+    let mut waiting = app.connect().await;
+    let request = waiting.get("/health");
+    tokio::pin!(request);
+    assert!(tokio::time::timeout(SECOND / 5, &mut request).await.is_err(), "it was not to be served yet");
+    drop(first);
+    assert_eq!(request.await.status, 200);
+}
+
+#[tokio::test]
+async fn client_that_reads_nothing_is_dropped() {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
+    for _ in 0..30 {
+        let task = json!({ "title": "long", "description": "x".repeat(10_000) });
+        assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
+    }
+    let mut deaf = app.connect().await;
+    // More than the kernel keeps for a client that does not read.
+    for _ in 0..40 {
+        deaf.try_send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    }
+    let dropped = async || app.metrics().await;
+    // This test's own connections: one to each listener.
+    eventually(dropped, |text| text.contains("http_connections 2\n")).await;
+    drop(deaf);
+}
+
+#[tokio::test]
+async fn head_without_end_is_refused() {
+    let app = TestApp::spawn(&[]).await;
+    let mut large = app.connect().await;
+    large.send("GET /health HTTP/1.1\r\nx-large: ").await;
+    let part = "x".repeat(64 * 1024);
+    for _ in 0..16 {
+        large.try_send(&part).await;
+    }
+    let said = large.closed().await;
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 431"), "{said}");
+    assert_eq!(app.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn browsers_of_other_origins_are_let_in_only_where_configured() {
+    let ask = async |app: &TestApp, origin: &str| {
+        let preflight = app.request(Method::OPTIONS, "/v1/tasks").header("origin", origin);
+        let preflight = Answer::to(preflight.header("access-control-request-method", "POST")).await;
+        let plain = Answer::to(app.request(Method::GET, "/v1/tasks").header("origin", origin)).await;
+        [preflight, plain].map(|answer| answer.header("access-control-allow-origin").to_owned())
+    };
+    let ours = "https://app.example.com";
+    let closed = TestApp::spawn(&[]).await;
+    assert_eq!(ask(&closed, ours).await, ["", ""]);
+    let open = TestApp::spawn(&[("APP__HTTP__CORS_ALLOWED_ORIGINS", ours)]).await;
+    assert_eq!(ask(&open, ours).await, [ours, ours]);
+    assert_eq!(ask(&open, "https://evil.example.com").await, ["", ""]);
+}
+
+#[tokio::test]
+async fn every_answer_tells_browsers_to_be_careful() {
+    let app = TestApp::spawn(&[]).await;
+    for path in ["/v1/tasks", "/nowhere", "/health", "/docs"] {
+        let answer = app.get(path).await;
+        for header in ["x-content-type-options", "x-frame-options", "referrer-policy"] {
+            assert!(!answer.header(header).is_empty(), "{path} {header}");
+        }
+        assert!(answer.header("content-security-policy").contains("default-src 'none'"), "{path}");
+    }
+}
