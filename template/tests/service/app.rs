@@ -60,6 +60,9 @@ impl Launch {
             ("APP__SHUTDOWN__GRACE_DELAY", "0s"),
             ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
         ]);
+        //@ if postgres
+        let launch = launch.set(&[("DATABASE_URL", crate::postgres::NOWHERE)]);
+        //@ end
         //@ if redis
         let launch = launch.set(&[("REDIS_URL", &crate::redis::server())]);
         //@ end
@@ -92,7 +95,7 @@ impl Launch {
 
     /// Gives the service a database of its own, unless it was given one.
     async fn with_database(self) -> Self {
-        if self.variables.contains_key("DATABASE_URL") {
+        if self.variables["DATABASE_URL"] != crate::postgres::NOWHERE {
             return self;
         }
         let database = Database::create().await;

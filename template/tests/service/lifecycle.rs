@@ -134,7 +134,7 @@ async fn healthcheck_tells_a_living_service_from_a_dead_one() {
     let port = app.admin.port().to_string();
     let ask = async || Launch::new(&[("APP__ADMIN__PORT", port.as_str())]).run("healthcheck").await;
     let ended = ask().await;
-    assert_eq!((ended.code, ended.out.as_slice()), (Some(0), ["ok".to_owned()].as_slice()));
+    assert_eq!((ended.code, ended.out.join("")), (Some(0), "ok".to_owned()), "{ended:?}");
     app.stop().await;
     let ended = ask().await;
     assert_eq!(ended.code, Some(1));

@@ -10,17 +10,17 @@ mod app;
 mod health;
 mod lifecycle;
 mod pages;
-mod problems;
-mod protection;
-mod proxy;
-mod receiver;
-mod wire;
 //@ if postgres
 mod postgres;
 //@ end
-//@ if redis
-mod redis;
-//@ end
+mod problems;
+mod protection;
+mod proxy;
 //@ if rate_limit
 mod rate_limit;
 //@ end
+mod receiver;
+//@ if redis
+mod redis;
+//@ end
+mod wire;

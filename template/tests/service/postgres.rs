@@ -3,6 +3,9 @@
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
+/// What no server listens at: enough for commands that ask none.
+pub const NOWHERE: &str = "postgres://nobody@127.0.0.1:1/nowhere";
+
 /// A database of a test's own, dropped with it.
 #[derive(Debug)]
 pub struct Database {

@@ -85,8 +85,9 @@ async fn requests_beyond_the_cap_are_turned_away_and_probes_are_not() {
     let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1")]).await;
     let mut holding = app.connect().await;
     holding.send_head(13).await;
-    let refused = eventually(async || app.get("/v1/tasks").await, |answer| answer.status == 503).await;
-    assert_eq!(refused.json()["category"], "overloaded");
+    eventually(async || app.metrics().await, |text| text.contains("http_requests_in_flight 1\n")).await;
+    let refused = app.get("/v1/tasks").await;
+    assert_eq!((refused.status, &refused.json()["category"]), (503, &json!("overloaded")));
     assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{refused:?}");
     for path in ["/health", "/ready"] {
         assert_eq!(app.get(path).await.status, 200, "{path}");
