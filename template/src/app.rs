@@ -175,7 +175,7 @@ impl Service {
         background.spawn(cache.clone().follow());
         let checks = checks.into_iter().chain([cache.check()]).collect();
         //@ end
-        let webhook = Webhook::new(config.webhook.clone())?;
+        let webhook = Webhook::new(&config.webhook)?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let tasks = Tasks { store: store.clone(), cache, queue: queue.clone(), notify: webhook.enabled() };
         let stop = Stop::default();

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
 //@ if otlp
 use tracing::{Instrument, info_span};
 //@ end
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::queue::Queue;

@@ -2,6 +2,7 @@
 //! (<https://github.com/standard-webhooks/standard-webhooks>).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,7 +22,7 @@ use crate::jobs::{Failure, Job, Kind};
 use crate::task::Task;
 use crate::telemetry::context::Context;
 
-#[derive(Clone, Debug, Deserialize, Validate)]
+#[derive(Debug, Deserialize, Validate)]
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_http))]
@@ -77,44 +78,48 @@ pub fn task_completed(task: &Task) -> Job {
     Job::new(Kind::Webhook, serde_json::to_string(&event).expect("a task is always JSON"))
 }
 
-/// The client, ready to deliver.
+/// The receiver, if one is configured: without it no client is built, which would load the system's roots.
 #[derive(Clone, Debug)]
-pub struct Webhook {
+pub struct Webhook(Option<Receiver>);
+
+#[derive(Clone, Debug)]
+struct Receiver {
     client: reqwest::Client,
-    url: Option<Url>,
+    url: Url,
     key: Option<hmac::Key>,
 }
 
 impl Webhook {
-    pub fn new(config: Config) -> anyhow::Result<Self> {
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let Some(url) = config.url.clone() else { return Ok(Self(None)) };
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
             // A redirect could lead anywhere, with our signature on it.
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(std::sync::Arc::new(Resolver { private: config.allow_private_addresses }))
+            .dns_resolver(Arc::new(Resolver { private: config.allow_private_addresses }))
             .build()
             .context("webhook client")?;
-        Ok(Self { client, url: config.url, key: config.secret.as_ref().and_then(signing_key) })
+        Ok(Self(Some(Receiver { client, url, key: config.secret.as_ref().and_then(signing_key) })))
     }
 
     pub fn enabled(&self) -> bool {
-        self.url.is_some()
+        self.0.is_some()
     }
 
     /// Delivers one job.
     pub async fn deliver(self, job: Job) -> Result<(), Failure> {
-        let final_failure = |reason: &str| Failure { reason: reason.to_owned(), retry: false };
-        let url = self.url.ok_or_else(|| final_failure("webhook.url is no longer set"))?;
+        let switched_off = || Failure { reason: "webhook.url is no longer set".to_owned(), retry: false };
+        let receiver = self.0.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
-        let mut request = self
+        let mut request = receiver
             .client
-            .post(url)
+            .post(receiver.url)
             .header("content-type", "application/json")
             .header("webhook-id", job.id.to_string())
             .header("webhook-timestamp", &timestamp);
-        if let Some(key) = &self.key {
+        if let Some(key) = &receiver.key {
             let signed = format!("{}.{timestamp}.{}", job.id, job.payload);
             let signature = BASE64.encode(hmac::sign(key, signed.as_bytes()));
             request = request.header("webhook-signature", format!("v1,{signature}"));
@@ -126,10 +131,10 @@ impl Webhook {
             Ok(answer) if answer.status().is_success() => Ok(()),
             Ok(answer) => Err(refusal(answer.status())),
             // Without the URL, whose path or query may be a secret.
-            Err(error) => Err(Failure {
-                reason: format!("{:#}", anyhow::Error::from(error.without_url())),
-                retry: true,
-            }),
+            Err(error) => {
+                let reason = format!("{:#}", anyhow::Error::from(error.without_url()));
+                Err(Failure { reason, retry: true })
+            }
         }
     }
 }
