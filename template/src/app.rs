@@ -69,7 +69,9 @@ pub fn healthcheck(config: &Config) -> Result<()> {
     let url = format!("http://{}/health/live", SocketAddr::new(host, config.admin.port));
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(client.get(&url).send()).context("the service does not answer")?;
+    // Inside the runtime from the first step on: the request's deadline is one of its timers.
+    let answer = runtime.block_on(async { client.get(&url).send().await });
+    let answer = answer.context("the service does not answer")?;
     if !answer.status().is_success() {
         bail!("the service answered {}", answer.status());
     }
