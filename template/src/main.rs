@@ -7,9 +7,6 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use service::{app, config, http};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
