@@ -77,11 +77,17 @@ impl Tasks {
     pub async fn complete(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
         // Room in the queue comes first: a completion must not be kept if no one can be told of it.
         let place = if self.notify { Some(self.queue.reserve()?) } else { None };
-        let notify = |task: &Task| self.notify.then(|| webhook::task_completed(task));
+        let mut first = false;
+        let notify = |task: &Task| {
+            first = true;
+            self.notify.then(|| webhook::task_completed(task))
+        };
         let (task, job) = self.store.complete(id, version, notify).await?;
         self.cache.written(&task).await;
         if let (Some(place), Some(job)) = (place, job) {
             self.queue.push(place, job);
+        }
+        if first {
             counter!("tasks_total", "event" => "completed").increment(1);
         }
         Ok(task)

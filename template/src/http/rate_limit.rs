@@ -51,6 +51,9 @@ struct Limiters {
 
 impl RateLimit {
     pub fn new(config: &Config) -> Self {
+        for policy in ["per_client", "global", "writes"] {
+            counter!("rate_limited_total", "policy" => policy).increment(0);
+        }
         let quota = |per_second, burst| Quota::per_second(per_second).allow_burst(burst);
         Self(Arc::new(Limiters {
             per_client: RateLimiter::keyed(quota(config.per_client_per_second, config.per_client_burst)),
