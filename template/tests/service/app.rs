@@ -195,11 +195,6 @@ impl Process {
         }
     }
 
-    /// What has been logged so far.
-    pub fn log(&self) -> Vec<Value> {
-        events(&self.out.0.borrow())
-    }
-
     pub fn signal(&self, signal: Signal) {
         let id = self.child.id().try_into().ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(id, signal).expect("the process takes a signal");

@@ -7,8 +7,16 @@
 
 mod api;
 mod app;
+mod configuration;
+mod documents;
 mod health;
+mod jobs;
 mod lifecycle;
+mod logs;
+mod metrics;
+//@ if otlp
+mod otlp;
+//@ end
 mod pages;
 //@ if postgres
 mod postgres;

@@ -1,6 +1,10 @@
-//! Rate limits.
+//! Rate limits: who asks too much is told when to come back, others and probes are not affected, and nobody
+//! gets a second budget by lying about the address.
 
-use crate::app::Variables;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::app::{Answer, TestApp, Variables, path_of};
 
 /// More than any test asks for: most tests are not about limits.
 pub const UNLIMITED: Variables = &[
@@ -9,3 +13,86 @@ pub const UNLIMITED: Variables = &[
     ("APP__RATE_LIMIT__WRITES_PER_SECOND", "1000000"),
     ("APP__RATE_LIMIT__WRITES_BURST", "1000000"),
 ];
+
+/// Three requests a client; the next one comes in a second.
+const THREE: [(&str, &str); 2] =
+    [("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1"), ("APP__RATE_LIMIT__PER_CLIENT_BURST", "3")];
+
+/// What a burst of requests is answered. `forwarded` tells the `x-forwarded-for` of each.
+async fn burst(app: &TestApp, forwarded: impl Fn(usize) -> String) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    for number in 0..5 {
+        let request = app.request(Method::GET, "/v1/tasks").header("x-forwarded-for", forwarded(number));
+        statuses.push(Answer::to(request).await.status);
+    }
+    statuses
+}
+
+#[tokio::test]
+async fn client_beyond_its_budget_is_told_when_to_come_back() {
+    let app = TestApp::spawn(&THREE).await;
+    for _ in 0..3 {
+        assert_eq!(app.get("/v1/tasks").await.status, 200);
+    }
+    let refused = app.get("/v1/tasks").await;
+    assert_eq!((refused.status, refused.header("content-type")), (429, "application/problem+json"));
+    assert_eq!(refused.json()["category"], "rate_limited");
+    let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=2).contains(&seconds), "{seconds}");
+    let metrics = app.metrics().await;
+    assert!(metrics.contains("rate_limited_total{policy=\"per_client\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("errors_total{category=\"rate_limited\"} 1\n"), "{metrics}");
+
+    for _ in 0..5 {
+        for path in ["/health", "/ready"] {
+            assert_eq!(app.get(path).await.status, 200, "{path} is exempt");
+        }
+        assert_eq!(app.admin("/metrics").await.status, 200);
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+    assert_eq!(app.get("/v1/tasks").await.status, 200, "Retry-After was true");
+}
+
+#[tokio::test]
+async fn forged_addresses_gain_nothing() {
+    let app = TestApp::spawn(&THREE).await;
+    let statuses = burst(&app, |number| format!("10.0.0.{number}")).await;
+    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+}
+
+#[tokio::test]
+async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
+    let trusted = [THREE.as_slice(), &[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1")]].concat();
+    let app = TestApp::spawn(&trusted).await;
+    assert_eq!(burst(&app, |number| format!("10.0.0.{number}")).await, [200; 5], "five clients");
+    // The proxy appends the address it saw: what stands left of that is the client's own invention.
+    let forged = burst(&app, |number| format!("10.1.1.{number}, 10.9.9.9")).await;
+    assert_eq!(forged, [200, 200, 200, 429, 429], "one client");
+    // One customer has a whole /64 to choose from.
+    let spread = burst(&app, |number| format!("2001:db8:1:2::{number}")).await;
+    assert_eq!(spread, [200, 200, 200, 429, 429], "one network");
+    assert_eq!(burst(&app, |number| format!("2001:db8:1:{number}::9")).await, [200, 200, 429, 200, 200]);
+}
+
+#[tokio::test]
+async fn writes_have_a_stricter_budget() {
+    let limits = [("APP__RATE_LIMIT__WRITES_PER_SECOND", "1"), ("APP__RATE_LIMIT__WRITES_BURST", "2")];
+    let app = TestApp::spawn(&limits).await;
+    let path = path_of(&app.create("a").await);
+    assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    assert_eq!(app.delete(&path).await.status, 429);
+    assert_eq!(app.get(&path).await.status, 200, "reading goes on");
+    assert!(app.metrics().await.contains("rate_limited_total{policy=\"writes\"} 1\n"));
+}
+
+#[tokio::test]
+async fn all_clients_together_have_a_budget() {
+    let limits = [
+        ("APP__RATE_LIMIT__GLOBAL_PER_SECOND", "1"),
+        ("APP__RATE_LIMIT__GLOBAL_BURST", "3"),
+        ("APP__HTTP__TRUSTED_PROXIES", "127.0.0.0/8"),
+    ];
+    let app = TestApp::spawn(&limits).await;
+    assert_eq!(burst(&app, |number| format!("10.0.0.{number}")).await, [200, 200, 200, 429, 429]);
+    assert!(app.metrics().await.contains("rate_limited_total{policy=\"global\"} 2\n"));
+}

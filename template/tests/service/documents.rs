@@ -1,0 +1,145 @@
+//! Documents that are true: the OpenAPI document describes what is served, and the checklist names files and
+//! tests that are there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::app::{Answer, Launch, TestApp, path_of};
+
+#[tokio::test]
+async fn openapi_command_prints_what_is_served() {
+    let app = TestApp::spawn(&[]).await;
+    let served = app.get("/openapi.json").await;
+    assert_eq!((served.status, served.header("content-type")), (200, "application/json"));
+    let printed = Launch::new(&[]).run("openapi").await;
+    assert_eq!((printed.code, printed.out.join("\n")), (Some(0), served.body));
+}
+
+#[tokio::test]
+async fn openapi_document_lists_the_routes_that_are_there() {
+    let app = TestApp::spawn(&[]).await;
+    let document = app.get("/openapi.json").await.json();
+    let mut listed = Vec::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for method in methods.as_object().expect("methods").keys() {
+            listed.push(format!("{method} {path}"));
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
+            let task = path_of(&app.create("a").await);
+            let answer = Answer::to(app.request(method, &path.replace("/v1/tasks/{id}", &task))).await;
+            assert!(!matches!(answer.status, 404 | 405), "{path} {answer:?}");
+        }
+    }
+    listed.sort_unstable();
+    let served = [
+        "delete /v1/tasks/{id}",
+        "get /v1/tasks",
+        "get /v1/tasks/{id}",
+        "patch /v1/tasks/{id}",
+        "post /v1/tasks",
+        "post /v1/tasks/{id}/complete",
+    ];
+    assert_eq!(listed, served);
+}
+
+#[tokio::test]
+async fn answers_have_the_shape_that_the_openapi_document_gives_them() {
+    let app = TestApp::spawn(&[]).await;
+    let document = app.get("/openapi.json").await.json();
+    let task = app.create("a").await;
+    fits(&document, "Task", &task);
+    fits(&document, "Task", &app.complete(&task).await.json());
+    fits(&document, "TaskPage", &app.get("/v1/tasks").await.json());
+    fits(&document, "Problem", &app.get("/nowhere").await.json());
+    fits(&document, "Problem", &app.patch(&path_of(&task), &json!({ "title": "" })).await.json());
+}
+
+/// Checks that `value` has the properties of a schema: all that are required, and no other.
+fn fits(document: &Value, schema: &str, value: &Value) {
+    let schema = &document["components"]["schemas"][schema];
+    let properties = schema["properties"].as_object().unwrap_or_else(|| panic!("no properties: {schema}"));
+    let value = value.as_object().expect("an object");
+    for name in value.keys() {
+        assert!(properties.contains_key(name), "{name} is not in {schema:#}");
+    }
+    for name in schema["required"].as_array().into_iter().flatten() {
+        assert!(value.contains_key(name.as_str().expect("a name")), "{name} is missing in {value:?}");
+    }
+}
+
+#[tokio::test]
+async fn docs_page_needs_nothing_from_elsewhere() {
+    let app = TestApp::spawn(&[]).await;
+    let page = app.get("/docs").await;
+    assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
+    let mut files = vec![page.body];
+    for name in ["/docs.js", "/docs.css"] {
+        assert!(files[0].contains(name.trim_start_matches('/')), "the page uses {name}");
+        let file = app.get(name).await;
+        assert_eq!(file.status, 200, "{name}");
+        files.push(file.body);
+    }
+    for file in files {
+        assert!(
+            !file.contains("http://") && !file.contains("https://") && !file.contains("url(//"),
+            "{file}"
+        );
+    }
+}
+
+/// Where the service's sources lie.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn checklist_names_files_and_tests_that_are_there() {
+    let checklist = fs::read_to_string(root().join("docs/production-checklist.md")).expect("the checklist");
+    let code = sources(root());
+    let rows: Vec<&str> = checklist.lines().filter(|line| line.starts_with("| ") && is_row(line)).collect();
+    assert!(rows.len() > 20, "{} rows", rows.len());
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, _, files, tests] = cells[..] else {
+            panic!("a row is number, requirement, files, tests: {row}")
+        };
+        assert!(!quoted(files).is_empty(), "no file: {row}");
+        for file in quoted(files) {
+            assert!(root().join("docs").join(file).exists() || root().join(file).exists(), "{file}: {row}");
+        }
+        for test in quoted(tests) {
+            let name = test.rsplit("::").next().unwrap_or(test);
+            let there = code.contains(&format!("fn {name}(")) || root().join(test).exists();
+            assert!(there, "{test}: {row}");
+        }
+    }
+}
+
+/// Whether a line of a table starts with a number, as its heads don't.
+fn is_row(line: &str) -> bool {
+    line.trim_start_matches(['|', ' ']).starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// What stands between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// All Rust files of the service and its tests, as one text.
+fn sources(root: &Path) -> String {
+    let mut folders: Vec<PathBuf> = vec![root.join("src"), root.join("tests")];
+    let mut text = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text += &fs::read_to_string(&path).expect("a file of text");
+            }
+        }
+    }
+    text
+}

@@ -1,0 +1,177 @@
+//! Work outside the request: the webhook of a completed task, delivered as Standard Webhooks says, again and
+//! again until it is taken, and no more once it is.
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use reqwest::Method;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::app::{Answer, TestApp, Variables, eventually, path_of};
+use crate::proxy::Proxy;
+use crate::receiver::{Call, Receiver};
+
+const KEY: [u8; 32] = [7; 32];
+
+/// A service that calls `url`, with `variables` besides.
+async fn calling(url: &str, variables: Variables<'_>) -> TestApp {
+    let secret = format!("whsec_{}", BASE64.encode(KEY));
+    let calling = [("APP__WEBHOOK__URL", url), ("APP__WEBHOOK__SECRET", secret.as_str())];
+    TestApp::spawn(&[&calling, variables].concat()).await
+}
+
+/// Waits until one run with this outcome has been counted.
+async fn counted(app: &TestApp, outcome: &str) {
+    let sample = format!("jobs_total{{job=\"webhook\",outcome=\"{outcome}\"}} 1\n");
+    eventually(async || app.metrics().await, |text| text.contains(&sample)).await;
+}
+
+fn is_signed(call: &Call) -> bool {
+    let signed =
+        [call.header("webhook-id").as_bytes(), b".", call.header("webhook-timestamp").as_bytes(), b"."];
+    let message = [signed.concat(), call.body.to_vec()].concat();
+    let signature =
+        call.header("webhook-signature").strip_prefix("v1,").and_then(|text| BASE64.decode(text).ok());
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &KEY);
+    signature.is_some_and(|signature| hmac::verify(&key, &message, &signature).is_ok())
+}
+
+#[tokio::test]
+async fn completed_task_is_told_once_with_id_time_signature_and_trace() {
+    let receiver = Receiver::start().await;
+    let mut app = calling(&format!("{}/hook?token=1", receiver.url), &[]).await;
+    let task = app.create("a").await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let request = app.request(Method::POST, &format!("{}/complete", path_of(&task)));
+    let traced = request.header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+    let completed = Answer::to(traced.header("x-request-id", "cause")).await.json();
+
+    let call = receiver.calls(1).await.remove(0);
+    assert_eq!((call.path.as_str(), call.header("content-type")), ("/hook", "application/json"));
+    assert!(is_signed(&call), "{call:?}");
+    let age = time::OffsetDateTime::now_utc().unix_timestamp()
+        - call.header("webhook-timestamp").parse::<i64>().expect("seconds");
+    assert!((0..=5).contains(&age), "{age}");
+    let event = call.json();
+    assert_eq!((&event["type"], &event["data"]), (&json!("task.completed"), &completed));
+    assert_eq!(event["timestamp"], completed["completed_at"]);
+    let parent: Vec<_> = call.header("traceparent").split('-').collect();
+    assert!(parent.len() == 4 && parent[1] == trace && parent[2] != "b7ad6b7169203331", "{parent:?}");
+
+    let done = app.process.event("job.done").await;
+    assert_eq!((&done["id"], &done["request_id"]), (&json!(call.header("webhook-id")), &json!("cause")));
+    assert_eq!((&done["attempts"], &done["trace_id"]), (&json!(1), &json!(trace)));
+
+    // A second completion tells nothing; that of another task comes after whatever it would have told.
+    assert_eq!(app.complete(&task).await.status, 200);
+    let other = app.create("b").await;
+    assert_eq!(app.complete(&other).await.status, 200);
+    let calls = receiver.calls(2).await;
+    assert_eq!(calls[1].json()["data"]["id"], other["id"]);
+    assert_ne!(calls[1].header("webhook-id"), calls[0].header("webhook-id"));
+    app.stop().await;
+    assert_eq!(receiver.calls(2).await.len(), 2);
+}
+
+#[tokio::test]
+async fn delivery_is_repeated_until_it_is_taken() {
+    let receiver = Receiver::start().await;
+    receiver.answers(500);
+    let mut app = calling(&receiver.url, &[]).await;
+    assert_eq!(app.complete(&app.create("a").await).await.status, 200, "the request does not wait for it");
+    let retry = app.process.event("job.retry").await;
+    assert_eq!(retry["attempts"], 1);
+    receiver.answers(204);
+    let calls = receiver.calls(2).await;
+    assert_eq!(
+        calls[0].header("webhook-id"),
+        calls[1].header("webhook-id"),
+        "a receiver can tell a repetition"
+    );
+    assert_eq!(calls[0].body, calls[1].body);
+    assert!(calls.iter().all(is_signed));
+    assert_eq!(app.process.event("job.done").await["attempts"], 2);
+    for outcome in ["retry", "done"] {
+        counted(&app, outcome).await;
+    }
+}
+
+#[tokio::test]
+async fn receiver_that_comes_back_gets_what_it_missed() {
+    let receiver = Receiver::start().await;
+    let proxy = Proxy::to(&receiver.address).await;
+    proxy.cut();
+    let mut app = calling(&format!("http://{}/", proxy.address), &[]).await;
+    let task = app.create("a").await;
+    assert_eq!(app.complete(&task).await.status, 200);
+    app.process.event("job.retry").await;
+    proxy.mend();
+    assert_eq!(receiver.calls(1).await[0].json()["data"]["id"], task["id"]);
+}
+
+#[tokio::test]
+async fn delivery_that_is_refused_or_tried_too_often_is_given_up() {
+    for (status, attempts) in [(410, 1), (503, 2)] {
+        let receiver = Receiver::start().await;
+        receiver.answers(status);
+        let mut app = calling(&receiver.url, &[("APP__JOBS__MAX_ATTEMPTS", "2")]).await;
+        app.complete(&app.create("a").await).await;
+        let failed = app.process.event("job.failed").await;
+        assert_eq!((&failed["level"], &failed["attempts"]), (&json!("ERROR"), &json!(attempts)), "{status}");
+        assert!(failed["reason"].to_string().contains(&status.to_string()), "{failed}");
+        assert_eq!(receiver.calls(attempts).await.len(), attempts);
+        counted(&app, "failed").await;
+    }
+}
+
+#[tokio::test]
+async fn full_queue_refuses_before_anything_is_written() {
+    let receiver = Receiver::start().await;
+    receiver.answers(None);
+    let limits = [("APP__JOBS__QUEUE_CAPACITY", "1"), ("APP__JOBS__CONCURRENCY", "1")];
+    let app = calling(&receiver.url, &limits).await;
+    let mut refused = None;
+    // One runs, one waits; which one is which is decided elsewhere.
+    for number in 1..=3 {
+        let task = app.create(&number.to_string()).await;
+        let answer = app.complete(&task).await;
+        if answer.status != 200 {
+            refused = Some((answer, task));
+            break;
+        }
+    }
+    let (answer, task) = refused.expect("one of three is too many");
+    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("overloaded")));
+    assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+    assert_eq!(app.get(&path_of(&task)).await.json(), task, "nothing was written");
+    assert_eq!(app.patch(&path_of(&task), &json!({ "title": "b" })).await.status, 200, "the rest goes on");
+}
+
+#[tokio::test]
+async fn delivery_that_runs_is_finished_during_the_drain() {
+    let receiver = Receiver::start().await;
+    receiver.answers(None);
+    let mut app = calling(&receiver.url, &[]).await;
+    app.complete(&app.create("a").await).await;
+    receiver.calls(1).await;
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.begin").await;
+    receiver.answers(204);
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let names = ended.names();
+    let place = |name: &str| names.iter().position(|event| event == name);
+    assert!(place("job.done").is_some() && place("job.done") < place("shutdown.drain_complete"), "{names:?}");
+}
+
+#[tokio::test]
+async fn private_addresses_are_called_only_where_allowed() {
+    let receiver = Receiver::start().await;
+    let port = receiver.address.rsplit(':').next().expect("a port");
+    let url = format!("http://localhost:{port}/");
+    let mut app = calling(&url, &[("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "false")]).await;
+    app.complete(&app.create("a").await).await;
+    let retry = app.process.event("job.retry").await;
+    assert!(retry["reason"].to_string().contains("allow_private_addresses"), "{retry}");
+}

@@ -1,0 +1,109 @@
+//! Logs: every line one JSON object, with what ties it to its request, and nothing that a client could forge or
+//! that names a person.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::app::{Answer, TestApp, path_of};
+use crate::receiver::Receiver;
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+#[tokio::test]
+async fn every_line_is_json_with_time_level_and_message() {
+    let receiver = Receiver::start().await;
+    receiver.answers(400);
+    let mut app = TestApp::spawn(&[("APP__WEBHOOK__URL", receiver.url.as_str())]).await;
+    app.complete(&app.create("a").await).await;
+    app.process.event("job.failed").await;
+    app.get("/nowhere").await;
+    let ended = app.stop().await;
+    assert!(ended.err.is_empty(), "nothing goes past the log: {:#?}", ended.err);
+    let log = ended.log();
+    assert!(log.len() > 8, "{log:#?}");
+    for line in log {
+        let timestamp = line["timestamp"].as_str().expect("a timestamp");
+        assert!(OffsetDateTime::parse(timestamp, &Rfc3339).is_ok(), "{line}");
+        assert!(["INFO", "WARN", "ERROR"].contains(&line["level"].as_str().expect("a level")), "{line}");
+        let name = line["message"].as_str().expect("a message");
+        let is_name = |text: &str| text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_' | b'.'));
+        assert!(!name.is_empty() && is_name(name), "a message is the name of an event: {line}");
+    }
+}
+
+#[tokio::test]
+async fn request_is_one_line_with_what_happened() {
+    let mut app = TestApp::spawn(&[]).await;
+    let task = app.create("a").await;
+    let request = app.request(Method::GET, &format!("{}?", path_of(&task))).header("x-request-id", "mine");
+    Answer::to(request).await;
+    let line = app.process.event_where("http.request", |line| line["request_id"] == "mine").await;
+    assert_eq!((&line["method"], &line["route"]), (&json!("GET"), &json!("/v1/tasks/{id}")));
+    assert_eq!((&line["status"], &line["client"]), (&json!(200), &json!("127.0.0.0/24")));
+    assert!(line["duration_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0 && seconds < 10.0));
+    let log = app.stop().await.log();
+    assert_eq!(log.iter().filter(|line| line["message"] == "http.request").count(), 2, "{log:#?}");
+}
+
+#[tokio::test]
+async fn access_lines_can_be_switched_off() {
+    let app = TestApp::spawn(&[("APP__LOG__ACCESS", "false")]).await;
+    app.create("a").await;
+    assert!(!app.stop().await.names().contains(&"http.request".to_owned()));
+}
+
+#[tokio::test]
+async fn trace_of_the_caller_is_continued() {
+    let mut app = TestApp::spawn(&[]).await;
+    let ask = async |id: &str, traceparent: &str| {
+        let request = app.request(Method::GET, "/v1/tasks").header("x-request-id", id);
+        Answer::to(request.header("traceparent", traceparent)).await;
+    };
+    ask("valid", &format!("00-{TRACE}-b7ad6b7169203331-01")).await;
+    ask("invalid", &format!("00-{TRACE}-0000000000000000-01")).await;
+    let line = app.process.event_where("http.request", |line| line["request_id"] == "valid").await;
+    assert_eq!(line["trace_id"], TRACE);
+    let span = line["span_id"].as_str().expect("a span");
+    assert!(span.len() == 16 && span != "b7ad6b7169203331", "{span}");
+    let line = app.process.event_where("http.request", |line| line["request_id"] == "invalid").await;
+    assert_ne!(line["trace_id"], TRACE);
+}
+
+#[tokio::test]
+async fn clients_can_not_forge_lines() {
+    let app = TestApp::spawn(&[]).await;
+    let hostile = r#"x","message":"service.exit","code":9,"x":""#;
+    for header in ["x-request-id", "user-agent", "referer", "x-forwarded-for", "traceparent", "origin"] {
+        Answer::to(app.request(Method::GET, "/v1/tasks").header(header, hostile)).await;
+    }
+    let mut wire = app.connect().await;
+    wire.send("GET /%0a%7b%22message%22:%22service.exit%22%7d?%1b[2J HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    wire.answer().await;
+    let mut wire = app.connect().await;
+    wire.send("FORGED /v1/tasks HTTP/1.1\r\nhost: \"},{\r\nx-request-id: {\"a\":\"b\\n\"}\r\n\r\n").await;
+    wire.answer().await;
+    let ended = app.stop().await;
+    let exits = ended.names().iter().filter(|name| *name == "service.exit").count();
+    assert_eq!(exits, 1, "{:#?}", ended.out);
+    let requests: Vec<Value> =
+        ended.log().into_iter().filter(|line| line["message"] == "http.request").collect();
+    assert_eq!(requests.len(), 8, "{requests:#?}");
+    assert_eq!(requests[0]["request_id"], hostile, "kept, as text");
+    assert_eq!(requests[7]["method"], "_OTHER");
+}
+
+#[tokio::test]
+async fn what_users_write_is_not_logged() {
+    let app = TestApp::spawn(&[("RUST_LOG", "trace")]).await;
+    let answer =
+        app.post("/v1/tasks", &json!({ "title": "canary-title", "description": "canary-text" })).await;
+    app.patch(&path_of(&answer.json()), &json!({ "title": "canary-title \u{7}" })).await;
+    app.get("/v1/tasks?status=canary-query").await;
+    app.get("/canary-path").await;
+    let ended = app.stop().await;
+    let service = ended.log().into_iter().filter(|line| line["target"].to_string().contains("service"));
+    let found: Vec<_> = service.filter(|line| line.to_string().contains("canary")).collect();
+    assert!(found.is_empty(), "{found:#?}");
+}

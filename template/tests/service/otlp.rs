@@ -1,0 +1,91 @@
+//! Traces to an OpenTelemetry collector, and a stop that no collector can hold up.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::app::{Answer, TestApp};
+use crate::receiver::Receiver;
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+/// A service that exports every trace to `endpoint`.
+async fn traced(endpoint: &str) -> TestApp {
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        ("OTEL_SERVICE_NAME", "named-by-the-test"),
+        ("APP__OTLP__SAMPLE_RATIO", "1.0"),
+        ("APP__SHUTDOWN__FLUSH_TIMEOUT", "1s"),
+    ];
+    TestApp::spawn(&variables).await
+}
+
+#[tokio::test]
+async fn spans_reach_the_collector_before_the_exit() {
+    let collector = Receiver::start().await;
+    collector.answers(200);
+    let mut app = traced(&collector.url).await;
+    let request = app.request(Method::GET, "/v1/tasks").header("x-request-id", "traced");
+    Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
+    app.create("a").await;
+    let line = app.process.event_where("http.request", |line| line["request_id"] == "traced").await;
+    assert_eq!(line["trace_id"], TRACE);
+    let ended = app.stop().await;
+    assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("ok")));
+
+    let calls = collector.calls(1).await;
+    assert!(calls.iter().all(|call| call.path == "/v1/traces"), "{calls:#?}");
+    assert!(calls.iter().all(|call| call.header("content-type") == "application/x-protobuf"));
+    let sent: Vec<u8> = calls.iter().flat_map(|call| call.body.to_vec()).collect();
+    let span = line["span_id"].as_str().expect("a span");
+    for expected in [unhex(TRACE), unhex("b7ad6b7169203331"), unhex(span)] {
+        assert!(holds(&sent, &expected), "{expected:x?} was not exported");
+    }
+    for expected in ["named-by-the-test", "GET /v1/tasks", "POST /v1/tasks", "http.response.status_code"] {
+        assert!(holds(&sent, expected.as_bytes()), "{expected} was not exported");
+    }
+}
+
+#[tokio::test]
+async fn caller_that_does_not_sample_is_followed() {
+    let collector = Receiver::start().await;
+    collector.answers(200);
+    let app = traced(&collector.url).await;
+    let request = app.request(Method::GET, "/v1/tasks");
+    Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-00"))).await;
+    app.create("a").await;
+    assert_eq!(app.stop().await.code, Some(0));
+    let sent: Vec<u8> = collector.calls(1).await.iter().flat_map(|call| call.body.to_vec()).collect();
+    assert!(holds(&sent, b"POST /v1/tasks") && !holds(&sent, &unhex(TRACE)));
+}
+
+#[tokio::test]
+async fn collector_that_does_not_answer_can_not_hold_up_the_exit() {
+    let collector = Receiver::start().await;
+    collector.answers(None);
+    let app = traced(&collector.url).await;
+    app.create("a").await;
+    let began = Instant::now();
+    let ended = app.stop().await;
+    let took = began.elapsed();
+    assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("timeout")));
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
+    let app = traced("http://127.0.0.1:1").await;
+    app.create("a").await;
+    let ended = app.stop().await;
+    assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
+    digits.collect::<Result<_, _>>().expect("hexadecimal digits")
+}
