@@ -73,7 +73,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let board = Board::new(plan);
     let mut subjects = in_lanes(&context, plan, &board);
     subjects.sort_by_key(|subject| subject.place);
-    let report = Report { plan, subjects, set_up, total: started.elapsed() };
+    let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: report::machine() };
     report.write(&context.folder)?;
     board.close(&report, &context.folder);
     Ok(report.proven())

@@ -15,14 +15,15 @@ pub fn page(report: &Report<'_>) -> String {
          <meta name=\"color-scheme\" content=\"light dark\">\
          <title>slipway: {0}</title><style>{STYLE}</style></head><body>\
          <header class=\"{state}\"><p class=\"brand\">slipway</p><h1>{0}</h1>\
-         <p>{1} checks passed, {2} failed.</p></header><main>",
+         <p>{1} checks passed, {2} failed · {3}</p></header><main>",
         escaped(&report.verdict()),
         report.passed(),
         report.failed(),
+        escaped(&report.machine),
     );
-    failures(&mut page, report);
     matrix(&mut page, report);
     template(&mut page, report);
+    failures(&mut page, report);
     times(&mut page, report);
     drills(&mut page, report);
     page += "</main></body></html>\n";
@@ -37,22 +38,28 @@ fn failures(page: &mut String, report: &Report<'_>) {
     *page += "<section><h2>What failed</h2>";
     for subject in &report.subjects {
         for check in subject.checks.iter().filter(failed) {
-            if let Outcome::Failed { cause, command, tail } = &check.outcome {
-                let _ = write!(
-                    page,
-                    "<article class=\"failure\"><h3>{} · {}</h3><p>{}</p><pre>{}</pre><p>ran \
-                     <code>{}</code><br>log <code>{}</code></p></article>",
-                    escaped(&subject.title),
-                    check.step,
-                    escaped(cause),
-                    escaped(tail),
-                    escaped(command.as_deref().unwrap_or("no command")),
-                    escaped(&check.log.display().to_string()),
-                );
-            }
+            failure(page, subject, check);
         }
     }
     *page += "</section>";
+}
+
+fn failure(page: &mut String, subject: &Subject, check: &Check) {
+    let Outcome::Failed { cause, command, tail } = &check.outcome else { return };
+    let _ = write!(
+        page,
+        "<article class=\"failure\"><h3>{} · {}</h3><p class=\"cause\">{}</p>",
+        escaped(&subject.title),
+        check.step,
+        escaped(cause)
+    );
+    if !tail.is_empty() {
+        let _ = write!(page, "<pre>{}</pre>", escaped(tail));
+    }
+    if let Some(command) = command {
+        let _ = write!(page, "<p>ran <code>{}</code></p>", escaped(command));
+    }
+    let _ = write!(page, "<p>log <code>{}</code></p></article>", escaped(&check.log.display().to_string()));
 }
 
 fn matrix(page: &mut String, report: &Report<'_>) {

@@ -1,7 +1,10 @@
 //! The result of a run, held against its plan; `report.json` and `report.html`.
 
 use std::fs;
+use std::num::NonZero;
 use std::path::Path;
+use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -16,6 +19,8 @@ pub struct Report<'a> {
     pub subjects: Vec<Subject>,
     pub set_up: Duration,
     pub total: Duration,
+    /// What it ran on, without which the times say nothing.
+    pub machine: String,
 }
 
 impl Report<'_> {
@@ -74,6 +79,7 @@ impl Report<'_> {
         let by_step: serde_json::Map<String, Value> =
             self.time_by_step().into_iter().map(|(step, sum)| (step.into(), sum.into())).collect();
         json!({
+            "machine": self.machine,
             "proven": self.proven(),
             "passed": self.passed(),
             "failed": self.failed(),
@@ -117,6 +123,24 @@ fn check(check: &Check) -> Value {
         "note": note,
         "seconds": check.time.as_secs_f64(),
     })
+}
+
+/// The day, the compiler, the processor and how many cores of it there are.
+pub fn machine() -> String {
+    let said = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    };
+    let rustc = said("rustc", "--version");
+    let rustc = rustc.split(" (").next().unwrap_or_default();
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    format!(
+        "{} · {rustc} · {cores} cores of {}",
+        said("date", "+%F"),
+        model.unwrap_or(std::env::consts::ARCH)
+    )
 }
 
 /// `7 min 4 s`.
