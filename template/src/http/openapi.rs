@@ -4,8 +4,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::header;
 use axum::routing::get;
-use utoipa::IntoResponses;
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use super::problem::Body;
 
@@ -15,7 +15,7 @@ use super::problem::Body;
 pub(super) enum Failures<'a> {
     /// The request is not valid, or is refused, or could not be completed: see `category`
     #[response(status = "default", content_type = "application/problem+json")]
-    Problem(#[to_schema] Body<'a>),
+    Problem(Body<'a>),
 }
 
 /// The document without its paths.
@@ -24,7 +24,11 @@ pub fn info() -> OpenApi {
         .title(env!("CARGO_PKG_NAME"))
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(env!("CARGO_PKG_DESCRIPTION")));
-    OpenApiBuilder::new().info(info.build()).build()
+    // Those of the routes' own bodies are added by their routes; no route names this one.
+    let mut problem = vec![(Body::name().into_owned(), Body::schema())];
+    Body::schemas(&mut problem);
+    let components = ComponentsBuilder::new().schemas_from_iter(problem).build();
+    OpenApiBuilder::new().info(info.build()).components(Some(components)).build()
 }
 
 /// `/openapi.json`, and `/docs` with the files it is made of.
