@@ -119,7 +119,7 @@ impl Launch {
             .expect("the binary starts");
         let out = Lines::of(child.stdout.take().expect("stdout is piped"));
         let err = Lines::of(child.stderr.take().expect("stderr is piped"));
-        Process { child, out, err, _launch: self }
+        Process { child, out, err, launch: self }
     }
 
     /// Runs a command that ends by itself.
@@ -162,7 +162,8 @@ pub struct Process {
     child: Child,
     out: Lines,
     err: Lines,
-    _launch: Launch,
+    /// What is to outlive the process: its folder and the like.
+    launch: Launch,
 }
 
 /// A process that has ended.
@@ -195,6 +196,20 @@ impl Process {
         }
     }
 
+    //@ if redis
+    /// Whether an event of this name has been logged.
+    pub fn has(&self, name: &str) -> bool {
+        events(&self.out.0.borrow()).iter().any(|event| event["message"] == name)
+    }
+
+    //@ end
+    //@ if postgres
+    /// The database that was made for the service.
+    pub fn database(&self) -> &Database {
+        self.launch.database.as_ref().expect("the test gave it none of its own")
+    }
+
+    //@ end
     pub fn signal(&self, signal: Signal) {
         let id = self.child.id().try_into().ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(id, signal).expect("the process takes a signal");

@@ -56,6 +56,23 @@ async fn answers_have_the_shape_that_the_openapi_document_gives_them() {
     fits(&document, "Problem", &app.patch(&path_of(&task), &json!({ "title": "" })).await.json());
 }
 
+#[tokio::test]
+async fn openapi_document_defines_all_that_it_refers_to() {
+    let printed = Launch::new(&[]).run("openapi").await.out.join("\n");
+    let document: Value = serde_json::from_str(&printed).expect("JSON");
+    let references: Vec<&str> =
+        printed.split("\"$ref\": \"#").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(references.len() > 10, "{references:?}");
+    for reference in references {
+        assert!(document.pointer(reference).is_some(), "{reference}");
+    }
+    assert_eq!(
+        document["paths"]["/v1/tasks"]["get"]["responses"]["default"]["content"]["application/problem+json"]
+            ["schema"]["$ref"],
+        "#/components/schemas/Problem"
+    );
+}
+
 /// Checks that `value` has the properties of a schema: all that are required, and no other.
 fn fits(document: &Value, schema: &str, value: &Value) {
     let schema = &document["components"]["schemas"][schema];

@@ -15,11 +15,12 @@ pub struct Proxy {
     accepting: AbortHandle,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Open,
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
     /// Connections are closed, new ones too.
-    Cut,
+    cut: bool,
+    /// How often that happened: a connection ends with the next one, however short it is.
+    cuts: usize,
 }
 
 impl Proxy {
@@ -27,7 +28,7 @@ impl Proxy {
     pub async fn to(server: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let state = watch::Sender::new(State::Open);
+        let state = watch::Sender::new(State::default());
         let (server, states) = (server.to_owned(), state.subscribe());
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -40,12 +41,12 @@ impl Proxy {
 
     /// Closes all connections; new ones are closed as soon as they are made.
     pub fn cut(&self) {
-        self.state.send_replace(State::Cut);
+        self.state.send_modify(|state| *state = State { cut: true, cuts: state.cuts + 1 });
     }
 
     /// Takes new connections again.
     pub fn mend(&self) {
-        self.state.send_replace(State::Open);
+        self.state.send_modify(|state| state.cut = false);
     }
 }
 
@@ -57,12 +58,13 @@ impl Drop for Proxy {
 
 /// Carries one connection until an end closes it or the proxy is cut.
 async fn carry(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
-    if *states.borrow_and_update() == State::Cut {
+    let State { cut, cuts } = *states.borrow_and_update();
+    if cut {
         return;
     }
     let Ok(mut server) = TcpStream::connect(server).await else { return };
     tokio::select! {
         _ = copy_bidirectional(&mut client, &mut server) => {}
-        _ = states.wait_for(|state| *state == State::Cut) => {}
+        _ = states.wait_for(|state| state.cuts > cuts) => {}
     }
 }

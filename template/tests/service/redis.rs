@@ -1,7 +1,109 @@
-//! Redis.
+//! Redis: replicas see each other's writes, and do without it when it is gone.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Url;
+use serde_json::json;
+
+use crate::app::{Launch, TestApp, Variables, eventually, path_of};
+use crate::proxy::Proxy;
 
 /// The server that replicas share.
 #[expect(clippy::disallowed_methods, reason = "what the tests run against is no part of the service")]
 pub fn server() -> String {
     std::env::var("REDIS_URL").expect("set REDIS_URL to a server for tests, such as redis://127.0.0.1:6379/0")
+}
+
+/// A URL of the server behind a proxy.
+async fn behind_proxy() -> (String, Proxy) {
+    let mut url: Url = server().parse().expect("REDIS_URL is a URL");
+    let host = url.host_str().expect("REDIS_URL names a host");
+    let proxy = Proxy::to(&format!("{host}:{}", url.port().unwrap_or(6379))).await;
+    url.set_host(Some("127.0.0.1")).expect("a host");
+    url.set_port(Some(proxy.address.port())).expect("a port");
+    (url.into(), proxy)
+}
+
+#[tokio::test]
+async fn service_without_redis_is_ready_and_degraded() {
+    let (url, proxy) = behind_proxy().await;
+    let often = [("APP__HEALTH__INTERVAL", "200ms"), ("APP__HEALTH__TIMEOUT", "200ms")];
+    let app = TestApp::launch(Launch::new(&often).set(&[("REDIS_URL", &url)])).await;
+    let task = app.create("a").await;
+    proxy.cut();
+    let ready = async || app.admin("/health/ready").await;
+    let degraded = eventually(ready, |answer| answer.json()["degraded"] == true).await;
+    assert_eq!((degraded.status, &degraded.json()["status"]), (200, &json!("ready")));
+    assert_eq!(app.get("/ready").await.json(), json!({ "status": "ready" }));
+    assert!(app.metrics().await.contains("dependency_up{dependency=\"redis\"} 0\n"));
+
+    let began = Instant::now();
+    for number in 0..20 {
+        let path = path_of(&task);
+        assert_eq!(app.patch(&path, &json!({ "title": number.to_string() })).await.status, 200);
+        assert_eq!(app.get(&path).await.json()["title"], number.to_string(), "never an old value");
+    }
+    // Each may wait for redis.timeout until the breaker opens, and none after that.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+
+    proxy.mend();
+    eventually(ready, |answer| answer.json()["degraded"] == false).await;
+    let read = async || {
+        app.get(&path_of(&app.create("b").await)).await;
+        app.process.has("cache.breaker_closed")
+    };
+    eventually(read, |closed| *closed).await;
+}
+
+/// Two replicas of one service, the second with `variables`.
+async fn replicas(variables: Variables<'_>) -> (TestApp, TestApp) {
+    let one = TestApp::spawn(&[]).await;
+    let launch = Launch::new(variables);
+    //@ if postgres
+    let launch = launch.set(&[("DATABASE_URL", &one.process.database().url)]);
+    //@ end
+    (one, TestApp::launch(launch).await)
+}
+
+/// Waits until a replica no longer answers with the title that was. How long it took.
+async fn forgotten(replica: &TestApp, path: &str, title: &str) -> Duration {
+    let began = Instant::now();
+    eventually(async || replica.get(path).await, |answer| answer.json()["title"] != title).await;
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn replica_forgets_at_once_what_another_has_written() {
+    let (one, two) = replicas(&[]).await;
+    let path = path_of(&one.create("a").await);
+    for app in [&one, &two, &two] {
+        assert_eq!(app.get(&path).await.json()["title"], "a");
+    }
+    let metrics = two.metrics().await;
+    assert!(metrics.contains("cache_requests_total{tier=\"redis\",outcome=\"hit\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("cache_requests_total{tier=\"memory\",outcome=\"hit\"} 1\n"), "{metrics}");
+
+    assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    let took = forgotten(&two, &path, "a").await;
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert_eq!(one.get(&path).await.json()["title"], "b");
+    assert_eq!(one.delete(&path).await.status, 204);
+    eventually(async || two.get(&path).await.status, |status| *status == 404).await;
+}
+
+#[tokio::test]
+async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
+    let (url, proxy) = behind_proxy().await;
+    let (one, two) = replicas(&[("REDIS_URL", &url)]).await;
+    for _ in 0..3 {
+        let path = path_of(&one.create("a").await);
+        one.get(&path).await;
+        proxy.cut();
+        proxy.mend();
+        // Kept by the second replica before it listens again, and then changed by the first.
+        two.get(&path).await;
+        assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
+        let took = forgotten(&two, &path, "a").await;
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
 }
