@@ -126,12 +126,16 @@ impl Cache {
     /// Follows what other replicas have changed, for ever.
     pub async fn follow(self) {
         loop {
-            self.shared.follow(|id| self.forget(id)).await;
-            // Changes may have been missed while there was no connection.
-            self.writes.add_everywhere();
-            self.memory.invalidate_all();
+            // Changes may have been missed while there was no connection, up to the moment it listens again.
+            self.shared.follow(|| self.forget_all(), |id| self.forget(id)).await;
+            self.forget_all();
             tokio::time::sleep(shared::RECONNECT).await;
         }
+    }
+
+    fn forget_all(&self) {
+        self.writes.add_everywhere();
+        self.memory.invalidate_all();
     }
     //@ end
 }

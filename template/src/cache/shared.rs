@@ -143,14 +143,20 @@ impl Shared {
         self.bounded("store", async move { invocation.invoke_async::<()>(&mut connection).await }).await;
     }
 
-    /// Calls `changed` for each task that another replica has written, until the connection breaks.
-    pub(super) async fn follow<F: Future<Output = ()>>(&self, changed: impl Fn(Uuid) -> F) {
+    /// Calls `listening` once and then `changed` for each task that another replica has written, until the
+    /// connection breaks.
+    pub(super) async fn follow<F: Future<Output = ()>>(
+        &self,
+        listening: impl Fn(),
+        changed: impl Fn(Uuid) -> F,
+    ) {
         let subscription = async {
             let mut subscription = self.client.get_async_pubsub().await?;
             subscription.subscribe(CHANGES).await?;
             Ok::<_, redis::RedisError>(subscription)
         };
         let Ok(Ok(mut subscription)) = tokio::time::timeout(PAUSE, subscription).await else { return };
+        listening();
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
             if let Some(id) = message.get_payload::<String>().ok().and_then(|text| text.parse().ok()) {
