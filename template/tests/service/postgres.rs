@@ -1,4 +1,4 @@
-//! PostgreSQL: the schema is brought up to date by any number of replicas, what was acknowledged survives a crash,
+//! Postgres: the schema is brought up to date by any number of replicas, what was acknowledged survives a crash,
 //! and a server that is gone is told within the time that was set. Each test has a database of its own.
 
 use std::time::{Duration, Instant};
