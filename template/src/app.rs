@@ -215,15 +215,16 @@ impl Service {
 
     /// Waits until what the service depends on is there.
     async fn ready(&mut self, config: &Config) -> Result<()> {
+        let deadline = Instant::now() + config.health.startup_timeout;
         //@ if postgres
         if config.database.migrate_on_start {
-            let migrated = migrate_when_up(&self.store);
-            tokio::time::timeout(config.health.startup_timeout, migrated).await.context("migration")??;
+            let migrated = timeout_at(deadline, migrate_when_up(&self.store)).await;
+            migrated.context("the schema could not be brought up to date within health.startup_timeout")?;
         }
         //@ end
         // Not before: what has just been set up is what the checks should find.
         self.background.spawn(self.health.clone().probe(std::mem::take(&mut self.checks)));
-        let Err(missing) = self.health.all_up(config.health.startup_timeout).await else { return Ok(()) };
+        let Err(missing) = self.health.all_up(deadline).await else { return Ok(()) };
         bail!("not available within health.startup_timeout: {missing}")
     }
 
@@ -270,14 +271,9 @@ impl Service {
 //@ if postgres
 
 /// Migrates as soon as the database can be reached. A database that starts late is no fault.
-async fn migrate_when_up(store: &Store) -> Result<()> {
-    loop {
-        match store.migrate().await {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                warn!(cause = format!("{error:#}"), category = "unavailable", "schema.migration_failed");
-            }
-        }
+async fn migrate_when_up(store: &Store) {
+    while let Err(error) = store.migrate().await {
+        warn!(cause = format!("{error:#}"), category = "unavailable", "schema.migration_failed");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -299,5 +295,5 @@ fn admin_router(health: &Health, metrics: &Metrics, store: &Store) -> Router {
         store.observe();
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
-    health::admin_routes(health.clone()).route("/metrics", get(page))
+    health::admin_routes(health.clone()).route("/metrics", get(page)).fallback(http::not_found)
 }

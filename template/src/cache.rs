@@ -90,9 +90,10 @@ impl Cache {
                 //@ end
                 Ok(Entry { task: Arc::new(task), writes })
             };
-            let entry = self.memory.try_get_with(id, loading).await?;
+            let entry = self.memory.try_get_with(id, loading).await;
             let outcome = if hit.into_inner() { "hit" } else { "miss" };
             counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome).increment(1);
+            let entry = entry?;
             if entry.writes == self.writes.count(id) {
                 return Ok(entry.task);
             }

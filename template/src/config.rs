@@ -228,7 +228,7 @@ fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -
             report(faults, &key.to_string(), error.message());
         }
     }
-    // A value that was left at its default yields to the one that was set.
+    // What was left at its default contradicts nothing: who shortens one delay need not name all others.
     let is_set = |key: &str| original.get(key) != defaults.get(key);
     for (key, allowed) in contradictions(&config).into_iter().filter(|(key, _)| is_set(key)) {
         report(faults, key, allowed);
@@ -302,10 +302,13 @@ fn expected(error: &ConfigError) -> String {
         ConfigError::Type { expected, .. } => format!("expected {expected}"),
         other => other.to_string(),
     };
-    let allowed = text.rfind("expected ").map_or("expected another value", |start| &text[start..]);
+    let allowed = text
+        .rfind("expected ")
+        .map_or("expected another value, see config/default.toml", |start| &text[start..]);
     let allowed = allowed.split(" for key ").next().unwrap_or(allowed);
     match allowed {
         "expected a duration" => "expected a duration such as \"250ms\" or \"5s\"".to_owned(),
+        "expected parsable string" => "expected a size such as \"64KiB\" or \"1MiB\"".to_owned(),
         other => other.to_owned(),
     }
 }

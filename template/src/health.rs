@@ -132,11 +132,11 @@ impl Health {
     /// Waits until all required dependencies are up.
     ///
     /// # Errors
-    /// The names of those that are not, after `patience`.
-    pub async fn all_up(&self, patience: Duration) -> Result<(), String> {
+    /// The names of those that are not, at the deadline.
+    pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
         let mut rounds = self.rounds.subscribe();
         let up = rounds.wait_for(|rounds| *rounds > 0 && self.missing().is_empty());
-        match tokio::time::timeout(patience, up).await {
+        match tokio::time::timeout_at(deadline, up).await {
             Ok(_) => Ok(()),
             Err(_) => Err(self.missing().join(", ")),
         }

@@ -119,9 +119,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     let router = api
         .merge(openapi::routes(document.to_pretty_json()?))
         .merge(health::public_routes(around.health))
-        .fallback(async || {
-            Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is nothing at this path.")
-        })
+        .fallback(not_found)
         .method_not_allowed_fallback(async || {
             let detail = "This path does not take this method; Allow lists those it takes.";
             Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
@@ -138,6 +136,11 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
 pub fn openapi_document() -> anyhow::Result<String> {
     let api = OpenApiRouter::<Tasks>::with_openapi(openapi::info()).merge(tasks::router());
     Ok(api.into_openapi().to_pretty_json()?)
+}
+
+/// What every path answers that no route stands at.
+pub async fn not_found() -> Problem {
+    Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is nothing at this path.")
 }
 
 /// The hook has logged and counted it.

@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
-use crate::variant::Variant;
+use crate::variant::{TOGGLES, Variant};
 use crate::weave::config::Config;
 use crate::weave::names::{self, Names};
 use crate::weave::tree::Tree;
@@ -88,7 +88,8 @@ const SEAL_END: &str = "{% endcomment %}";
 /// The opening of the merger: a comment with a digest of what it was made from and of itself.
 fn sealed(manifest: &str, lock: &str, body: &str) -> String {
     let mut hash = Sha256::new();
-    for part in [manifest, lock, body] {
+    // The toggles too: another one is more variants, though no lock has changed.
+    for part in [manifest, lock, body, &TOGGLES.join(",")] {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }

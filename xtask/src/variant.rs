@@ -34,9 +34,13 @@ impl Variant {
     }
 
     /// The letter by which the template of `Cargo.lock` knows it, as `hooks/check.rhai` works it out.
+    ///
+    /// # Panics
+    /// Beyond six toggles: then both need another alphabet.
     #[must_use]
     pub fn letter(self) -> char {
-        char::from(b'a' + self.0)
+        let alphabet = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain(['-', '_']);
+        alphabet.into_iter().nth(self.0.into()).expect("at most 64 variants")
     }
 
     /// The toggles that are on, in the order of [`TOGGLES`].

@@ -113,10 +113,14 @@ impl Shared {
         let mut connection = self.connection.clone();
         let found =
             self.bounded("get", async move { connection.get::<_, Option<String>>(key(id)).await }).await;
-        let task = found.flatten().and_then(|entry| serde_json::from_str(entry.split_once(':')?.1).ok());
-        let outcome = if task.is_some() { "hit" } else { "miss" };
+        let outcome = match &found {
+            Some(Some(_)) => "hit",
+            Some(None) => "miss",
+            None => "error",
+        };
         counter!("cache_requests_total", "tier" => "redis", "outcome" => outcome).increment(1);
-        task
+        // A mark without a task, or one of another shape, is as good as none.
+        serde_json::from_str(found.flatten()?.split_once(':')?.1).ok()
     }
 
     /// Stores what was loaded, unless a write has overtaken it.
@@ -188,7 +192,6 @@ impl Shared {
                     |_| "timed out".to_owned(),
                     |result| result.map_or_else(|error| error.to_string(), |_| String::new()),
                 );
-                counter!("cache_requests_total", "tier" => "redis", "outcome" => "error").increment(1);
                 self.breaker.failed(name, &reason);
                 None
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use sqlx::Connection;
 use tracing::info;
 
@@ -14,8 +15,14 @@ impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         // A connection of its own: its statements may take longer than the pool allows.
-        let mut connection = sqlx::PgConnection::connect_with(&self.pool.connect_options()).await?;
+        let options = self.pool.connect_options();
+        let connecting = sqlx::PgConnection::connect_with(&options);
+        let mut connection = tokio::time::timeout(self.pool.options().get_acquire_timeout(), connecting)
+            .await
+            .context("the database does not answer")??;
         sqlx::query!("SET statement_timeout = 0").execute(&mut connection).await?;
+        // That the table of migrations exists already is no news.
+        sqlx::query!("SET client_min_messages = warning").execute(&mut connection).await?;
         // Polled: a replica that waited inside the server would block an index that is built CONCURRENTLY.
         while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "taken!""#, LOCK)
             .fetch_one(&mut connection)

@@ -32,10 +32,22 @@ pub struct Config {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String")]
 pub enum Format {
     Json,
     Pretty,
+}
+
+impl TryFrom<String> for Format {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match &*text {
+            "json" => Ok(Self::Json),
+            "pretty" => Ok(Self::Pretty),
+            _ => Err("expected json or pretty"),
+        }
+    }
 }
 
 fn is_filter(filter: &str, (): &()) -> garde::Result {
@@ -70,10 +82,35 @@ where
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match config.format {
         Format::Json => layer.event_format(FlatJson).boxed(),
-        Format::Pretty => layer.event_format(tracing_subscriber::fmt::format().compact()).boxed(),
+        Format::Pretty => layer.event_format(ForPeople).boxed(),
     };
     // `load` has refused what does not parse.
     (layer.with_filter(EnvFilter::new(&config.filter)).boxed(), log_writer)
+}
+
+/// A line for people: what `tracing` prints, and the request it belongs to.
+struct ForPeople;
+
+impl<S, N> FormatEvent<S, N> for ForPeople
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if let Some(Context { request_id, trace }) = Context::current() {
+            write!(writer, "[{request_id}")?;
+            if let Some(trace) = trace {
+                write!(writer, " {} {}", trace.trace_id, trace.span_id)?;
+            }
+            write!(writer, "] ")?;
+        }
+        tracing_subscriber::fmt::format().compact().format_event(context, writer, event)
+    }
 }
 
 /// One JSON object a line, all fields at its top level: `message` is the event's name.

@@ -192,7 +192,12 @@ impl Process {
         let waited = timeout(PATIENCE, wait).await.is_ok_and(|wait| wait.is_ok());
         match found {
             Some(event) if waited => event,
-            _ => panic!("no event {name}: {:#?} {:#?}", self.out.0.borrow(), self.err.0.borrow()),
+            _ => panic!(
+                "no event {name} of {:?}: {:#?} {:#?}",
+                self.launch,
+                self.out.0.borrow(),
+                self.err.0.borrow()
+            ),
         }
     }
 

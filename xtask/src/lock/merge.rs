@@ -70,11 +70,11 @@ struct MergedPackage<'a> {
 
 /// A set of variants, each by the place that it has in [`Variant::all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Variants(u16);
+struct Variants(u64);
 
 impl Variants {
     const NONE: Self = Self(0);
-    const ALL: Self = Self(u16::MAX);
+    const ALL: Self = Self(u64::MAX);
 
     fn add(&mut self, place: usize) {
         self.0 |= 1 << place;
@@ -86,7 +86,8 @@ impl Variants {
 
     /// Puts a condition around `text`, unless it says no more than `known`.
     fn guard(self, known: Self, text: &str) -> String {
-        if self == known {
+        let mut places = Variant::all().enumerate();
+        if places.all(|(place, _)| self.contains(place) || !known.contains(place)) {
             return text.to_owned();
         }
         let places = Variant::all().enumerate().filter(|(place, _)| self.contains(*place));
