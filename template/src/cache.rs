@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use garde::Validate;
@@ -75,31 +75,37 @@ impl Cache {
     {
         // More than one round only while writes to this very task keep coming in.
         for _ in 0..3 {
-            let hit = AtomicBool::new(true);
-            let loading = async {
-                hit.store(false, Ordering::Relaxed);
-                let writes = self.writes.count(id);
-                //@ if redis
-                if let Some(task) = self.shared.get(id).await {
-                    return Ok(Entry { task: Arc::new(task), writes });
-                }
-                //@ end
-                let task = load().await?;
-                //@ if redis
-                self.shared.fill(&task).await;
-                //@ end
-                Ok(Entry { task: Arc::new(task), writes })
-            };
-            let entry = self.memory.try_get_with(id, loading).await;
-            let outcome = if hit.into_inner() { "hit" } else { "miss" };
+            let known = self.memory.get(&id).await;
+            let outcome = if known.is_some() { "hit" } else { "miss" };
             counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome).increment(1);
-            let entry = entry?;
+            let entry = match known {
+                Some(entry) => entry,
+                // Boxed, so that a hit need not carry the room that a load takes.
+                None => self.memory.try_get_with(id, Box::pin(self.load(id, &load))).await?,
+            };
             if entry.writes == self.writes.count(id) {
                 return Ok(entry.task);
             }
             self.memory.invalidate(&id).await;
         }
         load().await.map(Arc::new).map_err(Arc::new)
+    }
+
+    async fn load<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Entry, Error>
+    where
+        F: Future<Output = Result<Task, Error>>,
+    {
+        let writes = self.writes.count(id);
+        //@ if redis
+        if let Some(task) = self.shared.get(id).await {
+            return Ok(Entry { task: Arc::new(task), writes });
+        }
+        //@ end
+        let task = load().await?;
+        //@ if redis
+        self.shared.fill(&task).await;
+        //@ end
+        Ok(Entry { task: Arc::new(task), writes })
     }
 
     /// Forgets what a write has changed. Called after the write and before it is acknowledged.

@@ -121,7 +121,7 @@ impl Runner {
             running.close();
             running.wait().await;
         };
-        let _ = abort.run_until_cancelled(all).await;
+        let _ = abort.run_until_cancelled(Box::pin(all)).await;
         let lost = self.queue.abandon();
         if lost > 0 {
             counter!("jobs_total", "job" => "webhook", "outcome" => "abandoned").increment(lost as u64);

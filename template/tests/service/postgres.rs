@@ -177,23 +177,23 @@ async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
 async fn exhausted_pool_turns_requests_away_in_time() {
     let app =
         TestApp::spawn(&[&WATCHFUL, [("APP__DATABASE__MAX_CONNECTIONS", "1")].as_slice()].concat()).await;
-    let task = app.create("a").await;
+    let (path, change) = (path_of(&app.create("a").await), json!({ "title": "b" }));
     let database = app.process.database();
     let mut connection = database.connect().await;
     let mut transaction = connection.begin().await.expect("a transaction");
     transaction.execute("LOCK TABLE tasks").await.expect("the lock");
-    let list = async || {
+    let patch = app.patch(&path, &change);
+    let refused = async {
+        // The one connection waits for the lock; whoever comes now waits for the connection.
+        let waiting = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+        eventually(async || database.count(waiting).await, |count| *count == 1).await;
         let began = Instant::now();
-        (app.get("/v1/tasks").await, began.elapsed())
-    };
-    // Whoever has the one connection waits for the lock; the others for the connection.
-    let patch = async || app.patch(&path_of(&task), &json!({ "title": "b" })).await;
-    let release = async {
-        let (answer, took) = list().await;
+        let answer = app.get("/v1/tasks").await;
+        let took = began.elapsed();
         transaction.rollback().await.expect("the lock is given back");
         (answer, took)
     };
-    let (patched, (answer, took)) = tokio::join!(patch(), release);
+    let (patched, (answer, took)) = tokio::join!(patch, refused);
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
     assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(400 + 500), "{took:?}");
     assert_eq!(patched.status, 200, "what waited for the lock goes on");
