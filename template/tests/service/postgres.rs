@@ -121,23 +121,25 @@ async fn replicas_that_start_together_migrate_once_and_share_their_tasks() {
 #[tokio::test]
 async fn schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is() {
     let database = Database::create().await;
-    let launch = Launch::new(&WATCHFUL);
     let by_hand = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__MIGRATE_ON_START", "false")];
-    let app = TestApp::starting(launch.set(&by_hand)).await;
+    let app = TestApp::starting(Launch::new(&WATCHFUL).set(&by_hand)).await;
     let checked = async || app.admin("/health/ready").await;
-    let behind = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
-    assert_eq!((behind.status, &behind.json()["status"]), (503, &json!("starting")));
+    let empty = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
+    assert_eq!((empty.status, &empty.json()["status"]), (503, &json!("starting")));
     assert_eq!(app.get("/health").await.status, 200);
-
     assert_eq!(Launch::new(&by_hand).run("migrate").await.code, Some(0));
     let app = app.ready().await;
+
     let mut connection = database.connect().await;
+    connection.execute("DELETE FROM _sqlx_migrations").await.expect("the schema looks old");
+    let behind = eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
+    assert_eq!(behind.json(), json!({ "status": "unavailable" }));
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (99999999999999, 'of a later release', true, 'x', 0)";
-    connection.execute(newer).await.expect("the row is written");
-    let rolled_back = TestApp::spawn(&[("DATABASE_URL", &database.url)]).await;
+    connection.execute(newer).await.expect("the schema looks new");
+    eventually(async || app.get("/ready").await.status, |status| *status == 200).await;
+    let rolled_back = TestApp::spawn(&by_hand).await;
     assert_eq!(rolled_back.get("/ready").await.status, 200, "a rollback starts");
-    assert_eq!(app.get("/ready").await.status, 200);
 }
 
 #[tokio::test]

@@ -118,14 +118,15 @@ async fn client_that_reads_nothing_is_dropped() {
         let task = json!({ "title": "long", "description": "x".repeat(10_000) });
         assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
     }
+    let open = |count: usize| move |text: &String| text.contains(&format!("http_connections {count}\n"));
+    // This test's own connections, one to each listener, and the third.
     let mut deaf = app.connect().await;
+    eventually(async || app.metrics().await, open(3)).await;
     // More than the kernel keeps for a client that does not read.
     for _ in 0..40 {
         deaf.try_send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
     }
-    let dropped = async || app.metrics().await;
-    // This test's own connections: one to each listener.
-    eventually(dropped, |text| text.contains("http_connections 2\n")).await;
+    eventually(async || app.metrics().await, open(2)).await;
     drop(deaf);
 }
 
