@@ -1,6 +1,7 @@
 //! Configuration: which source wins, what is refused and how it is named, and that no secret is ever shown.
 
-use crate::app::{Ended, Launch, TestApp, Variables};
+use crate::app::TestApp;
+use crate::process::{Ended, Launch, Variables};
 use crate::receiver::Receiver;
 
 /// What `check-config` says.

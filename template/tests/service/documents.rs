@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, Launch, TestApp, path_of};
+use crate::app::{Answer, TestApp, path_of};
+use crate::process::Launch;
 
 #[tokio::test]
 async fn openapi_command_prints_what_is_served() {

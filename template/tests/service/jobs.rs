@@ -8,7 +8,8 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::app::{Answer, TestApp, Variables, eventually, path_of};
+use crate::app::{Answer, TestApp, eventually, path_of};
+use crate::process::Variables;
 use crate::proxy::Proxy;
 use crate::receiver::{Call, Receiver};
 

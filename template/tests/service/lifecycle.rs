@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::app::{Launch, TestApp, eventually};
+use crate::app::{TestApp, eventually};
+use crate::process::Launch;
 
 const NEW_TASK: &str = r#"{"title":"sent in two halves"}"#;
 

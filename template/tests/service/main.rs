@@ -22,6 +22,7 @@ mod pages;
 mod postgres;
 //@ end
 mod problems;
+mod process;
 mod protection;
 mod proxy;
 //@ if rate_limit

@@ -7,9 +7,11 @@ use reqwest::Url;
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::app::{Launch, TestApp, eventually, path_of};
+use crate::app::{TestApp, eventually, path_of};
+use crate::process::Launch;
 use crate::proxy::Proxy;
 use crate::receiver::Receiver;
 
@@ -114,8 +116,28 @@ async fn replicas_that_start_together_migrate_once_and_share_their_tasks() {
         assert_eq!(app.get(&path_of(&task)).await.json(), task);
     }
     for app in [one, two, three] {
-        assert_eq!(app.stop().await.code, Some(0));
+        let ended = app.stop().await;
+        assert_eq!(ended.code, Some(0));
+        assert!(
+            !ended.names().contains(&"schema.migration_failed".to_owned()),
+            "they take turns: {ended:#?}"
+        );
     }
+}
+
+#[tokio::test]
+async fn replica_waits_while_another_migrates() {
+    let database = Database::create().await;
+    let mut other = database.connect().await;
+    // The number is the one in src/store/schema.rs.
+    let taken = format!("SELECT pg_advisory_lock({})", 0x7461_736b);
+    other.execute(AssertSqlSafe(taken)).await.expect("the lock");
+    let mut app = TestApp::starting(Launch::new(&[("DATABASE_URL", &database.url)])).await;
+    let ready = timeout(Duration::from_millis(400), app.process.event("service.ready")).await;
+    assert!(ready.is_err(), "it did not wait");
+    assert_eq!(app.get("/ready").await.json(), json!({ "status": "starting" }));
+    other.close().await.expect("the lock is given back with the connection");
+    app.ready().await;
 }
 
 #[tokio::test]
@@ -184,18 +206,18 @@ async fn exhausted_pool_turns_requests_away_in_time() {
     let mut connection = database.connect().await;
     let mut transaction = connection.begin().await.expect("a transaction");
     transaction.execute("LOCK TABLE tasks").await.expect("the lock");
-    let patch = app.patch(&path, &change);
+    let waiting = app.patch(&path, &change);
     let refused = async {
         // The one connection waits for the lock; whoever comes now waits for the connection.
-        let waiting = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
-        eventually(async || database.count(waiting).await, |count| *count == 1).await;
+        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+        eventually(async || database.count(blocked).await, |count| *count == 1).await;
         let began = Instant::now();
         let answer = app.get("/v1/tasks").await;
         let took = began.elapsed();
         transaction.rollback().await.expect("the lock is given back");
         (answer, took)
     };
-    let (patched, (answer, took)) = tokio::join!(patch, refused);
+    let (patched, (answer, took)) = tokio::join!(waiting, refused);
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
     assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(400 + 500), "{took:?}");
     assert_eq!(patched.status, 200, "what waited for the lock goes on");

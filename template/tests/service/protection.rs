@@ -132,7 +132,7 @@ async fn client_that_reads_nothing_is_dropped() {
 
 #[tokio::test]
 async fn head_without_end_is_refused() {
-    let app = TestApp::spawn(&[]).await;
+    let app = TestApp::spawn(&[("APP__HTTP__HEADER_READ_TIMEOUT", "60s")]).await;
     let mut large = app.connect().await;
     large.send("GET /health HTTP/1.1\r\nx-large: ").await;
     let part = "x".repeat(64 * 1024);

@@ -4,7 +4,8 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::app::{Answer, TestApp, Variables, path_of};
+use crate::app::{Answer, TestApp, path_of};
+use crate::process::Variables;
 
 /// More than any test asks for: most tests are not about limits.
 pub const UNLIMITED: Variables = &[

@@ -1,5 +1,6 @@
 //! A server that the service calls: it keeps what it was sent, and answers as it is told.
 
+use crate::process::PATIENCE;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -9,8 +10,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-
-use crate::app::PATIENCE;
 
 /// One call.
 #[derive(Clone, Debug)]

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use reqwest::Url;
 use serde_json::json;
 
-use crate::app::{Launch, TestApp, Variables, eventually, path_of};
+use crate::app::{TestApp, eventually, path_of};
+use crate::process::{Launch, Variables};
 use crate::proxy::Proxy;
 
 /// The server that replicas share.

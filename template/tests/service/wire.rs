@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::app::{Answer, PATIENCE};
+use crate::app::Answer;
+use crate::process::PATIENCE;
 
 /// One connection.
 #[derive(Debug)]
