@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 //@ if postgres
 use crate::postgres::Database;
-//@ end
 
+//@ end
 /// For whatever a test waits for. Long, since only a test that fails waits it out.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
