@@ -43,6 +43,10 @@ impl Report<'_> {
     }
 
     pub fn verdict(&self) -> String {
+        if self.plan.variants.is_empty() {
+            let word = if self.proven() { "proven" } else { "not proven" };
+            return format!("the template itself is {word}, in {}", minutes(self.total));
+        }
         format!(
             "{} of {} variants proven in {}",
             self.variants_proven(),
