@@ -12,25 +12,11 @@ mod ways;
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use support::{contents, expected, generator, paths, silent, template, text_of};
 use xtask::generate::{self, Request};
 use xtask::variant::Variant;
 use xtask::weave::names::Names;
-
-/// What one generation may take on a machine that is left to it.
-const LIMIT: Duration = Duration::from_millis(200);
-
-/// How many more threads want to run than can, now or in the last minute: 1 or above.
-fn overload() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let fields: Vec<&str> = text.split([' ', '/']).collect();
-    let wanting =
-        [0, 3].map(|at| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default());
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (wanting[0].max(wanting[1]) / f64::from(u32::try_from(cores).unwrap())).max(1.0)
-}
 
 fn request(variant: Variant, parent: &std::path::Path) -> Request {
     Request {
@@ -54,21 +40,6 @@ fn each_variant_comes_out_as_the_living_service_says() {
         for (path, bytes) in &wanted {
             assert_eq!(text_of(&found[path]), text_of(bytes), "{path} of `{variant}`");
         }
-    }
-}
-
-#[test]
-fn each_variant_comes_out_at_once() {
-    for variant in Variant::all() {
-        let quick = (0..5).any(|_| {
-            let folder = tempfile::tempdir().unwrap();
-            let start = Instant::now();
-            generate::generate(&request(variant, folder.path())).unwrap();
-            let (took, overload) = (start.elapsed(), overload());
-            println!("{variant}: {took:?} at {overload:.1} times the load that the machine can take");
-            took < LIMIT.mul_f64(overload)
-        });
-        assert!(quick, "`{variant}` took longer than {LIMIT:?}");
     }
 }
 
