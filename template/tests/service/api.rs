@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, path_of};
+use crate::app::{Answer, TestApp, json_body, path_of};
 
 #[tokio::test]
 async fn created_task_is_found_where_location_says() {
@@ -59,7 +59,7 @@ async fn change_of_another_version_is_refused() {
     let path = path_of(&task);
     let change = async |method: &Method, path: &str, tag: &str| {
         let request = app.request(method.clone(), path).header("if-match", tag);
-        let request = if method == Method::PATCH { request.json(&json!({ "title": "b" })) } else { request };
+        let request = if method == Method::PATCH { json_body(request, &json!({ "title": "b" })) } else { request };
         Answer::to(request).await.status
     };
     let complete = format!("{path}/complete");
@@ -109,7 +109,7 @@ async fn concurrent_changes_of_one_version_have_one_winner() {
     let path = path_of(&app.create("a").await);
     let change = |title: String| {
         let request = app.request(Method::PATCH, &path).header("if-match", "\"1\"");
-        async move { Answer::to(request.json(&json!({ "title": title }))).await.status }
+        async move { Answer::to(json_body(request, &json!({ "title": title }))).await.status }
     };
     let mut statuses = futures_util::future::join_all((0..6).map(|n| change(n.to_string()))).await;
     statuses.sort_unstable();

@@ -6,10 +6,15 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use serde_json::Value;
+use service::server::{self, InFlight, Limits, Stop};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+
+/// No test waits this long.
+const LIMITS: Limits =
+    Limits { header_read: PATIENCE, idle: PATIENCE, stalled_write: PATIENCE, max_connections: 100 };
 
 /// One call.
 #[derive(Clone, Debug)]
@@ -48,8 +53,8 @@ impl Receiver {
         let address = listener.local_addr().expect("an address").to_string();
         let (calls, answer) = (watch::Sender::default(), watch::Sender::new(Some(StatusCode::NO_CONTENT)));
         let router = Router::new().fallback(take).with_state((calls.clone(), answer.clone()));
-        let serving = tokio::spawn(async move { axum::serve(listener, router).await });
-        let serving = serving.abort_handle();
+        let serving = server::serve(listener, router, LIMITS, InFlight::default(), Stop::default());
+        let serving = tokio::spawn(serving).abort_handle();
         Self { url: format!("http://{address}"), address, calls, answer, serving }
     }
 
