@@ -59,7 +59,8 @@ async fn change_of_another_version_is_refused() {
     let path = path_of(&task);
     let change = async |method: &Method, path: &str, tag: &str| {
         let request = app.request(method.clone(), path).header("if-match", tag);
-        let request = if method == Method::PATCH { json_body(request, &json!({ "title": "b" })) } else { request };
+        let request =
+            if method == Method::PATCH { json_body(request, &json!({ "title": "b" })) } else { request };
         Answer::to(request).await.status
     };
     let complete = format!("{path}/complete");
