@@ -105,6 +105,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         .split_for_parts();
     let bounds = Bounds {
         in_flight: Arc::new(Semaphore::new(config.max_in_flight)),
+        max_body_size: config.max_body_size.as_u64(),
         request_timeout: config.request_timeout,
         body_timeout: config.body_timeout,
     };
@@ -128,6 +129,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     Ok(router
         .layer(CatchPanicLayer::custom(panicked))
         .layer(option_layer(cors(&config.cors_allowed_origins)?))
+        .layer(from_fn(middleware::unambiguous))
         .layer(from_fn(middleware::secure))
         .layer(from_fn_with_state(around.observer, middleware::observe)))
 }

@@ -35,6 +35,11 @@ where
             let detail = "The body must be sent with content-type: application/json.";
             return Err(Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
+        let coding = request.headers().get(header::CONTENT_ENCODING);
+        if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            let detail = "The body must be sent without a content-encoding.";
+            return Err(Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
         let bytes = tokio::time::timeout(limit, Bytes::from_request(request, state))
             .await
@@ -54,8 +59,7 @@ where
 
 fn unread(rejection: &BytesRejection) -> Problem {
     if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let detail = "The body is larger than this service takes.";
-        return Problem::new(Category::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, detail);
+        return Problem::too_large();
     }
     Problem::bad_request("The body could not be read whole.")
 }
@@ -74,6 +78,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         Problem::validation("Some fields are not valid.", vec![FieldError { field, detail }])
     })?;
     json.end().map_err(|_| Problem::bad_request("The body holds more than one JSON value."))?;
+    // serde would take the elements of an array for fields in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        let error = FieldError { field: String::new(), detail: "expected an object".to_owned() };
+        return Err(Problem::validation("The body is not valid.", vec![error]));
+    }
     Ok(value)
 }
 
@@ -132,8 +141,11 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
         match sent.to_str().map(str::trim) {
             Ok("*") => Ok(Self(None)),
             Ok(text) => {
-                match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).map(str::parse) {
-                    Some(Ok(version)) => Ok(Self(Some(version))),
+                let tag = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+                // Tags are compared by character: "01" is not the tag of version 1.
+                let version = tag.and_then(|tag| tag.parse::<i64>().ok().filter(|it| it.to_string() == tag));
+                match version {
+                    Some(version) => Ok(Self(Some(version))),
                     // A tag that we never gave out matches nothing (RFC 9110, 13.1.1).
                     _ if text.starts_with('"') || text.starts_with("W/\"") => Ok(Self(Some(-1))),
                     _ => Err(Problem::bad_request("If-Match must be the ETag of the task, with its quotes.")),

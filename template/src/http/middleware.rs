@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http_body::Body as _;
 use ipnet::IpNet;
 use metrics::{counter, gauge, histogram};
 use tokio::sync::Semaphore;
@@ -171,10 +173,52 @@ impl Drop for Record {
     }
 }
 
+/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1). The
+/// connection ends with the answer: where the next request begins is not sure.
+pub async fn unambiguous(request: Request, next: Next) -> Response {
+    let detail = if !names_one_host(&request) {
+        "The request must name one host."
+    } else if !is_framed_once(request.headers()) {
+        "The body may have no transfer coding but chunked, and that once."
+    } else {
+        return next.run(request).await;
+    };
+    let version = request.version();
+    let mut response = Problem::bad_request(detail).into_response();
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn names_one_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        // HTTP/1.0 had none, HTTP/2 has `:authority`.
+        (None, _) => request.version() != Version::HTTP_11,
+        (Some(host), None) => {
+            let authority = Authority::try_from(host.as_bytes());
+            host.is_empty() || authority.is_ok_and(|authority| !authority.as_str().contains('@'))
+        }
+        _ => false,
+    }
+}
+
+fn is_framed_once(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    }
+}
+
 /// The caps and deadlines of the API.
 #[derive(Clone, Debug)]
 pub struct Bounds {
     pub in_flight: Arc<Semaphore>,
+    /// In bytes.
+    pub max_body_size: u64,
     pub request_timeout: Duration,
     pub body_timeout: Duration,
 }
@@ -185,6 +229,10 @@ pub async fn bound(State(bounds): State<Bounds>, mut request: Request, next: Nex
         let detail = "As much is being handled as this service takes at once.";
         return Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail).into_response();
     };
+    // A client that waits for `100 Continue` is told before it has sent anything.
+    if request.body().size_hint().lower() > bounds.max_body_size {
+        return Problem::too_large().into_response();
+    }
     request.extensions_mut().insert(BodyTimeout(bounds.body_timeout));
     match tokio::time::timeout(bounds.request_timeout, next.run(request)).await {
         Ok(response) => response,

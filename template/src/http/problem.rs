@@ -103,6 +103,11 @@ impl Problem {
         Self::new(Category::Validation, StatusCode::BAD_REQUEST, detail)
     }
 
+    pub fn too_large() -> Self {
+        let detail = "The body is larger than this service takes.";
+        Self::new(Category::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, detail)
+    }
+
     pub fn internal() -> Self {
         Self::new(
             Category::Internal,

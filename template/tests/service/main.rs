@@ -13,6 +13,7 @@ mod health;
 mod jobs;
 mod lifecycle;
 mod logs;
+mod malformed;
 mod metrics;
 //@ if otlp
 mod otlp;

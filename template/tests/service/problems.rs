@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::app::{Answer, TestApp, path_of};
 
 /// What every problem has to be; returns it.
-fn problem(answer: &Answer, status: u16, category: &str) -> Value {
+pub fn problem(answer: &Answer, status: u16, category: &str) -> Value {
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(answer.header("content-type"), "application/problem+json");
     let problem = answer.json();

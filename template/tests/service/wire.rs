@@ -23,13 +23,13 @@ impl Wire {
         Self { stream: TcpStream::connect(address).await.expect("a connection"), read: Vec::new() }
     }
 
-    pub async fn send(&mut self, text: &str) {
-        self.stream.write_all(text.as_bytes()).await.expect("the service takes the bytes");
+    pub async fn send(&mut self, bytes: &(impl AsRef<[u8]> + ?Sized)) {
+        self.stream.write_all(bytes.as_ref()).await.expect("the service takes the bytes");
     }
 
     /// Sends to a service that may have closed the connection, or take nothing more.
-    pub async fn try_send(&mut self, text: &str) {
-        let _ = timeout(Duration::from_millis(100), self.stream.write_all(text.as_bytes())).await;
+    pub async fn try_send(&mut self, bytes: &(impl AsRef<[u8]> + ?Sized)) {
+        let _ = timeout(Duration::from_millis(100), self.stream.write_all(bytes.as_ref())).await;
     }
 
     /// Sends the head of a request for a new task whose body has `length` bytes, but not the body.
@@ -46,11 +46,18 @@ impl Wire {
 
     /// Reads the next answer.
     pub async fn answer(&mut self) -> Answer {
+        self.answer_or_end().await.expect("closed before an answer")
+    }
+
+    /// Reads the next answer, or none where the service closes the connection without one.
+    pub async fn answer_or_end(&mut self) -> Option<Answer> {
         let end = loop {
             if let Some(end) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 break end;
             }
-            assert!(self.more().await, "closed before an answer");
+            if !self.more().await {
+                return None;
+            }
         };
         let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
         self.read.drain(..end + 4);
@@ -66,7 +73,7 @@ impl Wire {
             assert!(self.more().await, "closed within an answer");
         }
         let body = self.read.drain(..length).collect();
-        Answer { status, headers, body: String::from_utf8(body).expect("text") }
+        Some(Answer { status, headers, body: String::from_utf8(body).expect("text") })
     }
 
     /// Waits until the service has closed the connection, and returns what it said before.
