@@ -81,7 +81,7 @@ async fn new_requests_are_served_during_the_grace_delay() {
 }
 
 /// Times that add up to a drain of half a second.
-const SHORT_DRAIN: [(&str, &str); 4] = [
+pub const SHORT_DRAIN: [(&str, &str); 4] = [
     ("APP__SHUTDOWN__DRAIN_TIMEOUT", "500ms"),
     ("APP__SHUTDOWN__FLUSH_TIMEOUT", "500ms"),
     ("APP__HTTP__REQUEST_TIMEOUT", "500ms"),

@@ -10,6 +10,7 @@ mod app;
 mod configuration;
 mod documents;
 mod health;
+mod http2;
 mod jobs;
 mod lifecycle;
 mod logs;

@@ -1,0 +1,230 @@
+//! HTTP/2 frame by frame, for what clients' libraries won't send: floods that must not reach others, and a stop
+//! that no client can hold up.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::app::{TestApp, eventually};
+use crate::lifecycle::SHORT_DRAIN;
+use crate::process::PATIENCE;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// A frame as it was read.
+#[derive(Debug)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+/// The bytes of a frame (RFC 9113, 4.1).
+fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a small payload").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The fields of a request, from the static table of HPACK but for the values of path and authority
+/// (RFC 7541, 6.1 and 6.2.2).
+fn fields(path: &str) -> Vec<u8> {
+    const METHOD_GET: u8 = 0x82;
+    const SCHEME_HTTP: u8 = 0x86;
+    const PATH: u8 = 0x04;
+    const AUTHORITY: u8 = 0x01;
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat();
+    [&[METHOD_GET, SCHEME_HTTP, PATH], text(path).as_slice(), &[AUTHORITY], &text("test")].concat()
+}
+
+/// A request that is whole with its head.
+fn request(stream: u32, path: &str) -> Vec<u8> {
+    encode(HEADERS, END_STREAM | END_HEADERS, stream, &fields(path))
+}
+
+/// A connection whose prefaces have been exchanged.
+struct Connection(TcpStream);
+
+impl Connection {
+    async fn open(app: &TestApp) -> Self {
+        let mut connection = Self(TcpStream::connect(app.address).await.expect("a connection"));
+        let opening = [PREFACE, &encode(SETTINGS, 0, 0, &[]), &encode(SETTINGS, ACK, 0, &[])].concat();
+        connection.0.write_all(&opening).await.expect("the service takes the preface");
+        let settings = connection.frame().await.expect("a frame");
+        assert_eq!((settings.kind, settings.flags), (SETTINGS, 0), "{settings:?}");
+        connection
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.expect("the service takes the bytes");
+    }
+
+    /// Sends to a service that may have closed the connection. Whether it took all.
+    async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        timeout(PATIENCE, self.0.write_all(bytes)).await.is_ok_and(|sent| sent.is_ok())
+    }
+
+    /// Reads the next frame; none once the connection has ended.
+    async fn frame(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        let read = timeout(PATIENCE, self.0.read_exact(&mut head)).await;
+        read.expect("neither a frame nor an end in time").ok()?;
+        let [a, b, c, kind, flags, d, e, f, g] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        self.0.read_exact(&mut payload).await.ok()?;
+        Some(Frame { kind, flags, stream: u32::from_be_bytes([d, e, f, g]), payload })
+    }
+
+    /// Reads on to the first frame of this kind; none once the connection has ended.
+    async fn frame_of(&mut self, kind: u8) -> Option<Frame> {
+        loop {
+            let frame = self.frame().await?;
+            if frame.kind == kind {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// Reads to the end as a client does that heeds what it is told. The goodbyes: last stream and error of each.
+    async fn dismissed(&mut self) -> Vec<(u32, u32)> {
+        let mut told = Vec::new();
+        while let Some(frame) = self.frame().await {
+            let number =
+                |at: usize| frame.payload[at..at + 4].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+            match frame.kind {
+                GOAWAY => told.push((number(0), number(4))),
+                PING if frame.flags == 0 => self.send(&encode(PING, ACK, 0, &frame.payload)).await,
+                _ => {}
+            }
+        }
+        told
+    }
+
+    /// Asks for a path and returns the first byte of the answer's fields, which is the status.
+    async fn get(&mut self, stream: u32, path: &str) -> Option<u8> {
+        self.send(&request(stream, path)).await;
+        let answer = self.frame_of(HEADERS).await?;
+        assert_eq!(answer.stream, stream, "{answer:?}");
+        answer.payload.first().copied()
+    }
+}
+
+/// `ENHANCE_YOUR_CALM`, or else the flood was absorbed.
+const CALM_DOWN: [u8; 4] = 11_u32.to_be_bytes();
+
+/// `:status: 200` in the static table.
+const OK: u8 = 0x88;
+
+/// What the process has in memory, in bytes.
+async fn memory(app: &TestApp) -> f64 {
+    let metrics = app.metrics().await;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
+    line.and_then(|value| value.parse().ok()).expect("the metric")
+}
+
+/// What a flood on one connection must leave as it was.
+async fn assert_unharmed(app: &TestApp, before: f64) {
+    let began = Instant::now();
+    assert_eq!(app.get("/v1/tasks").await.status, 200, "another client is served");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let mut connection = Connection::open(app).await;
+    assert_eq!(connection.get(1, "/health").await, Some(OK), "HTTP/2 is served too");
+    eventually(async || app.metrics().await, |text| text.contains("http_requests_in_flight 0\n")).await;
+    let grown = memory(app).await - before;
+    assert!(grown < 64e6, "grown by {grown} bytes");
+}
+
+#[tokio::test]
+async fn requests_share_a_connection() {
+    let app = TestApp::spawn(&[]).await;
+    let mut connection = Connection::open(&app).await;
+    for stream in [1, 3, 5] {
+        assert_eq!(connection.get(stream, "/v1/tasks").await, Some(OK));
+    }
+}
+
+#[tokio::test]
+async fn streams_that_are_opened_and_reset_harm_nobody() {
+    let app = TestApp::spawn(&[]).await;
+    let before = memory(&app).await;
+    let mut hostile = Connection::open(&app).await;
+    for batch in 0..20 {
+        let streams = (0..100).map(|number| 2 * (batch * 100 + number) + 1);
+        let cancel = 8_u32.to_be_bytes();
+        let flood = streams.flat_map(|stream| {
+            [request(stream, "/v1/tasks"), encode(RST_STREAM, 0, stream, &cancel)].concat()
+        });
+        if !hostile.try_send(&flood.collect::<Vec<_>>()).await {
+            break;
+        }
+    }
+    if let Some(goodbye) = hostile.frame_of(GOAWAY).await {
+        assert_eq!(goodbye.payload[4..8], CALM_DOWN, "{goodbye:?}");
+    }
+    assert_unharmed(&app, before).await;
+    assert_eq!(app.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn head_that_is_continued_for_ever_ends_the_connection() {
+    let app = TestApp::spawn(&[]).await;
+    let before = memory(&app).await;
+    let mut hostile = Connection::open(&app).await;
+    hostile.send(&encode(HEADERS, END_STREAM, 1, &fields("/health"))).await;
+    // A field without index and with a new name of one byte: 10 KB of them a frame.
+    let more = encode(CONTINUATION, 0, 1, &[0x00, 0x01, b'x', 0x00].repeat(2_500));
+    let mut frames = 0;
+    while frames < 10_000 && hostile.try_send(&more).await {
+        frames += 1;
+    }
+    assert!(frames < 10_000, "100 MB of a head were taken");
+    assert_unharmed(&app, before).await;
+    assert_eq!(app.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn client_is_told_to_go_and_goes() {
+    let app = TestApp::spawn(&[]).await;
+    let mut idle = Connection::open(&app).await;
+    assert_eq!(idle.get(1, "/health").await, Some(OK));
+    let (ended, told) = tokio::join!(app.stop(), idle.dismissed());
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    // First that no more is welcome, then, a round trip later, which request was the last (RFC 9113, 6.8).
+    assert_eq!(told, [(0x7fff_ffff, 0), (1, 0)]);
+}
+
+#[tokio::test]
+async fn client_that_heeds_no_goodbye_can_not_hold_up_the_exit() {
+    let mut app = TestApp::spawn(&SHORT_DRAIN).await;
+    let mut deaf = Connection::open(&app).await;
+    // A head that is never whole.
+    deaf.send(&encode(HEADERS, END_STREAM, 1, &fields("/health"))).await;
+    let mut eager = Connection::open(&app).await;
+    let began = Instant::now();
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.begin").await;
+    let mut asking = 1;
+    while eager.try_send(&request(asking, "/v1/tasks")).await && began.elapsed() < PATIENCE {
+        asking += 2;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ended = app.process.ended().await;
+    let took = began.elapsed();
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(deaf.frame_of(GOAWAY).await.is_some(), "it was told");
+}
