@@ -171,3 +171,57 @@ async fn every_answer_tells_browsers_to_be_careful() {
         assert!(answer.header("content-security-policy").contains("default-src 'none'"), "{path}");
     }
 }
+
+#[tokio::test]
+async fn client_that_waits_to_be_asked_for_its_body_is_asked_or_refused() {
+    let app = TestApp::spawn(&[]).await;
+    let head =
+        "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n";
+    let mut wire = app.connect().await;
+    wire.send(&format!("{head}content-length: 13\r\n\r\n")).await;
+    assert_eq!(wire.answer().await.status, 100);
+    wire.send(r#"{"title":"a"}"#).await;
+    assert_eq!(wire.answer().await.status, 201);
+
+    for (refused, status) in [("content-length: 1048577", 413), ("content-length: 13\r\nhost: test", 400)] {
+        let mut wire = app.connect().await;
+        wire.send(&format!("{head}{refused}\r\n\r\n")).await;
+        assert_eq!(wire.answer().await.status, status, "the final answer, and no 100 before it");
+        assert_eq!(wire.closed().await, "", "what follows may be the body or not");
+    }
+}
+
+#[tokio::test]
+async fn clients_of_http_1_0_are_served() {
+    let app = TestApp::spawn(&[]).await;
+    let mut once = app.connect().await;
+    once.send("GET /v1/tasks HTTP/1.0\r\n\r\n").await;
+    assert_eq!(once.answer().await.status, 200);
+    assert_eq!(once.closed().await, "");
+
+    let mut kept = app.connect().await;
+    for _ in 0..2 {
+        kept.send("GET /v1/tasks HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
+        let answer = kept.answer().await;
+        assert_eq!((answer.status, answer.header("connection")), (200, "keep-alive"));
+    }
+    kept.send("GET /v1/tasks HTTP/1.0\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(kept.answer().await.status, 200);
+    assert_eq!(kept.closed().await, "");
+}
+
+#[tokio::test]
+async fn other_protocols_are_not_switched_to() {
+    let app = TestApp::spawn(&[]).await;
+    let offers = [
+        "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AQIDBAUGBwgJCgsMDQ4PEA==",
+        "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__",
+    ];
+    for offer in offers {
+        let mut wire = app.connect().await;
+        wire.send(&format!("GET /v1/tasks HTTP/1.1\r\nhost: test\r\n{offer}\r\n\r\n")).await;
+        let answer = wire.answer().await;
+        assert_eq!((answer.status, answer.header("upgrade")), (200, ""));
+        assert_eq!(wire.get("/health").await.status, 200, "the connection goes on as it was");
+    }
+}
