@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use config::{ConfigError, Value, ValueKind};
+use config::{Value, ValueKind};
 use garde::Validate;
 use serde::Deserialize;
 
@@ -96,11 +96,17 @@ impl fmt::Display for Faults {
 }
 
 /// A configuration that passed all checks, and where each value came from.
-#[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
     pub environment: Environment,
     values: Values,
+}
+
+impl fmt::Debug for Loaded {
+    /// Without the values as they were read, since some are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl Loaded {
@@ -124,15 +130,20 @@ impl Loaded {
 /// Every fault that was found, at once.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub fn load() -> Result<Loaded, Faults> {
-    let mut variables: BTreeMap<String, (String, String)> = std::env::vars_os()
-        .filter_map(|(name, value)| {
-            let name = name.into_string().ok()?;
-            // Text that is not UTF-8 is kept in a form that no key accepts, so that it is reported.
-            let value = value.into_string().unwrap_or_else(|_| "\u{fffd}".to_owned());
-            Some((name.clone(), (value, format!("environment {name}"))))
-        })
-        .collect();
     let mut faults = BTreeSet::new();
+    let mut variables: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for (name, value) in std::env::vars_os() {
+        let (Ok(name), value) = (name.into_string(), value.into_string()) else { continue };
+        let source = format!("environment {name}");
+        if let Ok(value) = value {
+            variables.insert(name, (value, source));
+            continue;
+        }
+        let own = || matches!(name.as_str(), "APP_ENV" | "APP_CONFIG_FILE").then(|| name.clone());
+        if let Some(key) = aliased(&name).map(str::to_owned).or_else(|| spelled_out(&name)).or_else(own) {
+            fault(&mut faults, &key, &source, "expected UTF-8");
+        }
+    }
     if variables.get("APP_ENV").is_none_or(|(value, _)| value == "development") {
         for entry in dotenvy::from_path_iter(".env").into_iter().flatten() {
             match entry {
@@ -209,12 +220,19 @@ fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -
         let source = original.get(key).map_or_else(|| "default".to_owned(), source);
         fault(faults, key, &source, allowed);
     };
+    for (key, value) in values.iter_mut() {
+        let Some(default) = defaults.get(key) else { continue };
+        if let Some(allowed) = value::mistyped(&default.kind, &value.kind) {
+            report(faults, key, allowed);
+            *value = default.clone();
+        }
+    }
     let config: Config = loop {
         match serde_path_to_error::deserialize(nested(values)) {
             Ok(config) => break config,
             Err(error) => {
                 let key = error.path().to_string();
-                report(faults, &key, &expected(error.inner()));
+                report(faults, &key, &value::expected(error.inner()));
                 // Once the default stands there, the same key can't fail again: the loop ends.
                 match defaults.get(&key) {
                     Some(default) if values.get(&key) != Some(default) => values.insert(key, default.clone()),
@@ -224,8 +242,16 @@ fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -
         }
     };
     if let Err(ranges) = config.validate() {
-        for (key, error) in ranges.iter() {
-            report(faults, &key.to_string(), error.message());
+        for (path, error) in ranges.iter() {
+            let path = path.to_string();
+            // Of a list the key is named, not the entry.
+            let key = path.split('[').next().unwrap_or(&path);
+            let message = error.message();
+            let bound =
+                |limit: &str, words| message.strip_prefix(limit).map(|number| format!("{words} {number}"));
+            let lowest = bound("lower than ", "expected at least");
+            let allowed = lowest.or_else(|| bound("greater than ", "expected at most"));
+            report(faults, key, allowed.as_deref().unwrap_or(message));
         }
     }
     // What was left at its default contradicts nothing: who shortens one delay need not name all others.
@@ -296,27 +322,38 @@ fn is_secret(key: &str) -> bool {
     matches!(key.rsplit('.').next(), Some("url" | "endpoint" | "secret" | "password" | "token"))
 }
 
-/// What would have been right, without the value that was wrong.
-fn expected(error: &ConfigError) -> String {
-    let text = match error {
-        ConfigError::Type { expected, .. } => format!("expected {expected}"),
-        other => other.to_string(),
-    };
-    let allowed = text
-        .rfind("expected ")
-        .map_or("expected another value, see config/default.toml", |start| &text[start..]);
-    let allowed = allowed.split(" for key ").next().unwrap_or(allowed);
-    match allowed {
-        "expected a duration" => "expected a duration such as \"250ms\" or \"5s\"".to_owned(),
-        "expected parsable string" => "expected a size such as \"64KiB\" or \"1MiB\"".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
 fn source(value: &Value) -> String {
     value.origin().unwrap_or("default").to_owned()
 }
 
 fn fault(faults: &mut BTreeSet<Fault>, key: &str, source: &str, allowed: &str) {
     faults.insert(Fault { key: key.to_owned(), source: source.to_owned(), allowed: allowed.to_owned() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_in_debug_output() {
+        let variables = [
+            ("APP__WEBHOOK__URL", "https://user:canary@host/canary?canary"),
+            ("APP__WEBHOOK__SECRET", "whsec_canarycanarycanarycanarycanarycanary"),
+        ];
+        //@ if postgres
+        let variables = [&variables[..], &[("DATABASE_URL", "postgres://user:canary@host/name")]].concat();
+        //@ end
+        //@ if redis
+        let variables = [&variables[..], &[("REDIS_URL", "redis://:canary@host/0")]].concat();
+        //@ end
+        //@ if otlp
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:canary@host/canary");
+        let variables = [&variables[..], &[endpoint]].concat();
+        //@ end
+        let variable =
+            |(name, value): &(&str, &str)| ((*name).to_owned(), ((*value).to_owned(), String::new()));
+        let loaded = resolve(&variables.iter().map(variable).collect(), BTreeSet::new()).expect("no fault");
+        let shown = format!("{loaded:?}");
+        assert!(shown.contains("redacted") && !shown.contains("canary"), "{shown}");
+    }
 }

@@ -22,7 +22,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::middleware::{Bounds, Observer};
 use self::problem::{Category, Problem};
-use crate::config::value::{between, list, millis};
+use crate::config::value::{between, list, millis, size};
 use crate::health::{self, Health};
 use crate::tasks::Tasks;
 
@@ -58,6 +58,7 @@ pub struct Config {
     pub max_connections: usize,
     #[garde(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
+    #[serde(deserialize_with = "size")]
     #[garde(custom(between(ByteSize::b(1), ByteSize::gib(1))))]
     pub max_body_size: ByteSize,
     #[serde(deserialize_with = "list")]
@@ -70,7 +71,8 @@ pub struct Config {
 
 fn is_origin(origin: &str, (): &()) -> garde::Result {
     let url = origin.parse::<reqwest::Url>();
-    if url.is_ok_and(|url| url.origin().is_tuple() && url.origin().ascii_serialization() == origin) {
+    let is_web = |url: &reqwest::Url| matches!(url.scheme(), "http" | "https");
+    if url.is_ok_and(|url| is_web(&url) && url.origin().ascii_serialization() == origin) {
         return Ok(());
     }
     Err(garde::Error::new("expected origins such as \"https://app.example.com\", without a path"))

@@ -47,9 +47,10 @@ pub struct Config {
 
 fn is_postgres(url: &Option<SecretString>, (): &()) -> garde::Result {
     let allowed = "expected postgres://user:password@host:port/name, here or in DATABASE_URL";
-    match url.as_ref().map(|url| PgConnectOptions::from_str(url.expose_secret())) {
-        Some(Ok(_)) => Ok(()),
-        None | Some(Err(_)) => Err(garde::Error::new(allowed)),
+    match url.as_ref().map(ExposeSecret::expose_secret) {
+        // sqlx takes what any scheme leads to.
+        Some(url) if url.starts_with("postgres") && PgConnectOptions::from_str(url).is_ok() => Ok(()),
+        _ => Err(garde::Error::new(allowed)),
     }
 }
 

@@ -10,14 +10,14 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
+use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::config::value::{millis, optional};
+use crate::config::value::{SecretUrl, is_http, millis, optional};
 use crate::jobs::{Failure, Job, Kind};
 use crate::task::Task;
 use crate::telemetry::context::Context;
@@ -26,7 +26,7 @@ use crate::telemetry::context::Context;
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_http))]
-    pub url: Option<Url>,
+    pub url: Option<SecretUrl>,
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_signing_secret))]
     pub secret: Option<SecretString>,
@@ -40,16 +40,9 @@ pub struct Config {
 impl Config {
     /// Whether the URL names an address that [`Self::allow_private_addresses`] forbids.
     pub fn forbids_own_url(&self) -> bool {
-        let host = self.url.as_ref().and_then(Url::host_str).unwrap_or_default();
+        let host = self.url.as_ref().and_then(|url| url.0.host_str()).unwrap_or_default();
         let literal = host.trim_matches(['[', ']']).parse();
         !self.allow_private_addresses && literal.is_ok_and(|address| is_private(&address))
-    }
-}
-
-fn is_http(url: &Option<Url>, (): &()) -> garde::Result {
-    match url.as_ref().map(Url::scheme) {
-        None | Some("http" | "https") => Ok(()),
-        Some(_) => Err(garde::Error::new("expected an http or https URL")),
     }
 }
 
@@ -85,7 +78,7 @@ pub struct Webhook(Option<Receiver>);
 #[derive(Clone, Debug)]
 struct Receiver {
     client: reqwest::Client,
-    url: Url,
+    url: SecretUrl,
     key: Option<hmac::Key>,
 }
 
@@ -115,7 +108,7 @@ impl Webhook {
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
         let mut request = receiver
             .client
-            .post(receiver.url)
+            .post(receiver.url.0)
             .header("content-type", "application/json")
             .header("webhook-id", job.id.to_string())
             .header("webhook-timestamp", &timestamp);

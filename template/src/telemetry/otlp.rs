@@ -18,13 +18,13 @@ use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
-use crate::config::value::optional;
+use crate::config::value::{SecretUrl, is_http, optional};
 
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
     #[serde(deserialize_with = "optional")]
-    #[garde(skip)]
-    pub endpoint: Option<reqwest::Url>,
+    #[garde(custom(is_http))]
+    pub endpoint: Option<SecretUrl>,
     #[garde(range(min = 0.0, max = 1.0))]
     pub sample_ratio: f64,
     #[serde(deserialize_with = "optional")]
@@ -47,12 +47,21 @@ where
     let Some(endpoint) = &config.endpoint else {
         return Ok((None, Exporter { provider: None, flush_timeout }));
     };
+    let client = client()?;
+    // A user and password in the URL become a header, as a request of the client's own would have it: the exporter
+    // would not send them, and the client would log them.
+    let url = format!("{}/v1/traces", endpoint.0.as_str().trim_end_matches('/'));
+    let model = client.post(url).build().context("otlp endpoint")?;
+    let headers = model.headers().iter();
+    let headers =
+        headers.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         // The batch thread has no runtime: only a blocking client works there. Built explicitly, since the
         // service's own asynchronous one would win otherwise.
-        .with_http_client(client()?)
-        .with_endpoint(format!("{}/v1/traces", endpoint.as_str().trim_end_matches('/')))
+        .with_http_client(client)
+        .with_endpoint(model.url().as_str())
+        .with_headers(headers.collect())
         .build()
         .context("otlp exporter")?;
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());

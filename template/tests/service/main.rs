@@ -16,6 +16,8 @@ mod lifecycle;
 mod logs;
 mod malformed;
 mod metrics;
+mod misconfiguration;
+mod secrets;
 //@ if otlp
 mod otlp;
 //@ end

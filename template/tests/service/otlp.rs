@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp};
+use crate::misconfiguration::{self, Row, assert_refused};
 use crate::receiver::Receiver;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -25,7 +26,7 @@ async fn traced(endpoint: &str) -> TestApp {
 async fn spans_reach_the_collector_before_the_exit() {
     let collector = Receiver::start().await;
     collector.answers(200);
-    let mut app = traced(&collector.url).await;
+    let mut app = traced(&format!("http://user:p%40ss@{}", collector.address)).await;
     let request = app.request(Method::GET, "/v1/tasks").header("x-request-id", "traced");
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
     app.create("a").await;
@@ -36,6 +37,8 @@ async fn spans_reach_the_collector_before_the_exit() {
 
     let calls = collector.calls(1).await;
     assert!(calls.iter().all(|call| call.path == "/v1/traces"), "{calls:#?}");
+    // user:p@ss
+    assert!(calls.iter().all(|call| call.header("authorization") == "Basic dXNlcjpwQHNz"), "{calls:#?}");
     assert!(calls.iter().all(|call| call.header("content-type") == "application/x-protobuf"));
     let sent: Vec<u8> = calls.iter().flat_map(|call| call.body.to_vec()).collect();
     let span = line["span_id"].as_str().expect("a span");
@@ -79,6 +82,19 @@ async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
     app.create("a").await;
     let ended = app.stop().await;
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
+}
+
+#[tokio::test]
+async fn bad_settings_of_the_export_are_named() {
+    let rows: &[Row] = &[
+        ("APP__OTLP__SAMPLE_RATIO", "1.1", "otlp.sample_ratio", "expected at most 1"),
+        ("APP__OTLP__SAMPLE_RATIO", "-0.1", "otlp.sample_ratio", "expected at least 0"),
+        ("APP__OTLP__SAMPLE_RATIO", "NaN", "otlp.sample_ratio", "expected a number"),
+        ("APP__OTLP__SAMPLE_RATIO", "half", "otlp.sample_ratio", "expected a number"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "otlp.endpoint", "expected an http or https URL"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "//canary", "otlp.endpoint", misconfiguration::URL),
+    ];
+    assert_refused(rows).await;
 }
 
 fn holds(bytes: &[u8], part: &[u8]) -> bool {

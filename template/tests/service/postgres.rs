@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::app::{TestApp, eventually, path_of};
+use crate::misconfiguration::{Row, assert_refused};
 use crate::process::Launch;
 use crate::proxy::Proxy;
 use crate::receiver::Receiver;
@@ -46,6 +47,19 @@ impl Database {
         (url.into(), proxy)
     }
 
+    /// The same for a user of this database alone, who has a password.
+    pub async fn behind_proxy_with_password(&self, password: &str) -> (String, Proxy) {
+        let name = &self.name;
+        administer(format!("CREATE ROLE {name} SUPERUSER LOGIN PASSWORD '{password}'"))
+            .await
+            .expect("a role");
+        let (url, proxy) = self.behind_proxy().await;
+        let mut url: Url = url.parse().expect("a URL");
+        url.set_username(name).expect("a user");
+        url.set_password(Some(password)).expect("a password");
+        (url.into(), proxy)
+    }
+
     async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.expect("the database")
     }
@@ -58,11 +72,18 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let name = &self.name;
+        let database = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+        let role = format!("DROP ROLE IF EXISTS {name}");
         // The test's own runtime can't be waited for here.
         let dropped = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.map(|runtime| runtime.block_on(administer(sql)))
+            runtime.map(|runtime| {
+                runtime.block_on(async {
+                    administer(database).await?;
+                    administer(role).await
+                })
+            })
         });
         let _ = dropped.join();
     }
@@ -300,3 +321,21 @@ async fn database_that_never_comes_is_a_fault() {
 
 /// As [`NOWHERE`], but chosen by the test.
 const NOWHERE_ELSE: &str = "postgres://nobody@127.0.0.1:2/nowhere";
+
+#[tokio::test]
+async fn bad_settings_of_the_database_are_named() {
+    let rows: &[Row] = &[
+        ("DATABASE_URL", "", "database.url", "expected postgres://user:password@host:port/name"),
+        ("DATABASE_URL", "canary", "database.url", "expected postgres://user:password@host:port/name"),
+        ("DATABASE_URL", "mysql://canary@host/", "database.url", "expected postgres://"),
+        ("APP__DATABASE__MAX_CONNECTIONS", "0", "database.max_connections", "expected at least 1"),
+        (
+            "APP__DATABASE__ACQUIRE_TIMEOUT",
+            "10s",
+            "database.acquire_timeout",
+            "expected less than http.request_",
+        ),
+        ("APP__DATABASE__MIGRATE_ON_START", "never", "database.migrate_on_start", "expected a boolean"),
+    ];
+    assert_refused(rows).await;
+}

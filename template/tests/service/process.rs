@@ -1,6 +1,7 @@
 //! The real binary as a process: a clean environment, a folder of its own, and its lines as they come.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ pub type Variables<'a> = &'a [(&'a str, &'a str)];
 /// What a service is started with: nothing of the environment of the test itself gets in.
 #[derive(Debug)]
 pub struct Launch {
-    variables: BTreeMap<String, String>,
+    variables: BTreeMap<String, OsString>,
     /// The working directory, where the service looks for `config/` and `.env`.
     folder: PathBuf,
     //@ if postgres
@@ -70,8 +71,14 @@ impl Launch {
 
     /// Sets variables; the last value of each counts.
     pub fn set(mut self, variables: Variables) -> Self {
-        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), value.into()));
         self.variables.extend(owned);
+        self
+    }
+
+    /// Sets a variable to what need not be text.
+    pub fn set_bytes(mut self, name: &str, value: &OsStr) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
         self
     }
 

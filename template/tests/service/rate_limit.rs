@@ -5,6 +5,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, path_of};
+use crate::misconfiguration::{self, Row, assert_refused};
 use crate::process::Variables;
 
 /// More than any test asks for: most tests are not about limits.
@@ -96,4 +97,13 @@ async fn all_clients_together_have_a_budget() {
     let app = TestApp::spawn(&limits).await;
     assert_eq!(burst(&app, |number| format!("10.0.0.{number}")).await, [200, 200, 200, 429, 429]);
     assert!(app.metrics().await.contains("rate_limited_total{policy=\"global\"} 2\n"));
+}
+
+#[tokio::test]
+async fn bad_limits_are_named() {
+    let rows: &[Row] = &[
+        ("APP__RATE_LIMIT__WRITES_BURST", "0", "rate_limit.writes_burst", "expected 1 to 4294967295"),
+        ("APP__RATE_LIMIT__WRITES_BURST", "-1", "rate_limit.writes_burst", misconfiguration::WHOLE),
+    ];
+    assert_refused(rows).await;
 }

@@ -6,6 +6,7 @@ use reqwest::Url;
 use serde_json::json;
 
 use crate::app::{TestApp, eventually, path_of};
+use crate::misconfiguration::{Row, assert_refused};
 use crate::process::{Launch, Variables};
 use crate::proxy::Proxy;
 
@@ -13,6 +14,14 @@ use crate::proxy::Proxy;
 #[expect(clippy::disallowed_methods, reason = "what the tests run against is no part of the service")]
 pub fn server() -> String {
     std::env::var("REDIS_URL").expect("set REDIS_URL to a server for tests, such as redis://127.0.0.1:6379/0")
+}
+
+/// A URL of the server with a password that it does not take.
+pub fn refusing(password: &str) -> String {
+    let mut url: Url = server().parse().expect("REDIS_URL is a URL");
+    url.set_username("nobody").expect("a user");
+    url.set_password(Some(password)).expect("a password");
+    url.into()
 }
 
 /// A URL of the server behind a proxy.
@@ -107,4 +116,15 @@ async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
         let took = forgotten(&two, &path, "a").await;
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
+}
+
+#[tokio::test]
+async fn bad_settings_of_redis_are_named() {
+    let rows: &[Row] = &[
+        ("REDIS_URL", "", "redis.url", "expected redis://:password@host:port/0"),
+        ("REDIS_URL", "http://canary@host/", "redis.url", "expected redis://:password@host:port/0"),
+        ("APP__REDIS__TIMEOUT", "10s", "redis.timeout", "expected less than http.request_timeout"),
+        ("APP__REDIS__TTL", "0ms", "redis.ttl", "expected 1ms to 86400s"),
+    ];
+    assert_refused(rows).await;
 }
