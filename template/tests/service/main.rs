@@ -17,7 +17,6 @@ mod logs;
 mod malformed;
 mod metrics;
 mod misconfiguration;
-mod secrets;
 //@ if otlp
 mod otlp;
 //@ end
@@ -36,4 +35,5 @@ mod receiver;
 //@ if redis
 mod redis;
 //@ end
+mod secrets;
 mod wire;
