@@ -252,7 +252,7 @@ fn targets() -> Vec<Row> {
         ("id that is too long", task(&"0".repeat(10_000)), Answer(404)),
         ("id with a digit too much", task("018f2f9c-7b1e-7cc0-98c4-dc0c0c07398f0"), Answer(404)),
         ("id of zeros", task("00000000-0000-0000-0000-000000000000"), Answer(404)),
-        ("id as SQL", task("'%20OR%201=1;--"), Answer(404)),
+        ("id with a quote", task("'%20OR%201=1;--"), Answer(404)),
         ("id in braces", task("%7B018f2f9c-7b1e-7cc0-98c4-dc0c0c07398f%7D"), Answer(404)),
         ("limit with an exponent", with("limit=1e3"), Answer(422)),
         ("limit with an underscore", with("limit=1_0"), Answer(422)),
@@ -274,7 +274,7 @@ fn targets() -> Vec<Row> {
         ("cursor in base64", with("cursor=eyJpZCI6MX0%3D"), Answer(422)),
         ("cursor that is too short", with("cursor=018f2f9c-7b1e-7cc0-98c4"), Answer(422)),
         ("cursor that is too long", with(&format!("cursor={}", "f".repeat(10_000))), Answer(422)),
-        ("cursor as SQL", with("cursor=';DROP%20TABLE%20tasks;--"), Answer(422)),
+        ("cursor with a quote", with("cursor=';DROP%20TABLE%20tasks;--"), Answer(422)),
         // Ids of another version are in order with ours, so that this is a place in the list as any other.
         ("cursor of another version", with("cursor=9b2c1f7e-3a4d-4e5f-8a6b-7c8d9e0f1a2b"), Answer(200)),
     ]
@@ -354,7 +354,7 @@ fn conditions(task: &str) -> Vec<Row> {
         ("negative tag", delete("\"-1\""), Answer(412)),
         ("tag with a sign", delete("\"+1\""), Answer(412)),
         ("tag with a zero", delete("\"01\""), Answer(412)),
-        ("tag as SQL", delete("\"1' OR 1=1\""), Answer(412)),
+        ("tag with a quote", delete("\"1' OR 1=1\""), Answer(412)),
         ("any tag, and no title", patch("*"), Answer(422)),
         ("patch of no type", sent("PATCH", task, "", "{}"), Answer(415)),
         (
