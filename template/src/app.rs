@@ -1,34 +1,34 @@
 //! The only wiring: everything is built here from the top down, run, and stopped in order.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use axum::Router;
-use axum::http::header;
-use axum::routing::get;
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures_util::FutureExt;
 use tokio::net::TcpListener;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{Config, Loaded};
-use crate::health::{self, Check, Health};
+use crate::health::Health;
 //@ if rate_limit
 use crate::http::rate_limit::RateLimit;
 //@ end
 use crate::http::{self, middleware::Observer};
 use crate::jobs::Runner;
-use crate::lifecycle::{self, Lifecycle, State, StopSignals};
+use crate::lifecycle::{self, Lifecycle, State, Stop, StopSignals, Trigger};
 use crate::queue::Queue;
-use crate::server::{self, InFlight, Limits, Stop};
+use crate::server::{self, InFlight, Limits};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
-use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::metrics;
 use crate::webhook::Webhook;
 
 /// Connections to the admin listener: probes and scrapes, never a crowd.
@@ -62,28 +62,13 @@ pub fn migrate(loaded: &Loaded) -> Result<()> {
 }
 //@ end
 
-/// Asks the service that runs with this configuration whether it lives.
-pub fn healthcheck(config: &Config) -> Result<()> {
-    let host =
-        if config.admin.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.admin.host };
-    let url = format!("http://{}/health/live", SocketAddr::new(host, config.admin.port));
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Inside the runtime from the first step on: the request's deadline is one of its timers.
-    let answer = runtime.block_on(async { client.get(&url).send().await });
-    let answer = answer.context("the service does not answer")?;
-    if !answer.status().is_success() {
-        bail!("the service answered {}", answer.status());
-    }
-    Ok(())
-}
-
 fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
-    let result = runtime.block_on(work);
+    // A panic of the wiring itself is a fault like others: the hook has logged it, the exit code tells it.
+    let result = runtime.block_on(AssertUnwindSafe(work).catch_unwind());
     // What was aborted may still block a thread; the process does not wait for it.
     runtime.shutdown_background();
-    result
+    result.unwrap_or_else(|_| Err(anyhow!("a panic")))
 }
 
 /// From the listeners' binding to the last event but the flush.
@@ -101,26 +86,17 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         "service.start"
     );
     let mut service = Service::start(config, telemetry, public, admin)?;
-    let stopped_by = tokio::select! {
-        started = service.ready(config) => match started {
-            Ok(()) => {
-                service.lifecycle.advance(State::Ready);
-                info!("service.ready");
-                tokio::select! {
-                    signal = signals.next() => Ok(signal),
-                    ended = service.background.join_next() => Err(ended),
-                }
-            }
-            Err(error) => {
-                service.stop_at_once().await;
-                return Err(error);
-            }
-        },
-        _ = signals.next() => {
-            service.stop_at_once().await;
-            return Ok(Exit::Clean);
-        }
+    let started = tokio::select! {
+        up = bring_up(config, &service.store, &service.health, &service.prober) => up.map(|()| Trigger::DependenciesUp),
+        _ = signals.next() => Ok(Trigger::StopAsked),
+        ended = service.tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
     };
+    if service.lifecycle.take(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
+        service.close().await;
+        return started.map(|_| Exit::Clean);
+    }
+    info!("service.ready");
+    let (trigger, reason) = reason_to_stop(&mut signals, &mut service.tasks).await;
     tokio::spawn(async move {
         let signal = signals.next().await;
         warn!(signal, "shutdown.forced");
@@ -128,145 +104,46 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         tokio::time::sleep(Duration::from_millis(50)).await;
         std::process::exit(Exit::DrainCutShort as i32);
     });
-    if let Err(ended) = &stopped_by {
-        error!(cause = format!("{ended:?}"), category = "internal", "background.ended");
-    }
-    let drained = service.stop(&config.shutdown, stopped_by.as_ref().copied().unwrap_or("fault")).await;
-    Ok(match (stopped_by, drained) {
-        (Err(_), _) => Exit::Fault,
-        (Ok(_), true) => Exit::Clean,
-        (Ok(_), false) => Exit::DrainCutShort,
+    service.lifecycle.take(trigger);
+    let finished = service.drain(&config.shutdown, reason).await;
+    Ok(match trigger {
+        Trigger::TaskEnded => Exit::Fault,
+        _ if finished => Exit::Clean,
+        _ => Exit::DrainCutShort,
     })
+}
+
+/// Waits for a signal, or for the end of a task that must not end, and names it.
+async fn reason_to_stop(
+    signals: &mut StopSignals,
+    tasks: &mut JoinSet<&'static str>,
+) -> (Trigger, &'static str) {
+    tokio::select! {
+        signal = signals.next() => (Trigger::StopAsked, signal),
+        ended = tasks.join_next() => {
+            error!(cause = format!("{ended:?}"), category = "internal", "background.ended");
+            (Trigger::TaskEnded, "fault")
+        }
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
 }
 
-/// Everything that runs.
-struct Service {
-    lifecycle: Lifecycle,
-    health: Health,
-    checks: Vec<Check>,
-    store: Store,
-    in_flight: InFlight,
-    public: (JoinHandle<()>, Stop),
-    admin: (JoinHandle<()>, Stop),
-    jobs: (JoinHandle<usize>, Stop),
-    /// Tasks that end only with the process: one that ends before is a fault.
-    background: JoinSet<()>,
-}
-
-impl Service {
-    fn start(
-        config: &Config,
-        telemetry: &Telemetry,
-        public: TcpListener,
-        admin: TcpListener,
-    ) -> Result<Self> {
-        let lifecycle = Lifecycle::default();
-        let health = Health::new(config.health, lifecycle.clone());
-        let in_flight = InFlight::default();
-        let mut background = JoinSet::new();
-        background.spawn(telemetry.metrics.clone().upkeep());
-
-        let store = Store::open(config)?;
-        let cache = Cache::open(config)?;
-        let checks = store.checks();
-        //@ if redis
-        background.spawn(cache.clone().follow());
-        let checks = checks.into_iter().chain([cache.check()]).collect();
-        //@ end
-        let webhook = Webhook::new(&config.webhook)?;
-        let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
-        let tasks = Tasks { store: store.clone(), cache, queue: queue.clone(), notify: webhook.enabled() };
-        let stop = Stop::default();
-        let work = move |job| webhook.clone().deliver(job);
-        let (runner, until, ready) = (Runner::new(config.jobs, queue), stop.clone(), lifecycle.clone());
-        let jobs = tokio::spawn(async move {
-            ready.reached(State::Ready).await;
-            runner.run(work, until.drain, until.abort).await
-        });
-
-        let around = http::Surroundings {
-            health: health.clone(),
-            observer: Observer::new(&config.http, &config.log, lifecycle.clone()),
-            //@ if rate_limit
-            rate_limit: RateLimit::new(&config.rate_limit),
-            //@ end
-        };
-        //@ if rate_limit
-        background.spawn(around.rate_limit.clone().sweep());
-        //@ end
-        let limits = Limits {
-            header_read: config.http.header_read_timeout,
-            idle: config.http.idle_timeout,
-            stalled_write: config.http.body_timeout,
-            max_connections: config.http.max_connections,
-        };
-        let router = http::router(&config.http, tasks, around)?;
-        let public = listen(public, router, limits, &in_flight);
-        let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
-        let router = admin_router(&health, &telemetry.metrics, &store);
-        let admin = listen(admin, router, limits, &InFlight::default());
-        let jobs = (jobs, stop);
-        Ok(Self { lifecycle, health, checks, store, in_flight, public, admin, jobs, background })
+/// Waits until what the service depends on is there.
+async fn bring_up(config: &Config, store: &Store, health: &Health, prober: &CancellationToken) -> Result<()> {
+    let deadline = Instant::now() + config.health.startup_timeout;
+    //@ if postgres
+    if config.database.migrate_on_start {
+        let migrated = timeout_at(deadline, migrate_when_up(store)).await;
+        migrated.context("the schema could not be brought up to date within health.startup_timeout")?;
     }
-
-    /// Waits until what the service depends on is there.
-    async fn ready(&mut self, config: &Config) -> Result<()> {
-        let deadline = Instant::now() + config.health.startup_timeout;
-        //@ if postgres
-        if config.database.migrate_on_start {
-            let migrated = timeout_at(deadline, migrate_when_up(&self.store)).await;
-            migrated.context("the schema could not be brought up to date within health.startup_timeout")?;
-        }
-        //@ end
-        // Not before: what has just been set up is what the checks should find.
-        self.background.spawn(self.health.clone().probe(std::mem::take(&mut self.checks)));
-        let Err(missing) = self.health.all_up(deadline).await else { return Ok(()) };
-        bail!("not available within health.startup_timeout: {missing}")
-    }
-
-    /// Stops in order: take no more, finish what was taken, close what it used. Returns whether all was finished.
-    async fn stop(mut self, config: &lifecycle::Config, reason: &str) -> bool {
-        self.lifecycle.advance(State::Draining);
-        info!(in_flight = self.in_flight.count(), reason, "shutdown.begin");
-        // Load balancers need a moment to notice; until then new requests are still served.
-        tokio::time::sleep(config.grace_delay).await;
-        let deadline = Instant::now() + config.drain_timeout;
-        let (requests, stop) = &mut self.public;
-        stop.drain.cancel();
-        let served = timeout_at(deadline, requests).await.is_ok();
-        let (jobs, stop) = &mut self.jobs;
-        stop.drain.cancel();
-        let worked = timeout_at(deadline, &mut *jobs).await;
-        let (worked, lost) = if let Ok(lost) = worked {
-            (true, lost.unwrap_or(0))
-        } else {
-            stop.abort.cancel();
-            (false, jobs.await.unwrap_or(0))
-        };
-        let finished = served && worked && lost == 0;
-        if finished {
-            info!(in_flight = self.in_flight.count(), "shutdown.drain_complete");
-        } else {
-            warn!(in_flight = self.in_flight.count(), jobs_lost = lost, "shutdown.drain_timeout");
-        }
-        self.stop_at_once().await;
-        finished
-    }
-
-    /// Aborts what is left and closes what it used.
-    async fn stop_at_once(self) {
-        self.lifecycle.advance(State::Stopped);
-        for stop in [&self.public.1, &self.admin.1, &self.jobs.1] {
-            stop.drain.cancel();
-            stop.abort.cancel();
-        }
-        // Bounded, as all is from here on: what does not answer must not hold the process.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
-    }
+    //@ end
+    // Not before: what has just been set up is what the checks should find.
+    prober.cancel();
+    let Err(missing) = health.all_up(deadline).await else { return Ok(()) };
+    bail!("not available within health.startup_timeout: {missing}")
 }
 //@ if postgres
 
@@ -279,21 +156,158 @@ async fn migrate_when_up(store: &Store) {
 }
 //@ end
 
-fn listen(
-    listener: TcpListener,
-    router: Router,
-    limits: Limits,
-    in_flight: &InFlight,
-) -> (JoinHandle<()>, Stop) {
-    let stop = Stop::default();
-    (tokio::spawn(server::serve(listener, router, limits, in_flight.clone(), stop.clone())), stop)
+/// Everything that runs.
+struct Service {
+    lifecycle: Lifecycle,
+    health: Health,
+    store: Store,
+    runner: Runner,
+    in_flight: InFlight,
+    public: Stop,
+    admin: Stop,
+    jobs: Stop,
+    /// Lets the prober begin.
+    prober: CancellationToken,
+    /// What runs until it is told to end: a task that ends before is a fault.
+    tasks: JoinSet<&'static str>,
 }
 
-fn admin_router(health: &Health, metrics: &Metrics, store: &Store) -> Router {
-    let (metrics, store) = (metrics.clone(), store.clone());
-    let page = async move || {
-        store.observe();
-        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
-    };
-    health::admin_routes(health.clone()).route("/metrics", get(page)).fallback(http::not_found)
+impl Service {
+    fn start(
+        config: &Config,
+        telemetry: &Telemetry,
+        public: TcpListener,
+        admin: TcpListener,
+    ) -> Result<Self> {
+        let lifecycle = Lifecycle::default();
+        let health = Health::new(config.health, lifecycle.clone());
+        let store = Store::open(config)?;
+        let cache = Cache::open(config)?;
+        let webhook = Webhook::new(&config.webhook)?;
+        let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
+        let runner = Runner::new(config.jobs, queue.clone());
+        let checks = store.checks();
+        //@ if redis
+        let checks = checks.into_iter().chain([cache.check()]).collect();
+        let follower = cache.clone().follow();
+        //@ end
+        let tasks = Tasks { store: store.clone(), cache, queue, notify: webhook.enabled() };
+        let around = http::Surroundings {
+            health: health.clone(),
+            observer: Observer::new(&config.http, &config.log, lifecycle.clone()),
+            //@ if rate_limit
+            rate_limit: RateLimit::new(&config.rate_limit),
+            //@ end
+        };
+        //@ if rate_limit
+        let sweeper = around.rate_limit.clone().sweep();
+        //@ end
+        let api = http::router(&config.http, tasks, around)?;
+        let pages = http::admin_router(&health, &telemetry.metrics, &store);
+
+        let mut service = Self {
+            lifecycle,
+            health,
+            store,
+            runner,
+            in_flight: InFlight::default(),
+            public: Stop::default(),
+            admin: Stop::default(),
+            jobs: Stop::default(),
+            prober: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        };
+        let wanted = config.http.limits();
+        let max_connections = server::connections_within_limit(wanted.max_connections);
+        let limits = Limits { max_connections, ..wanted };
+        let in_flight = service.in_flight.clone();
+        let serving = server::serve(public, api, limits, in_flight, service.public.clone());
+        service.run("public listener", serving);
+        let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
+        let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
+        service.run("admin listener", serving);
+        let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
+        service.run("job runner", async move {
+            ready.reached(State::Ready).await;
+            runner.run(move |job| webhook.clone().deliver(job), stop).await;
+        });
+        let prober = (service.prober.clone(), service.health.clone());
+        service.run("prober", async move {
+            prober.0.cancelled().await;
+            prober.1.probe(checks).await;
+        });
+        service.run("metrics upkeep", telemetry.metrics.clone().upkeep());
+        //@ if redis
+        service.run("cache follower", follower);
+        //@ end
+        //@ if rate_limit
+        service.run("rate limit sweeper", sweeper);
+        //@ end
+        Ok(service)
+    }
+
+    fn run(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    /// Takes no more and finishes what was taken, within bounds; then closes what it used. Returns whether all
+    /// was finished.
+    async fn drain(self, config: &lifecycle::Config, reason: &str) -> bool {
+        info!(in_flight = self.in_flight.count(), reason, "shutdown.begin");
+        // Load balancers need a moment to notice; until then new requests are still served.
+        tokio::time::sleep(config.grace_delay).await;
+        let deadline = Instant::now() + config.drain_timeout;
+        // Requests first: they may still queue jobs.
+        let mut finished = true;
+        for stop in [&self.public, &self.jobs] {
+            stop.drain.cancel();
+            finished &= timeout_at(deadline, stop.ended.cancelled()).await.is_ok();
+        }
+        self.jobs.abort.cancel();
+        self.jobs.ended.cancelled().await;
+        let (in_flight, jobs_lost) = (self.in_flight.count(), self.runner.abandon());
+        if finished && jobs_lost == 0 {
+            info!(in_flight, "shutdown.drain_complete");
+        } else {
+            warn!(in_flight, jobs_lost, "shutdown.drain_timeout");
+        }
+        self.lifecycle.take(Trigger::DrainEnded);
+        self.close().await;
+        finished && jobs_lost == 0
+    }
+
+    /// Aborts what is left and closes what it used.
+    async fn close(self) {
+        for stop in [&self.public, &self.admin, &self.jobs] {
+            stop.drain.cancel();
+            stop.abort.cancel();
+        }
+        // Bounded, as all is from here on: what does not answer must not hold the process.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn task_that_ends_or_panics_is_a_reason_to_stop() {
+        let mut signals = StopSignals::listen().expect("signals");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending());
+        tasks.spawn(async { "prober" });
+        assert_eq!(reason_to_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
+        tasks.spawn(async { panic!("planted") });
+        assert_eq!(reason_to_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
+    }
+
+    #[test]
+    fn panic_of_the_wiring_is_a_fault() {
+        let result: Result<()> = in_runtime(async { panic!("planted") });
+        assert!(result.is_err());
+    }
 }

@@ -2,15 +2,19 @@
 //! is cheap, and a slow dependency can't make the orchestrator kill the process.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
 use axum::Json;
 use axum::Router;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use garde::Validate;
 use metrics::gauge;
@@ -149,8 +153,13 @@ impl Health {
     }
 
     async fn ask(&self, check: &Check) -> Result<(), String> {
-        let answer = tokio::time::timeout(self.config.timeout, (check.probe)()).await;
-        answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.config.timeout)))
+        // A check that panics has found no working dependency; the other checks go on.
+        let asked = AssertUnwindSafe((check.probe)()).catch_unwind();
+        match tokio::time::timeout(self.config.timeout, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err("the check panicked".to_owned()),
+            Err(_) => Err(format!("no answer within {:?}", self.config.timeout)),
+        }
     }
 
     fn record(&self, checks: &[Check], results: Vec<Result<(), String>>) {
@@ -251,4 +260,41 @@ fn answer<T: Serialize>(status: &str, body: &T) -> Response {
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let retry_after = (code != StatusCode::OK).then_some([("retry-after", "1")]);
     (code, retry_after.map(axum::response::AppendHeaders), Json(body)).into_response()
+}
+
+/// Asks the service that runs with this configuration whether it lives.
+pub fn healthcheck(config: &crate::config::Config) -> anyhow::Result<()> {
+    let host =
+        if config.admin.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.admin.host };
+    let url = format!("http://{}/health/live", SocketAddr::new(host, config.admin.port));
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Inside the runtime from the first step on: the request's deadline is one of its timers.
+    let answer = runtime.block_on(async { client.get(&url).send().await });
+    let answer = answer.context("the service does not answer")?;
+    if !answer.status().is_success() {
+        bail!("the service answered {}", answer.status());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn check_that_panics_or_hangs_finds_its_dependency_down() {
+        let config = Config {
+            interval: Duration::from_millis(50),
+            timeout: Duration::from_millis(50),
+            startup_timeout: Duration::from_secs(1),
+            failure_threshold: 1,
+            success_threshold: 1,
+        };
+        let health = Health::new(config, Lifecycle::default());
+        let panics = Check::new("a", true, || async { panic!("planted") });
+        assert_eq!(health.ask(&panics).await, Err("the check panicked".to_owned()));
+        let hangs = Check::new("b", true, std::future::pending);
+        assert_eq!(health.ask(&hangs).await, Err("no answer within 50ms".to_owned()));
+    }
 }

@@ -10,6 +10,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use bytesize::ByteSize;
 use garde::Validate;
 use ipnet::IpNet;
@@ -24,7 +25,10 @@ use self::middleware::{Bounds, Observer};
 use self::problem::{Category, Problem};
 use crate::config::value::{between, list, millis, size};
 use crate::health::{self, Health};
+use crate::server::Limits;
+use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::telemetry::metrics::Metrics;
 
 pub mod client;
 pub mod extract;
@@ -67,6 +71,18 @@ pub struct Config {
     #[serde(deserialize_with = "list")]
     #[garde(inner(custom(is_origin)))]
     pub cors_allowed_origins: Vec<String>,
+}
+
+impl Config {
+    /// What the public listener is held to.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            header_read: self.header_read_timeout,
+            idle: self.idle_timeout,
+            stalled_write: self.body_timeout,
+            max_connections: self.max_connections,
+        }
+    }
 }
 
 fn is_origin(origin: &str, (): &()) -> garde::Result {
@@ -127,13 +143,27 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
             let detail = "This path does not take this method; Allow lists those it takes.";
             Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
         });
-    // Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
-    Ok(router
+    Ok(observed(router, cors(&config.cors_allowed_origins)?, around.observer))
+}
+
+/// Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
+fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Router {
+    router
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(option_layer(cors(&config.cors_allowed_origins)?))
+        .layer(option_layer(cors))
         .layer(from_fn(middleware::unambiguous))
         .layer(from_fn(middleware::secure))
-        .layer(from_fn_with_state(around.observer, middleware::observe)))
+        .layer(from_fn_with_state(observer, middleware::observe))
+}
+
+/// The whole admin listener.
+pub fn admin_router(health: &Health, metrics: &Metrics, store: &Store) -> Router {
+    let (metrics, store) = (metrics.clone(), store.clone());
+    let page = async move || {
+        store.observe();
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
+    };
+    health::admin_routes(health.clone()).route("/metrics", get(page)).fallback(not_found)
 }
 
 /// The OpenAPI document of the API, as JSON.
@@ -165,4 +195,30 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
         .expose_headers([header::ETAG, header::LOCATION, HeaderName::from_static("x-request-id")])
         .max_age(Duration::from_mins(10));
     Ok(Some(layer))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::extract::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::lifecycle::Lifecycle;
+
+    #[tokio::test]
+    async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
+        let panics = get(async || -> StatusCode { panic!("a secret") });
+        let observer = Observer { lifecycle: Lifecycle::default(), trusted_proxies: [].into(), access: true };
+        let router = observed(Router::new().route("/", panics), None, observer);
+        let request =
+            Request::get("/").header("x-request-id", "cause").body(Body::empty()).expect("a request");
+        let response = router.oneshot(request).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()["x-request-id"], "cause");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        let body = to_bytes(response.into_body(), 10_000).await.expect("a body");
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.contains("cause") && !body.contains("secret"), "{body}");
+    }
 }

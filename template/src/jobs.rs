@@ -17,6 +17,7 @@ use tracing::{Instrument, info_span};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use crate::lifecycle::Stop;
 use crate::queue::Queue;
 use crate::telemetry::context::{Context, Trace};
 //@ if otlp
@@ -99,38 +100,44 @@ impl Runner {
         Self { config, queue }
     }
 
-    /// Runs `work` for each job until `drain` is cancelled and the queue has no more for this process, or
-    /// `abort` is cancelled. Returns how many jobs were lost.
-    pub async fn run<W, F>(self, work: W, drain: CancellationToken, abort: CancellationToken) -> usize
+    /// Runs `work` for each job until `stop` says so and the queue has no more for this process.
+    pub async fn run<W, F>(self, work: W, stop: Stop)
     where
         W: Fn(Job) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<(), Failure>> + Send,
     {
+        let _ended = stop.ended.clone().drop_guard();
         let running = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(self.config.concurrency));
         let all = async {
             loop {
                 let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-                let Some(job) = self.queue.next(&drain).await else { break };
-                let (runner, work, drain, abort) = (self.clone(), work.clone(), drain.clone(), abort.clone());
+                let Some(job) = self.queue.next(&stop.drain).await else { break };
+                let (runner, work, stop) = (self.clone(), work.clone(), stop.clone());
                 running.spawn(async move {
                     let _slot = slot;
-                    let _ = abort.run_until_cancelled(runner.attempt(job, work, &drain)).await;
+                    let _ = stop.abort.run_until_cancelled(runner.attempt(job, work, &stop.drain)).await;
                 });
             }
             running.close();
             running.wait().await;
         };
-        let _ = abort.run_until_cancelled(Box::pin(all)).await;
-        let lost = self.queue.abandon();
-        if lost > 0 {
-            counter!("jobs_total", "job" => "webhook", "outcome" => "abandoned").increment(lost as u64);
-            error!(count = lost, category = "internal", "job.abandoned");
-        }
-        lost
+        let _ = stop.abort.run_until_cancelled(Box::pin(all)).await;
     }
 
-    /// One run of one job, whose panic ends with the run.
+    /// Gives up what is left, and returns how many jobs are lost by that.
+    pub fn abandon(&self) -> usize {
+        let lost = self.queue.abandon();
+        for kind in &lost {
+            counter!("jobs_total", "job" => kind.name(), "outcome" => "abandoned").increment(1);
+        }
+        if !lost.is_empty() {
+            error!(count = lost.len(), category = "internal", "job.abandoned");
+        }
+        lost.len()
+    }
+
+    /// One run of one job.
     async fn attempt<W, F>(&self, mut job: Job, work: W, drain: &CancellationToken)
     where
         W: Fn(Job) -> F,
@@ -147,14 +154,12 @@ impl Runner {
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
-            let result = AssertUnwindSafe(work(job.clone())).catch_unwind().await;
-            let settlement = match result {
-                Ok(Ok(())) => {
+            let settlement = match contained(work(job.clone())).await {
+                Ok(()) => {
                     info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
                     Settlement::Done
                 }
-                Ok(Err(failure)) => self.after(&job, failure, drain),
-                Err(_) => self.after(&job, Failure { reason: "panicked".to_owned(), retry: true }, drain),
+                Err(failure) => self.after(&job, failure, drain),
             };
             let outcome = match settlement {
                 Settlement::Done => "done",
@@ -184,9 +189,34 @@ impl Runner {
     }
 }
 
+/// A run whose panic is a failure like others: the hook has logged it.
+async fn contained(run: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let panicked = |_| Err(Failure { reason: "panicked".to_owned(), retry: true });
+    AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(panicked)
+}
+
 /// One second, doubling, and up to half of it more or less, so that jobs that failed together don't
 /// come back together.
 fn backoff(attempts: u32) -> Duration {
     let doubled = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
     doubled.min(LONGEST_DELAY).mul_f64(0.5 + fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn job_that_panics_is_tried_again() {
+        let failure = contained(async { panic!("planted") }).await.expect_err("a failure");
+        assert_eq!((failure.reason.as_str(), failure.retry), ("panicked", true));
+    }
+
+    #[test]
+    fn delays_double_and_differ_and_end_at_the_longest() {
+        for (attempts, seconds) in [(1, 1.0), (2, 2.0), (5, 16.0), (9, 256.0), (10, 300.0), (100, 300.0)] {
+            let delay = backoff(attempts).as_secs_f64();
+            assert!((seconds * 0.5..=seconds * 1.5).contains(&delay), "{attempts}: {delay}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The state machine of the process: `starting → ready → draining → stopped`, never back.
 //!
-//! Probes, logs and the gauge `service_state` read this one state.
+//! [`State::after`] is all of it. Probes, logs and the gauge `service_state` read this one state.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use garde::Validate;
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::value::millis;
 
@@ -45,6 +46,35 @@ impl State {
     }
 }
 
+/// What moves the process on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// All that the service can't do without is there.
+    DependenciesUp,
+    /// It was not in time, or can't be used.
+    StartFailed,
+    /// A signal.
+    StopAsked,
+    /// A task ended that must last as long as the process.
+    TaskEnded,
+    /// All that was taken is finished, or the time for it is over.
+    DrainEnded,
+}
+
+impl State {
+    /// Where `trigger` leads from here; None where it changes nothing.
+    fn after(self, trigger: Trigger) -> Option<Self> {
+        match (self, trigger) {
+            (Self::Starting, Trigger::DependenciesUp) => Some(Self::Ready),
+            // Nothing was taken yet, so there is nothing to drain.
+            (Self::Starting, Trigger::StartFailed | Trigger::StopAsked | Trigger::TaskEnded)
+            | (Self::Draining, Trigger::DrainEnded) => Some(Self::Stopped),
+            (Self::Ready, Trigger::StopAsked | Trigger::TaskEnded) => Some(Self::Draining),
+            _ => None,
+        }
+    }
+}
+
 /// The state, shared: any clone reads it, `app` alone moves it on.
 #[derive(Clone, Debug)]
 pub struct Lifecycle(watch::Sender<State>);
@@ -68,19 +98,13 @@ impl Lifecycle {
         let _ = self.0.subscribe().wait_for(|now| *now >= state).await;
     }
 
-    /// Moves on to `next` and tells whether that was a step forward; a step back is not taken.
-    pub fn advance(&self, next: State) -> bool {
-        let moved = self.0.send_if_modified(|state| {
-            let forward = next > *state;
-            if forward {
-                *state = next;
-            }
-            forward
-        });
-        if moved {
+    /// Moves on, and returns where to.
+    pub fn take(&self, trigger: Trigger) -> State {
+        if let Some(next) = self.state().after(trigger) {
+            self.0.send_replace(next);
             self.publish();
         }
-        moved
+        self.state()
     }
 
     fn publish(&self) {
@@ -89,6 +113,17 @@ impl Lifecycle {
             metrics::gauge!("service_state", "state" => state.name()).set(value);
         }
     }
+}
+
+/// What stops a part of the service, in two steps, and tells when it has.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Take no more, and finish what was taken.
+    pub drain: CancellationToken,
+    /// Drop what is left.
+    pub abort: CancellationToken,
+    /// Cancelled by the part itself once it has ended, in whatever way.
+    pub ended: CancellationToken,
 }
 
 /// SIGTERM and SIGINT, each as one request to stop.
@@ -117,12 +152,41 @@ impl StopSignals {
 mod tests {
     use super::*;
 
+    const TRIGGERS: [Trigger; 5] = [
+        Trigger::DependenciesUp,
+        Trigger::StartFailed,
+        Trigger::StopAsked,
+        Trigger::TaskEnded,
+        Trigger::DrainEnded,
+    ];
+
     #[test]
-    fn state_only_moves_forward() {
+    fn each_trigger_leads_where_the_table_says() {
+        let row = |state: State| TRIGGERS.map(|trigger| state.after(trigger));
+        let stopped = Some(State::Stopped);
+        assert_eq!(row(State::Starting), [Some(State::Ready), stopped, stopped, stopped, None]);
+        let draining = Some(State::Draining);
+        assert_eq!(row(State::Ready), [None, None, draining, draining, None]);
+        assert_eq!(row(State::Draining), [None, None, None, None, stopped]);
+        assert_eq!(row(State::Stopped), [None; 5]);
+    }
+
+    #[test]
+    fn no_trigger_leads_back() {
+        for (state, trigger) in State::ALL.into_iter().flat_map(|one| TRIGGERS.map(|trigger| (one, trigger)))
+        {
+            assert!(state.after(trigger).is_none_or(|next| next > state), "{state:?} {trigger:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_state_is_woken_by_it_and_by_those_beyond() {
         let lifecycle = Lifecycle::default();
-        assert!(lifecycle.advance(State::Draining), "a stop may come before readiness");
-        assert!(!lifecycle.advance(State::Ready));
-        assert!(!lifecycle.advance(State::Draining));
-        assert_eq!(lifecycle.state(), State::Draining);
+        let waiting = tokio::spawn({
+            let lifecycle = lifecycle.clone();
+            async move { lifecycle.reached(State::Ready).await }
+        });
+        assert_eq!(lifecycle.take(Trigger::StopAsked), State::Stopped);
+        waiting.await.expect("it is woken");
     }
 }

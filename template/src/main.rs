@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use service::{app, config, http};
+use service::{app, config, health, http};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -45,7 +45,7 @@ fn run(command: Command) -> Result<ExitCode> {
         //@ if postgres
         Command::Migrate => app::migrate(&config::load()?).map(|()| "the schema is up to date".to_owned())?,
         //@ end
-        Command::Healthcheck => app::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
+        Command::Healthcheck => health::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
         Command::CheckConfig => config::load()?.explain(),
     };
     // A reader that has seen enough, such as `head`, is no fault.

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::jobs::{Job, Settlement};
+use crate::jobs::{Job, Kind, Settlement};
 use crate::store::Store;
 use crate::telemetry::metrics::as_f64;
 
@@ -88,9 +88,9 @@ impl Queue {
         self.set_depth(self.depth.load(Ordering::Relaxed).saturating_sub(1));
     }
 
-    /// Gives up what is left, and tells how much is lost by that: nothing.
-    pub fn abandon(&self) -> usize {
-        0
+    /// Gives up what is left, and tells what is lost by that: nothing.
+    pub fn abandon(&self) -> Vec<Kind> {
+        Vec::new()
     }
 
     async fn count(&self) {

@@ -11,6 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
+use futures_util::FutureExt;
 use garde::Validate;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -19,17 +20,25 @@ use hyper_util::server::conn::auto::Builder;
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use self::activity::{Activity, Deadline, Watched};
+pub use self::descriptors::connections_within_limit;
 pub use self::held::Held;
+use crate::lifecycle::Stop;
 
 mod activity;
+mod descriptors;
 mod held;
+
+/// Between two tries to accept while none succeeds.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// What a client that has connected just before the drain may take for its first bytes.
+const FIRST_BYTES: Duration = Duration::from_millis(250);
 
 /// Where the admin listener stands.
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
@@ -51,15 +60,6 @@ pub struct Limits {
     pub stalled_write: Duration,
     /// Open connections; further ones wait in the kernel's backlog.
     pub max_connections: usize,
-}
-
-/// What stops a server, in two steps.
-#[derive(Clone, Debug, Default)]
-pub struct Stop {
-    /// Accept no more, end idle connections, finish what is in flight.
-    pub drain: CancellationToken,
-    /// Drop what is left.
-    pub abort: CancellationToken,
 }
 
 /// Requests whose answer has not been sent whole, of all servers that share the counter.
@@ -88,33 +88,39 @@ impl Drop for InFlightGuard {
 
 /// Serves `router` on `listener` until `stop` says so and each connection has ended.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_flight: InFlight, stop: Stop) {
+    let _ended = stop.ended.clone().drop_guard();
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(limits.max_connections));
-    loop {
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
-            () = stop.drain.cancelled() => break,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.drain.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let connection =
-                    Connection { peer, limits, in_flight: in_flight.clone(), stop: stop.clone() };
-                let router = router.clone();
-                connections.spawn(async move {
-                    let _place = place;
-                    connection.serve(stream, router).await;
-                });
+    let open = |(stream, peer): (TcpStream, SocketAddr), place: OwnedSemaphorePermit| {
+        let connection = Connection { peer, limits, in_flight: in_flight.clone(), stop: stop.clone() };
+        let router = router.clone();
+        connections.spawn(async move {
+            connection.serve(stream, router).await;
+            drop(place);
+        });
+    };
+    let mut pause = SHORTEST_PAUSE;
+    while let Some(place) = stop.drain.run_until_cancelled(places.clone().acquire_owned()).await {
+        let place = place.expect("the semaphore is never closed");
+        match stop.drain.run_until_cancelled(listener.accept()).await {
+            Some(Ok(accepted)) => {
+                open(accepted, place);
+                pause = SHORTEST_PAUSE;
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 // Out of file descriptors, mostly: trying again at once would only burn the CPU.
                 warn!(%error, "connection.accept_failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
+            None => break,
         }
+    }
+    // Clients whose connection the kernel has made already don't know that it comes late.
+    while let Ok(place) = places.clone().try_acquire_owned()
+        && let Some(Ok(accepted)) = listener.accept().now_or_never()
+    {
+        open(accepted, place);
     }
     drop(listener);
     connections.close();
@@ -141,7 +147,7 @@ impl Connection {
         let stream = Watched::new(stream, activity.clone());
         let (peer, in_flight, noted) = (self.peer, self.in_flight, activity.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let busy = (noted.busy(request.version()), in_flight.enter());
+            let busy = noted.busy(request.version(), in_flight.enter());
             answer(request, peer, router.clone(), busy)
         });
         let mut builder = Builder::new(TokioExecutor::new());
@@ -150,6 +156,13 @@ impl Connection {
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(self.limits.idle / 2);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        let drain = async {
+            self.stop.drain.cancelled().await;
+            if activity.is_new() {
+                tokio::time::sleep(FIRST_BYTES).await;
+            }
+        };
+        tokio::pin!(drain);
         let mut draining = false;
         loop {
             tokio::select! {
@@ -171,7 +184,7 @@ impl Connection {
                     }
                     break;
                 }
-                () = self.stop.drain.cancelled(), if !draining => {
+                () = drain.as_mut(), if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }

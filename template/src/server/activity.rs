@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::Limits;
+use super::{InFlightGuard, Limits};
 
 /// The state of one connection, shared by its stream, its service and its watcher.
 #[derive(Clone, Debug)]
@@ -35,6 +35,10 @@ struct State {
     idle_since: Instant,
     /// Since when the client takes nothing of what we want to write.
     stalled_since: Option<Instant>,
+    /// Whether no byte has come yet.
+    silent: bool,
+    /// Requests whose answer is written as far as the server goes, but for what waits in its buffer.
+    unsent: Vec<InFlightGuard>,
 }
 
 impl Activity {
@@ -46,18 +50,25 @@ impl Activity {
             head_since: Some(now),
             idle_since: now,
             stalled_since: None,
+            silent: true,
+            unsent: Vec::new(),
         };
         Self { limits, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Marks a request as being handled until the guard is dropped.
-    pub(super) fn busy(&self, version: Version) -> Busy {
+    /// Whether the client has only connected so far.
+    pub(super) fn is_new(&self) -> bool {
+        self.update(|state| state.silent)
+    }
+
+    /// Marks a request as being handled until the guard is dropped, and as in flight until its answer has left.
+    pub(super) fn busy(&self, version: Version, in_flight: InFlightGuard) -> Busy {
         self.update(|state| {
             state.requests += 1;
             state.multiplexed = version == Version::HTTP_2;
             state.head_since = None;
         });
-        Busy(self.clone())
+        Busy { activity: self.clone(), in_flight: Some(in_flight) }
     }
 
     /// Resolves when a deadline has passed, with what it was for.
@@ -114,13 +125,17 @@ impl State {
 
 /// A request that is being handled.
 #[derive(Debug)]
-pub(super) struct Busy(Activity);
+pub(super) struct Busy {
+    activity: Activity,
+    in_flight: Option<InFlightGuard>,
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.update(|state| {
+        self.activity.update(|state| {
             state.requests -= 1;
             state.idle_since = Instant::now();
+            state.unsent.extend(self.in_flight.take());
         });
     }
 }
@@ -155,6 +170,7 @@ impl AsyncRead for Watched {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.activity.update(|state| {
+                state.silent = false;
                 // Bytes while nothing is handled can only be the start of a request head.
                 if state.requests == 0 && !state.multiplexed {
                     state.head_since.get_or_insert_with(Instant::now);
@@ -191,6 +207,8 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes once its buffer is empty: what was answered has left.
+        self.activity.update(|state| state.unsent.clear());
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

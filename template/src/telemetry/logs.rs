@@ -115,7 +115,7 @@ where
 }
 
 /// One JSON object a line, all fields at its top level: `message` is the event's name.
-struct FlatJson;
+pub(super) struct FlatJson;
 
 impl<S, N> FormatEvent<S, N> for FlatJson
 where

@@ -13,3 +13,50 @@ pub(super) fn install_hook() {
         error!(location, reason, category = "internal", "panic");
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::panic::catch_unwind;
+    use std::sync::{Arc, Mutex};
+
+    use super::install_hook;
+    use crate::telemetry::context::Context;
+    use crate::telemetry::logs::FlatJson;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no writer panics").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn panic_is_a_line_with_its_place_and_the_request_that_met_it() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log =
+            tracing_subscriber::fmt().event_format(FlatJson).with_writer(move || writer.clone()).finish();
+        let before = std::panic::take_hook();
+        install_hook();
+        tracing::subscriber::with_default(log, || {
+            let context = Context { request_id: "cause".into(), trace: None };
+            let _ = catch_unwind(|| context.enter(|| panic!("planted")));
+        });
+        std::panic::set_hook(before);
+        let line = String::from_utf8(lines.0.lock().expect("whole").clone()).expect("text");
+        let event: serde_json::Value = serde_json::from_str(line.trim()).expect("one line of JSON");
+        assert_eq!((&event["message"], &event["request_id"]), (&"panic".into(), &"cause".into()), "{event}");
+        assert_eq!((&event["reason"], &event["level"]), (&"planted".into(), &"ERROR".into()), "{event}");
+        assert!(
+            event["location"].as_str().is_some_and(|at| at.starts_with("src/telemetry/panic.rs:")),
+            "{event}"
+        );
+    }
+}

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::jobs::{Job, Settlement};
+use crate::jobs::{Job, Kind, Settlement};
 use crate::store::Store;
 use crate::telemetry::metrics::as_f64;
 
@@ -34,7 +34,7 @@ pub struct Queue {
 struct State {
     waiting: VecDeque<Waiting>,
     /// Taken and not settled.
-    running: usize,
+    running: Vec<Kind>,
 }
 
 #[derive(Debug)]
@@ -72,10 +72,10 @@ impl Queue {
                 let mut state = self.state();
                 let now = Instant::now();
                 if let Some(index) = state.waiting.iter().position(|entry| draining || entry.due <= now) {
-                    state.running += 1;
-                    let taken = state.waiting.remove(index);
+                    let taken = state.waiting.remove(index).map(|entry| entry.job);
+                    state.running.extend(taken.as_ref().map(|job| job.kind));
                     Self::publish(&state);
-                    return taken.map(|entry| entry.job);
+                    return taken;
                 }
                 state.waiting.iter().map(|entry| entry.due).min()
             };
@@ -94,18 +94,21 @@ impl Queue {
     /// Records what became of a job that was taken.
     #[expect(clippy::unused_async, reason = "where jobs are durable this writes to a server")]
     pub async fn settle(&self, job: Job, settlement: Settlement) {
-        self.state().running -= 1;
+        let mut state = self.state();
+        if let Some(index) = state.running.iter().position(|kind| *kind == job.kind) {
+            state.running.swap_remove(index);
+        }
+        drop(state);
         if let Settlement::Retry { after } = settlement {
             self.add(Waiting { due: Instant::now() + after, job, _place: None });
         }
     }
 
-    /// Gives up what is left, and tells how much is lost by that.
-    pub fn abandon(&self) -> usize {
-        let mut state = self.state();
-        let lost = state.waiting.len() + state.running;
-        *state = State::default();
-        Self::publish(&state);
+    /// Gives up what is left, and tells what is lost by that.
+    pub fn abandon(&self) -> Vec<Kind> {
+        let State { waiting, running: mut lost } = std::mem::take(&mut *self.state());
+        lost.extend(waiting.iter().map(|entry| entry.job.kind));
+        Self::publish(&State::default());
         lost
     }
 
