@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::json;
+use tokio::time::sleep;
 
 use crate::app::{TestApp, eventually};
 use crate::process::Launch;
@@ -103,6 +105,48 @@ async fn half_sent_request_cuts_the_drain_short() {
     assert!(ended.names().contains(&"shutdown.drain_timeout".to_owned()));
     assert_eq!(ended.event("service.exit")["code"], 3);
     half.closed().await;
+}
+
+#[tokio::test]
+async fn answer_that_is_not_read_is_in_flight_until_it_is_cut() {
+    let app = TestApp::spawn(&SHORT_DRAIN).await;
+    let task = json!({ "title": "long", "description": "x".repeat(10_000) });
+    for _ in 0..30 {
+        assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
+    }
+    let mut deaf = app.connect().await;
+    for _ in 0..100 {
+        deaf.try_send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    }
+    let answered = async || {
+        let metrics = app.metrics().await;
+        metrics.lines().find(|line| line.starts_with("http_requests_total{method=\"GET\"")).map(str::to_owned)
+    };
+    // Once the kernel takes no more, no further request is answered.
+    let stuck = async || {
+        let before = answered().await;
+        sleep(Duration::from_millis(150)).await;
+        before.is_some() && before == answered().await
+    };
+    eventually(stuck, |stuck| *stuck).await;
+    let ended = app.stop().await;
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
+    let in_flight = ended.event("shutdown.drain_timeout")["in_flight"].as_u64();
+    assert!(in_flight.is_some_and(|count| count > 0), "{ended:#?}");
+}
+
+#[tokio::test]
+async fn client_that_connected_before_the_drain_gets_its_first_answer() {
+    let app = TestApp::spawn(&[("APP__SHUTDOWN__GRACE_DELAY", "100ms")]).await;
+    let mut late = app.connect().await;
+    app.process.signal(Signal::TERM);
+    // The drain has begun once nobody listens.
+    let refused = async || tokio::net::TcpStream::connect(app.address).await.is_err();
+    eventually(refused, |refused| *refused).await;
+    let answer = late.get("/v1/tasks").await;
+    assert_eq!((answer.status, answer.header("connection")), (200, "close"));
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
 }
 
 #[tokio::test]
