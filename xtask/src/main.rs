@@ -47,13 +47,19 @@ struct Prove {
     /// Leave out the drills on the running service
     #[arg(long)]
     quick: bool,
+    /// Run this drill only, and of the other steps what it needs; may be repeated
+    #[arg(long = "drill", value_name = "NAME", conflicts_with_all = ["quick", "template"])]
+    drills: Vec<String>,
+    /// Run each drill so many times; it passes when all of them do
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    times: u32,
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    match run(Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -63,21 +69,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<bool> {
+fn run(cli: Cli) -> Result<bool> {
     let root = root()?;
     children::watch_signals()?;
-    match &cli.command {
+    match cli.command {
         Command::Prove(asked) => {
-            let plan = prove::Plan::new(&asked.variants, asked.template, asked.quick);
-            if asked.list_json {
+            let Prove { variants, template, quick, drills, times, list_json } = asked;
+            let plan = prove::Plan::new(prove::Asked { variants, template, quick, drills, times })?;
+            if list_json {
                 println!("{}", plan.names_as_json());
                 return Ok(true);
             }
             prove::run(&root, &plan)
         }
-        Command::Demo { once } => demo::run(&root, *once || std::env::var_os("CI").is_some()),
+        Command::Demo { once } => demo::run(&root, once || std::env::var_os("CI").is_some()),
         Command::Weave { check } => {
-            println!("{}", weave::run(&root, *check)?);
+            println!("{}", weave::run(&root, check)?);
             Ok(true)
         }
     }

@@ -28,7 +28,7 @@ use crate::tools::Tools;
 
 use board::Board;
 use check::Subject;
-pub use plan::Plan;
+pub use plan::{Asked, Plan};
 use report::Report;
 
 /// What every part of the run needs.
@@ -43,6 +43,8 @@ pub struct Context {
     /// Held while cargo builds. Its own lock on the shared target folder would do the same, but
     /// the waiting would count as the step's time.
     pub build: Mutex<()>,
+    /// The names of the drills to run, or none for all, and how often.
+    pub drills: (Vec<String>, u32),
 }
 
 /// Variants at work at once: one builds while the other's tests and drills wait for answers.
@@ -66,7 +68,8 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
     let build = Mutex::new(());
-    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, build };
+    let drills = (plan.drills.clone(), plan.times);
+    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, build, drills };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 

@@ -18,6 +18,12 @@ impl Variant {
     /// Every toggle off.
     pub const BASE: Self = Self(0);
 
+    /// Whether it is the one without or the one with all toggles.
+    #[must_use]
+    pub fn is_an_end(self) -> bool {
+        [Self::BASE, Self::FULL].contains(&self)
+    }
+
     /// All variants, `base` first and the full one last.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..=Self::FULL.0).map(Self)

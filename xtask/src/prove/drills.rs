@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::children;
 use crate::servers::Servers;
+use crate::variant::Variant;
 
 use super::check::Work;
 use super::service::{Exit, Service};
@@ -25,6 +26,9 @@ struct Drill {
     bound: &'static str,
     /// Runs only where this toggle is on.
     needs: Option<&'static str>,
+    /// Runs only in the variants without and with all toggles: what it holds depends on none of
+    /// them, and it takes too long to run in all sixteen.
+    ends_only: bool,
     run: fn(&Site<'_>) -> Result<String>,
 }
 
@@ -47,7 +51,7 @@ const ALL: [Drill; 12] = [
 ];
 
 const fn drill(name: &'static str, bound: &'static str, run: fn(&Site<'_>) -> Result<String>) -> Drill {
-    Drill { name, bound, needs: None, run }
+    Drill { name, bound, needs: None, ends_only: false, run }
 }
 
 /// A drill that was run.
@@ -66,12 +70,23 @@ impl Drilled {
     }
 }
 
+/// The names of all drills.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|drill| drill.name)
+}
+
 pub fn run(work: &mut Work<'_>) -> Result<String> {
     let site = Site::prepare(work)?;
-    let needed = |drill: &&Drill| drill.needs.is_none_or(|need| work.subject.has(need));
+    let (asked, times) = &work.context.drills;
+    let at_an_end = work.subject.variant.is_none_or(Variant::is_an_end);
+    let needed = |drill: &&Drill| {
+        (asked.is_empty() || asked.iter().any(|name| name == drill.name))
+            && drill.needs.is_none_or(|need| work.subject.has(need))
+            && (at_an_end || !drill.ends_only)
+    };
     for drill in ALL.iter().filter(needed).collect::<Vec<_>>() {
         let started = Instant::now();
-        let result = (drill.run)(&site).map_err(|error| format!("{error:#}"));
+        let result = repeated(drill, &site, *times);
         let Drill { name, bound, .. } = *drill;
         work.subject.drills.push(Drilled { name, bound, result, time: started.elapsed() });
     }
@@ -85,6 +100,18 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
         .collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n    "));
     Ok(format!("{} drills", drills.len()))
+}
+
+/// The result of the last run of a drill, or of the first that failed.
+fn repeated(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String> {
+    let mut seen = String::new();
+    for run in 1..=times {
+        seen = (drill.run)(site).map_err(|error| match times {
+            1 => format!("{error:#}"),
+            _ => format!("run {run} of {times}: {error:#}"),
+        })?;
+    }
+    Ok(if times == 1 { seen } else { format!("{times} runs, the last: {seen}") })
 }
 
 /// Where a variant is drilled: its program, the settings it can't do without, and what was seen.

@@ -3,9 +3,12 @@
 
 use std::collections::VecDeque;
 
+use anyhow::{Result, ensure};
+
 use crate::variant::Variant;
 
 use super::check::Subject;
+use super::drills;
 use super::steps::{self, Step};
 use super::template;
 
@@ -30,22 +33,51 @@ const NAMES: [&str; 16] = [
     "everything-on",
 ];
 
+/// What a maintainer asks for.
+#[derive(Default)]
+pub struct Asked {
+    /// All when empty.
+    pub variants: Vec<Variant>,
+    pub template: bool,
+    /// Without the drills.
+    pub quick: bool,
+    /// All when empty; otherwise nothing else runs but what they need.
+    pub drills: Vec<String>,
+    /// How often each drill runs.
+    pub times: u32,
+}
+
 /// The variants and steps of a run.
 pub struct Plan {
     pub variants: Vec<Variant>,
     pub steps: Vec<Step>,
     /// Whether the template's own checks run.
     pub template: bool,
+    /// The names of the drills to run, or none for all.
+    pub drills: Vec<String>,
+    pub times: u32,
 }
 
 impl Plan {
     /// The template and all variants when nothing else is asked for.
-    #[must_use]
-    pub fn new(asked: &[Variant], template: bool, quick: bool) -> Self {
-        let all = asked.is_empty() && !template;
-        let variants = Variant::all().filter(|one| all || asked.contains(one)).collect();
-        let steps = steps::ALL.iter().filter(|step| !(quick && step.is_drill())).copied().collect();
-        Self { variants, steps, template: all || template }
+    ///
+    /// # Errors
+    /// When a drill is asked for that there is not.
+    pub fn new(asked: Asked) -> Result<Self> {
+        let Asked { variants, template, quick, drills, times } = asked;
+        for name in &drills {
+            ensure!(drills::names().any(|known| known == name), "no drill is named `{name}`");
+        }
+        let all = variants.is_empty() && !template;
+        let wanted = |step: &&Step| match (quick, drills.is_empty()) {
+            (true, _) => !step.is_drill(),
+            (false, true) => true,
+            (false, false) => step.is_drill() || step.makes_the_code(),
+        };
+        let steps = steps::ALL.iter().filter(wanted).copied().collect();
+        let variants = Variant::all().filter(|one| all || variants.contains(one)).collect();
+        let template = (all || template) && drills.is_empty();
+        Ok(Self { variants, steps, template, drills, times })
     }
 
     #[must_use]

@@ -23,11 +23,12 @@ pub struct Step {
     pub run: fn(&mut Work<'_>) -> Result<String>,
 }
 
+const GENERATE: &str = "generate";
 const DRILLS: &str = "drills";
 
 /// All of them.
 pub const ALL: [Step; 9] = [
-    Step { name: "generate", run: generate },
+    Step { name: GENERATE, run: generate },
     Step { name: "leftovers", run: leftovers },
     Step { name: "size", run: size::check },
     Step { name: "fmt", run: format },
@@ -41,6 +42,10 @@ pub const ALL: [Step; 9] = [
 impl Step {
     pub fn is_drill(&self) -> bool {
         self.name == DRILLS
+    }
+
+    pub fn makes_the_code(&self) -> bool {
+        self.name == GENERATE
     }
 }
 
