@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client on a plain socket. The drills need to hold a request half sent, to see
 //! a connection's end and to keep one open over a shutdown; client crates hide just that.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 const BOUND: Duration = Duration::from_secs(10);
+/// What is read of a body at a time.
+const PART: usize = 4096;
 
 /// One connection.
 pub struct Connection {
@@ -40,7 +42,11 @@ impl Response {
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, BOUND)?;
+        Self::over(TcpStream::connect_timeout(&address, BOUND)?)
+    }
+
+    /// A connection that was made elsewhere.
+    pub fn over(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(BOUND))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })
@@ -57,7 +63,24 @@ impl Connection {
         self.response()
     }
 
+    /// Whether an answer begins within `bound`; the connection's end counts as one.
+    pub fn answers_within(&mut self, bound: Duration) -> Result<bool> {
+        self.stream.get_ref().set_read_timeout(Some(bound))?;
+        let answered = match self.stream.fill_buf() {
+            Ok(_) => true,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            Err(error) => return Err(error.into()),
+        };
+        self.stream.get_ref().set_read_timeout(Some(BOUND))?;
+        Ok(answered)
+    }
+
     pub fn response(&mut self) -> Result<Response> {
+        self.response_slowly(|| ())
+    }
+
+    /// An answer whose body is taken a little at a time, with `pause` before each part.
+    pub fn response_slowly(&mut self, pause: impl Fn()) -> Result<Response> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.context("the connection ended without an answer")?;
@@ -75,7 +98,7 @@ impl Connection {
         let length = response.header("content-length").and_then(|text| text.parse().ok());
         response.body = match length {
             _ if chunked => self.chunks()?,
-            Some(length) => self.exactly(length)?,
+            Some(length) => self.exactly(length, pause)?,
             None if status == 204 || status == 304 => String::new(),
             None => bail!("an answer of unknown length"),
         };
@@ -87,7 +110,7 @@ impl Connection {
         loop {
             let line = self.line()?;
             let size = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)?;
-            body += &self.exactly(size)?;
+            body += &self.exactly(size, || ())?;
             ensure!(self.line()?.is_empty(), "a chunk without its end");
             if size == 0 {
                 return Ok(body);
@@ -95,9 +118,12 @@ impl Connection {
         }
     }
 
-    fn exactly(&mut self, length: usize) -> Result<String> {
+    fn exactly(&mut self, length: usize, pause: impl Fn()) -> Result<String> {
         let mut bytes = vec![0; length];
-        self.stream.read_exact(&mut bytes)?;
+        for part in bytes.chunks_mut(PART) {
+            pause();
+            self.stream.read_exact(part)?;
+        }
         Ok(String::from_utf8(bytes)?)
     }
 

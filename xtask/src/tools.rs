@@ -43,6 +43,7 @@ pub struct Tools {
     /// The folder of PostgreSQL's server programs.
     pub postgres: PathBuf,
     pub redis: PathBuf,
+    pub haproxy: PathBuf,
 }
 
 impl Tools {
@@ -51,11 +52,14 @@ impl Tools {
     /// # Errors
     /// When one is neither there nor can be installed.
     pub fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
-        let missing: Vec<&str> =
-            [(postgres_bin().is_none(), "postgresql"), (redis_server().is_none(), "redis-server")]
-                .into_iter()
-                .filter_map(|(missing, package)| missing.then_some(package))
-                .collect();
+        let missing: Vec<&str> = [
+            (postgres_bin().is_none(), "postgresql"),
+            (redis_server().is_none(), "redis-server"),
+            (haproxy().is_none(), "haproxy"),
+        ]
+        .into_iter()
+        .filter_map(|(missing, package)| missing.then_some(package))
+        .collect();
         if !missing.is_empty() {
             say(&format!("installing {} with apt-get", missing.join(", ")));
             install(&missing)?;
@@ -64,6 +68,7 @@ impl Tools {
             cargo_generate: cargo_generate(root, say)?,
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
+            haproxy: haproxy().context("no haproxy was found: install haproxy")?,
         })
     }
 }
@@ -161,6 +166,11 @@ fn postgres_bin() -> Option<PathBuf> {
 
 fn redis_server() -> Option<PathBuf> {
     on_path("redis-server").or_else(|| on_path("valkey-server"))
+}
+
+fn haproxy() -> Option<PathBuf> {
+    // Debian keeps it where the PATH of a user does not lead.
+    on_path("haproxy").or_else(|| Some(PathBuf::from("/usr/sbin/haproxy")).filter(|file| file.is_file()))
 }
 
 /// Debian would start the servers of the packages; ours are private ones, so a policy (Debian

@@ -1,12 +1,20 @@
 //! The drills: the service as a process of its own, driven from outside as production would.
 
 mod api;
+mod clients;
+mod descriptors;
+mod frozen;
+mod hostile;
+mod load;
+mod overload;
+mod peers;
+mod rolling;
 mod shutdown;
 mod start;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -32,7 +40,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 12] = [
+const ALL: [Drill; 20] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -43,10 +51,30 @@ const ALL: [Drill; 12] = [
     drill("keeps tasks", "create, read, change, complete, list, delete", api::round_trip),
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
-    drill("stops under load", "exit 0, no request lost", shutdown::under_load),
+    drill("stops under load", "exit 0, no request and no job lost", load::under_load),
     drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),
     drill("ends a half-sent request", "504, then exit 0", shutdown::half_sent),
     drill("cuts a drain short", "exit 3 within the drain's bound", shutdown::cut_short),
+    drill("stops without a receiver", "in time; what is cut is told", frozen::receiver),
+    Drill {
+        needs: Some("postgres"),
+        ..drill("stops without Postgres", "in time; what is cut is told", frozen::postgres)
+    },
+    Drill { needs: Some("redis"), ..drill("stops without Redis", "in time, exit 0", frozen::redis) },
+    Drill { needs: Some("otlp"), ..drill("stops without a collector", "in time, exit 0", frozen::collector) },
+    drill("runs out of descriptors", "goes on by itself", descriptors::exhausted),
+    Drill {
+        ends_only: true,
+        ..drill("sheds load", "90 % goodput, p99 at most doubled, refusals in 5 ms", overload::shed)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("outlasts hostile clients", "closed in time, others served in 50 ms", hostile::storm)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("restarts behind HAProxy", "0 failed of 100,000 requests", rolling::restarts)
+    },
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];
 
@@ -117,6 +145,7 @@ fn repeated(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String
 /// Where a variant is drilled: its program, the settings it can't do without, and what was seen.
 struct Site<'a> {
     servers: &'a Servers,
+    haproxy: &'a Path,
     program: PathBuf,
     dir: PathBuf,
     place: usize,
@@ -139,6 +168,7 @@ impl<'a> Site<'a> {
             .find_map(|message| message["executable"].as_str().map(PathBuf::from));
         Ok(Self {
             servers: &work.context.servers,
+            haproxy: &work.context.tools.haproxy,
             program: program.context("cargo built no program")?,
             dir: work.subject.dir.clone(),
             place: work.subject.place,

@@ -1,19 +1,16 @@
 //! Drills of the end: SIGTERM while clients are at work.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::http::{Connection, get, head};
+use crate::http::{Connection, head};
 use crate::prove::service::Exit;
 
 use super::Site;
 
-const CLIENTS: usize = 16;
-const TASK: &str = r#"{"title": "Wash the van"}"#;
+pub const TASK: &str = r#"{"title": "Wash the van"}"#;
 const EVENTS: [&str; 6] = [
     "service.start",
     "service.ready",
@@ -22,58 +19,6 @@ const EVENTS: [&str; 6] = [
     "telemetry.flush",
     "service.exit",
 ];
-
-/// Keep-alive clients that never pause, as behind a load balancer: each goes on until an answer
-/// says `Connection: close`. A request that was sent and not answered is lost.
-pub fn under_load(site: &Site<'_>) -> Result<String> {
-    let mut settings = site.unlimited().to_vec();
-    settings.push(("APP__SHUTDOWN__GRACE_DELAY", "500ms"));
-    let service = site.start(&settings)?;
-    let address = service.public;
-    let told = AtomicBool::new(false);
-    let (answered, during) = thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| client(address, &told))).collect();
-        thread::sleep(Duration::from_millis(300));
-        told.store(true, Ordering::SeqCst);
-        service.signal();
-        thread::sleep(Duration::from_millis(100));
-        let during = grace(address);
-        let answered: Result<Vec<usize>> =
-            clients.into_iter().map(|one| one.join().expect("a client does not panic")).collect();
-        (answered, during)
-    });
-    let exit = site.end(service, Duration::from_secs(5))?;
-    let answered: usize = answered.context("a request was lost")?.iter().sum();
-    during.context("in the grace delay")?;
-    clean(&exit)?;
-    Ok(format!("{answered} answered, 0 lost, exit 0"))
-}
-
-/// Sends requests until told to stop; the number of answers.
-fn client(address: SocketAddr, told: &AtomicBool) -> Result<usize> {
-    let mut connection = Connection::open(address)?;
-    let mut answered = 0;
-    loop {
-        let answer = connection.request("POST", "/v1/tasks", "", TASK)?;
-        ensure!(answer.status == 201, "answered {}: {}", answer.status, answer.body);
-        answered += 1;
-        if answer.closes() {
-            ensure!(told.load(Ordering::SeqCst), "closed before SIGTERM");
-            return Ok(answered);
-        }
-    }
-}
-
-/// For as long as load balancers may not have noticed, new connections are still served.
-fn grace(address: SocketAddr) -> Result<()> {
-    let ready = get(address, "/ready")?;
-    ensure!(ready.status == 503, "/ready answered {}", ready.status);
-    ensure!(ready.body.contains("draining"), "/ready says {}", ready.body);
-    let late = get(address, "/v1/tasks?limit=1")?;
-    ensure!(late.status == 200, "a new connection was answered {}", late.status);
-    ensure!(late.closes(), "answered without `Connection: close`");
-    Ok(())
-}
 
 /// A body of which half is there when SIGTERM comes, and the rest after the grace delay.
 pub fn slow_request(site: &Site<'_>) -> Result<String> {
@@ -143,7 +88,8 @@ pub fn cut_short(site: &Site<'_>) -> Result<String> {
     Ok(format!("exit 3 after {:.1?}", exit.after))
 }
 
-fn clean(exit: &Exit) -> Result<()> {
+/// Whether it stopped in order, with nothing cut.
+pub fn clean(exit: &Exit) -> Result<()> {
     ensure!(exit.code == Some(0), "exit {:?}, not 0", exit.code);
     let seen = exit.order_of(&EVENTS);
     ensure!(seen == EVENTS, "the events came as {seen:?}");

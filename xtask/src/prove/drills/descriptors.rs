@@ -1,0 +1,66 @@
+//! More clients than the process may have descriptors: it waits until some are free, says so now
+//! and then, and goes on by itself.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::children;
+use crate::http::{Connection, get};
+use crate::prove::service::Service;
+
+use super::Site;
+use super::clients::wait_until;
+
+/// Enough for what the service needs itself: its runtime, its listeners, a pool of connections.
+const LIMIT: usize = 64;
+const CLIENTS: usize = 2 * LIMIT;
+/// How long they stay.
+const SIEGE: Duration = Duration::from_secs(1);
+/// A listener that can't accept tries again ten times a second; there are two, for as long as the
+/// siege lasts and a busy machine may take to come and go.
+const LINES: usize = 60;
+const BOUND: Duration = Duration::from_secs(2);
+
+pub fn exhausted(site: &Site<'_>) -> Result<String> {
+    let mut command = children::tied(Path::new("sh"));
+    // The shell gives its place to the program, so signals reach it.
+    command.arg("-c").arg(format!("ulimit -n {LIMIT} && exec \"$0\"")).arg(&site.program);
+    site.bare(&mut command)?;
+    // The clients must stay until they leave by themselves.
+    command.envs(site.unlimited().iter().copied()).env("APP__HTTP__HEADER_READ_TIMEOUT", "60s");
+    let service = Service::launch(&mut command)?;
+    service.ready()?;
+    let mut inside = Connection::open(service.public)?;
+    ensure!(inside.request("GET", "/health", "", "")?.status == 200, "not alive");
+
+    let started = Instant::now();
+    let crowd: Vec<TcpStream> =
+        (0..CLIENTS).map(|_| TcpStream::connect(service.public)).collect::<Result<_, _>>()?;
+    std::thread::sleep(SIEGE);
+    let known = inside.request("GET", "/health", "", "")?.status;
+    ensure!(known == 200, "who was connected before was answered {known}");
+    let mut probe = Connection::open(service.admin)?;
+    probe.send("GET /health/live HTTP/1.1\r\nhost: drill\r\n\r\n")?;
+    let lived = probe.answers_within(Duration::from_millis(500))?;
+    drop(crowd);
+
+    // Whoever asked for liveness meanwhile waits no longer than for a descriptor.
+    ensure!(probe.answers_within(BOUND)?, "no answer to /health/live {BOUND:?} after the clients left");
+    ensure!(probe.response()?.status == 200, "/health/live says that it is not");
+    let live = wait_until("/health/live", BOUND, || Ok(get(service.admin, "/health/live")?.status == 200))?;
+    let served =
+        wait_until("a request", BOUND, || Ok(get(service.public, "/v1/tasks?limit=1")?.status == 200))?;
+    let lasted = started.elapsed();
+    let exit = site.stop(service)?;
+    let lines = exit.lines.iter().filter(|line| line.contains("connection.accept_failed")).count();
+    ensure!(lines <= LINES, "{lines} times connection.accept_failed in {lasted:.1?}");
+    site.fact("live_without_descriptors", f64::from(u8::from(lived)));
+    Ok(format!(
+        "{CLIENTS} clients, {LIMIT} descriptors: live {} meanwhile, {:.0?} after; {lines} failures logged",
+        if lived { "answered" } else { "waited" },
+        live + served,
+    ))
+}

@@ -1,0 +1,157 @@
+//! A stop while something that the service talks to is there and answers nothing.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::http::{Connection, get, head, request};
+use crate::prove::service::{Exit, Service};
+
+use super::Site;
+use super::clients::{complete, long_tasks, wait_until};
+use super::peers::{Receiver, Way};
+use super::shutdown::TASK;
+
+const SETTINGS: [(&str, &str); 5] = [
+    ("APP__SHUTDOWN__DRAIN_TIMEOUT", "1s"),
+    ("APP__SHUTDOWN__FLUSH_TIMEOUT", "1s"),
+    ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
+    ("APP__WEBHOOK__TIMEOUT", "700ms"),
+    ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+];
+/// The drain, the flush, and one second.
+const BOUND: Duration = Duration::from_secs(3);
+/// More than run at once, so that some have never run when the stop comes.
+const JOBS: usize = 12;
+
+/// Postgres: a request that waits for it is answered, and what can't be finished is cut.
+pub fn postgres(site: &Site<'_>) -> Result<String> {
+    let (way, service) = behind(site, "DATABASE_URL")?;
+    long_tasks(service.public, 1)?;
+    way.freeze();
+    let mut waiting = Connection::open(service.public)?;
+    waiting.send(&(head("POST", "/v1/tasks", "", TASK.len()) + TASK))?;
+    thread::sleep(Duration::from_millis(200));
+    let signalled = Instant::now();
+    service.signal();
+    let answer = waiting.response().context("the request that waited for Postgres")?;
+    ensure!([503, 504].contains(&answer.status), "answered {}: {}", answer.status, answer.body);
+    let (exit, after) = ended(site, service, signalled, &[])?;
+    let cut = verdict(&exit)?;
+    Ok(format!("{} to who waited, {cut} after {after:.1?}", answer.status))
+}
+
+/// Redis: passed by.
+pub fn redis(site: &Site<'_>) -> Result<String> {
+    let (way, service) = behind(site, "REDIS_URL")?;
+    let path = long_tasks(service.public, 1)?.remove(0);
+    way.freeze();
+    let answer = get(service.public, &path)?;
+    ensure!(answer.status == 200, "answered {}: {}", answer.status, answer.body);
+    let written = request(service.public, "POST", "/v1/tasks", TASK)?;
+    ensure!(written.status == 201, "answered {}: {}", written.status, written.body);
+    let signalled = Instant::now();
+    service.signal();
+    let (exit, after) = ended(site, service, signalled, &[])?;
+    let cut = verdict(&exit)?;
+    ensure!(exit.code == Some(0), "{cut}: a cache is no reason to cut a drain short");
+    Ok(format!("served meanwhile, {cut} after {after:.1?}"))
+}
+
+/// A collector that takes connections and no more: the flush is given up.
+pub fn collector(site: &Site<'_>) -> Result<String> {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let endpoint = format!("http://{}", silent.local_addr()?);
+    let mut settings = site.with_pool(&SETTINGS);
+    settings.extend([("APP__OTLP__ENDPOINT", endpoint.as_str()), ("APP__OTLP__SAMPLE_RATIO", "1")]);
+    let service = site.start(&settings)?;
+    long_tasks(service.public, 5)?;
+    let signalled = Instant::now();
+    service.signal();
+    let (exit, after) = ended(site, service, signalled, &[])?;
+    let cut = verdict(&exit)?;
+    ensure!(exit.code == Some(0), "{cut}: telemetry is no reason to cut a drain short");
+    let flush = exit.event("telemetry.flush").context("no telemetry.flush")?;
+    ensure!(flush["status"] == "timeout", "what was not sent is not told: {flush}");
+    Ok(format!("flush: timeout, {cut} after {after:.1?}"))
+}
+
+/// A receiver that never answers. A queue in memory is lost with the process, which the log and
+/// the exit code tell; a queue in Postgres is not, and the next process delivers it.
+pub fn receiver(site: &Site<'_>) -> Result<String> {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let url = format!("http://{}/hook", silent.local_addr()?);
+    let mut command = site.command()?;
+    command.envs(site.with_pool(&SETTINGS)).envs(site.unlimited().iter().copied());
+    let service = Service::launch(command.env("APP__WEBHOOK__URL", &url))?;
+    service.ready()?;
+    for path in long_tasks(service.public, JOBS)? {
+        complete(service.public, &path)?;
+    }
+    let signalled = Instant::now();
+    service.signal();
+    let (exit, after) = ended(site, service, signalled, &["job.failed", "job.abandoned"])?;
+    let cut = verdict(&exit)?;
+    if site.postgres {
+        ensure!(exit.code == Some(0), "{cut}: nothing was lost");
+        let receiver = Receiver::start()?;
+        receiver.answer();
+        let next = Service::launch(command.env("APP__WEBHOOK__URL", receiver.url()))?;
+        let late = wait_until("all jobs delivered", BOUND * 2, || Ok(receiver.told_of() == JOBS))?;
+        site.stop(next)?;
+        return Ok(format!("{cut} after {after:.1?}; the next process delivered all {JOBS} in {late:.1?}"));
+    }
+    let count = |name: &str| exit.lines.iter().filter(|line| line.contains(name)).count() as u64;
+    let lost = exit.event("job.abandoned").context("no job.abandoned")?["count"].as_u64().unwrap_or(0);
+    ensure!(lost + count("\"job.failed\"") == JOBS as u64, "{lost} of {JOBS} abandoned: not all told");
+    ensure!(exit.code == Some(3), "{cut}: {lost} jobs were lost");
+    Ok(format!("{cut} after {after:.1?}, {lost} of {JOBS} jobs abandoned and counted"))
+}
+
+/// A ready service that reaches the server of `variable` by a way that can be frozen.
+fn behind(site: &Site<'_>, variable: &str) -> Result<(Way, Service)> {
+    let mut command = site.command()?;
+    let set = command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value?.to_str());
+    let url = set.context("the server has no URL")?.to_owned();
+    let from = url.find("127.0.0.1").context("the server is elsewhere")?;
+    let server = url[from..].split('/').next().unwrap_or_default();
+    let way = Way::to(server)?;
+    command.env(variable, url.replace(server, &way.address().to_string()));
+    let service = Service::launch(command.envs(site.with_pool(&SETTINGS)))?;
+    service.ready()?;
+    Ok((way, service))
+}
+
+/// Waits for the end, which must come in time. The errors that are due here are kept from the drill
+/// that reads all that was logged.
+fn ended(site: &Site<'_>, service: Service, signalled: Instant, due: &[&str]) -> Result<(Exit, Duration)> {
+    let exit = service.wait(BOUND.saturating_sub(signalled.elapsed()))?;
+    let after = signalled.elapsed();
+    let due = |line: &&String| {
+        let event: Value = serde_json::from_str(line).unwrap_or_default();
+        due.iter().any(|name| event["message"] == *name)
+    };
+    site.lines.borrow_mut().extend(exit.lines.iter().filter(|line| !due(line)).cloned());
+    Ok((exit, after))
+}
+
+/// Whether the exit code and the log tell the same: 0 and nothing left, or 3 and what was cut.
+fn verdict(exit: &Exit) -> Result<String> {
+    let code = exit.code.context("ended by a signal")?;
+    let complete = exit.event("shutdown.drain_complete");
+    let cut = exit.event("shutdown.drain_timeout");
+    match (code, complete, cut) {
+        (0, Some(event), None) => {
+            ensure!(event["in_flight"] == 0, "drained with requests in flight: {event}");
+            Ok("exit 0".into())
+        }
+        (3, None, Some(event)) => {
+            ensure!(event["in_flight"].is_u64(), "what was left is not counted: {event}");
+            Ok(format!("exit 3 (in flight {}, jobs lost {})", event["in_flight"], event["jobs_lost"]))
+        }
+        (code, complete, cut) => anyhow::bail!("exit {code}, and the log says {complete:?} {cut:?}"),
+    }
+}

@@ -1,0 +1,200 @@
+//! Thousands of clients that mean harm: they send half of things, nothing, or ask and never read.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::http::{get, head};
+use crate::prove::service::Service;
+
+use super::Site;
+use super::clients::{Latencies, allow_descriptors, long_tasks, narrow, wait_until};
+
+/// Of each kind, all at once.
+const EACH: usize = 1000;
+/// Beyond its deadline, for a connection to be closed.
+const SLACK: Duration = Duration::from_secs(1);
+const HEAD: Duration = Duration::from_secs(1);
+const BODY: Duration = Duration::from_secs(2);
+/// The median tells how it is served. The bound on the slowest is for a machine whose cores others
+/// use too, where a thread may be kept waiting by as much.
+const MEDIAN: Duration = Duration::from_millis(50);
+const SLOWEST: Duration = Duration::from_secs(1);
+/// Memory may grow by a tenth, and by what allocators and tables of a small process vary by.
+const GROWTH: (f64, f64) = (1.1, 4.0);
+
+const SETTINGS: [(&str, &str); 5] = [
+    ("APP__HTTP__HEADER_READ_TIMEOUT", "1s"),
+    ("APP__HTTP__BODY_TIMEOUT", "2s"),
+    ("APP__HTTP__REQUEST_TIMEOUT", "5s"),
+    // Slow bodies count as requests in flight: shedding load is a drill of its own.
+    ("APP__HTTP__MAX_IN_FLIGHT", "5000"),
+    ("APP__LOG__ACCESS", "false"),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    HalfHead,
+    Silent,
+    HalfPreface,
+    /// A byte of its body a second.
+    Drip,
+    /// Asks again and again, and takes no answer.
+    NeverReads,
+}
+
+const KINDS: [Kind; 5] = [Kind::HalfHead, Kind::Silent, Kind::HalfPreface, Kind::Drip, Kind::NeverReads];
+
+struct Client {
+    kind: Kind,
+    stream: TcpStream,
+    opened: Instant,
+    /// How long the service kept it.
+    kept: Option<Duration>,
+}
+
+pub fn storm(site: &Site<'_>) -> Result<String> {
+    allow_descriptors((KINDS.len() * EACH) as u64 + 500)?;
+    let mut settings = site.unlimited().to_vec();
+    settings.extend(SETTINGS);
+    let service = site.start(&settings)?;
+    let path = long_tasks(service.public, 1)?.remove(0);
+    // The first storm grows what a service keeps for later: tables, arenas, threads' stacks.
+    rage(&service, &path)?;
+    let before = service.resident()?;
+    let (longest, mut served) = rage(&service, &path)?;
+    let most = before * GROWTH.0 + GROWTH.1;
+    let mut after = 0.0;
+    wait_until(
+        &format!("memory back under {most:.0} MiB, from {before:.0}"),
+        Duration::from_secs(5),
+        || {
+            after = service.resident()?;
+            Ok(after <= most)
+        },
+    )?;
+    site.stop(service)?;
+    let (median, slowest) = (served.percentile(50), served.percentile(100));
+    ensure!(median < MEDIAN && slowest < SLOWEST, "served in {median:.1?}, at most {slowest:.1?}");
+    site.fact("hostile_served_ms", median.as_secs_f64() * 1000.0);
+    Ok(format!(
+        "{} closed at most {longest:.1?} after they came; meanwhile {} requests served in {median:.1?}, \
+         at most {slowest:.1?}; {before:.1} MiB before, {after:.1} after",
+        KINDS.len() * EACH,
+        served.count(),
+    ))
+}
+
+/// One storm: how long the longest connection was kept, and how others were served meanwhile.
+fn rage(service: &Service, path: &str) -> Result<(Duration, Latencies)> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let normal = scope.spawn(|| normal(service.public, path, &over));
+        let longest = attack(service, path);
+        over.store(true, Ordering::SeqCst);
+        let served = normal.join().expect("a client does not panic");
+        Ok((longest?, served.context("a normal request in the storm")?))
+    })
+}
+
+/// A client that means no harm, on a connection of its own each time.
+fn normal(address: SocketAddr, path: &str, over: &AtomicBool) -> Result<Latencies> {
+    let mut served = Latencies::default();
+    while !over.load(Ordering::SeqCst) {
+        let asked = Instant::now();
+        let answer = get(address, path)?;
+        ensure!(answer.status == 200, "answered {}: {}", answer.status, answer.body);
+        served.add(asked.elapsed());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(served)
+}
+
+fn attack(service: &Service, path: &str) -> Result<Duration> {
+    let all = (0..EACH).flat_map(|_| KINDS).map(|kind| Client::open(kind, service.public, path));
+    let mut clients = all.collect::<Result<Vec<_>>>()?;
+    let last = Instant::now();
+    let mut drips = 0;
+    while clients.iter().any(|client| client.kept.is_none() && client.kind != Kind::NeverReads) {
+        let overdue = |client: &&Client| client.kept.is_none() && client.opened.elapsed() > client.bound();
+        let late = clients.iter().filter(overdue).filter(|client| client.kind != Kind::NeverReads).count();
+        ensure!(late == 0, "{late} connections are open beyond their deadline and {SLACK:?}");
+        if last.elapsed() > Duration::from_secs(drips) {
+            drips += 1;
+            clients.iter_mut().filter(|client| client.kind == Kind::Drip).for_each(Client::drip);
+        }
+        see_closed(&mut clients)?;
+    }
+    // Who reads nothing does not see the end either, so the service is asked: what is left is the
+    // question itself and a normal request.
+    let bound = (last + BODY + SLACK).saturating_duration_since(Instant::now());
+    wait_until("connections of clients that never read closed", bound, || Ok(open(service)? <= 3.0))?;
+    Ok(clients.iter().filter_map(|client| client.kept).max().unwrap_or_default().max(last.elapsed()))
+}
+
+fn open(service: &Service) -> Result<f64> {
+    let page = get(service.admin, "/metrics")?.body;
+    let gauge = page.lines().find_map(|line| line.strip_prefix("http_connections "));
+    Ok(gauge.context("no http_connections")?.parse()?)
+}
+
+impl Client {
+    fn open(kind: Kind, address: SocketAddr, path: &str) -> Result<Self> {
+        let mut stream = match kind {
+            Kind::NeverReads => narrow(address)?,
+            _ => TcpStream::connect(address)?,
+        };
+        let bytes = match kind {
+            Kind::HalfHead => "GET /v1/tasks HTTP/1.1\r\nhost: dri".to_owned(),
+            Kind::Silent => String::new(),
+            Kind::HalfPreface => "PRI * HTTP/2.0\r\n\r".to_owned(),
+            Kind::Drip => head("POST", "/v1/tasks", "", 100),
+            // 300 kB of answers.
+            Kind::NeverReads => head("GET", path, "", 0).repeat(30),
+        };
+        stream.write_all(bytes.as_bytes())?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { kind, stream, opened: Instant::now(), kept: None })
+    }
+
+    fn bound(&self) -> Duration {
+        SLACK + if self.kind == Kind::Drip { BODY } else { HEAD }
+    }
+
+    fn drip(&mut self) {
+        // It may be closed by now, which the next look shows.
+        let _ = self.stream.write(b"x");
+    }
+
+    /// Reads what there is, up to the end of the connection.
+    fn look(&mut self) {
+        let mut bytes = [0; 1024];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                _ => break,
+            }
+        }
+        self.kept = Some(self.opened.elapsed());
+    }
+}
+
+/// Waits a moment for news, and notes which connections have ended.
+fn see_closed(clients: &mut [Client]) -> Result<()> {
+    let open = |client: &&mut Client| client.kept.is_none() && client.kind != Kind::NeverReads;
+    let mut watched: Vec<&mut Client> = clients.iter_mut().filter(open).collect();
+    let asked = watched.iter().map(|client| PollFd::new(&client.stream, PollFlags::IN));
+    let mut asked: Vec<PollFd<'_>> = asked.collect();
+    let moment = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    poll(&mut asked, Some(&moment))?;
+    let news: Vec<bool> = asked.iter().map(|one| !one.revents().is_empty()).collect();
+    drop(asked);
+    watched.iter_mut().zip(news).filter(|(_, news)| *news).for_each(|(client, _)| client.look());
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! What a service talks to, made to fail: a webhook's receiver, a way to another server.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+/// Accepts on a free port until it is dropped, a thread a connection.
+struct Listening {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+}
+
+impl Listening {
+    fn start(serve: impl Fn(TcpStream) -> Result<()> + Clone + Send + 'static) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let serve = serve.clone();
+                // An error is the connection's end, which either side may bring about at any time.
+                thread::spawn(move || drop(serve(stream)));
+            }
+        });
+        Ok(Self { address, over })
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// Whether things flow, and who waits for it.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    fn set(&self, open: bool) {
+        *locked(&self.0.0) = open;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let open = locked(&self.0.0);
+        drop(self.0.1.wait_while(open, |open| !*open).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Takes webhooks and answers them once it is told to.
+pub struct Receiver {
+    listening: Listening,
+    gate: Gate,
+    told: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Receiver {
+    pub fn start() -> Result<Self> {
+        let (gate, told) = <(Gate, Arc<Mutex<BTreeSet<String>>>)>::default();
+        let (opens, tells) = (gate.clone(), Arc::clone(&told));
+        let listening = Listening::start(move |stream| receive(stream, &opens, &tells))?;
+        Ok(Self { listening, gate, told })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/hook", self.listening.address)
+    }
+
+    /// From now on calls are answered, those that wait first of all.
+    pub fn answer(&self) {
+        self.gate.set(true);
+    }
+
+    /// How many tasks it was told of, and answered for.
+    pub fn told_of(&self) -> usize {
+        locked(&self.told).len()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.gate.set(true);
+    }
+}
+
+fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<BTreeSet<String>>) -> Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line)?;
+            let (name, value) = match line.trim_end() {
+                "" => break,
+                line => line.split_once(':').unwrap_or((line, "")),
+            };
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse()?;
+            }
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        gate.pass();
+        let call: Value = serde_json::from_slice(&body)?;
+        let id = call["data"]["id"].as_str().context("a webhook without its task")?;
+        locked(told).insert(id.to_owned());
+        stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+    }
+}
+
+/// The way to a server, which can be frozen: connections stay, and nothing comes through.
+pub struct Way {
+    listening: Listening,
+    gate: Gate,
+}
+
+impl Way {
+    /// `server` is its `host:port`.
+    pub fn to(server: &str) -> Result<Self> {
+        let gate = Gate::default();
+        gate.set(true);
+        let (server, opens) = (server.to_owned(), gate.clone());
+        let listening = Listening::start(move |client| {
+            let server = TcpStream::connect(&server)?;
+            let (from, to, back) = (client.try_clone()?, server.try_clone()?, opens.clone());
+            thread::spawn(move || carry(from, to, &back));
+            carry(server, client, &opens);
+            Ok(())
+        })?;
+        Ok(Self { listening, gate })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listening.address
+    }
+
+    pub fn freeze(&self) {
+        self.gate.set(false);
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.gate.set(true);
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
+    let mut bytes = [0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        gate.pass();
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    gate.pass();
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
