@@ -116,19 +116,23 @@ fn normal(address: SocketAddr, path: &str, over: &AtomicBool) -> Result<Latencie
 }
 
 fn attack(service: &Service, path: &str) -> Result<Duration> {
-    let all = (0..EACH).flat_map(|_| KINDS).map(|kind| Client::open(kind, service.public, path));
-    let mut clients = all.collect::<Result<Vec<_>>>()?;
+    let mut clients = Vec::new();
+    for _ in 0..EACH {
+        for kind in KINDS {
+            clients.push(Client::open(kind, service.public, path)?);
+        }
+        see_closed(&mut clients, Duration::ZERO)?;
+    }
     let last = Instant::now();
     let mut drips = 0;
-    while clients.iter().any(|client| client.kept.is_none() && client.kind != Kind::NeverReads) {
-        let overdue = |client: &&Client| client.kept.is_none() && client.opened.elapsed() > client.bound();
-        let late = clients.iter().filter(overdue).filter(|client| client.kind != Kind::NeverReads).count();
-        ensure!(late == 0, "{late} connections are open beyond their deadline and {SLACK:?}");
+    while clients.iter().any(Client::is_watched) {
         if last.elapsed() > Duration::from_secs(drips) {
             drips += 1;
             clients.iter_mut().filter(|client| client.kind == Kind::Drip).for_each(Client::drip);
         }
-        see_closed(&mut clients)?;
+        see_closed(&mut clients, Duration::from_millis(10))?;
+        let late = clients.iter().filter(|client| client.is_watched() && client.is_late()).count();
+        ensure!(late == 0, "{late} connections are open beyond their deadline and {SLACK:?}");
     }
     // Who reads nothing does not see the end either, so the service is asked: what is left is the
     // question itself and a normal request.
@@ -162,8 +166,14 @@ impl Client {
         Ok(Self { kind, stream, opened: Instant::now(), kept: None })
     }
 
-    fn bound(&self) -> Duration {
-        SLACK + if self.kind == Kind::Drip { BODY } else { HEAD }
+    /// Whether its end is awaited here.
+    fn is_watched(&self) -> bool {
+        self.kept.is_none() && self.kind != Kind::NeverReads
+    }
+
+    fn is_late(&self) -> bool {
+        let deadline = if self.kind == Kind::Drip { BODY } else { HEAD };
+        self.opened.elapsed() > deadline + SLACK
     }
 
     fn drip(&mut self) {
@@ -185,14 +195,12 @@ impl Client {
     }
 }
 
-/// Waits a moment for news, and notes which connections have ended.
-fn see_closed(clients: &mut [Client]) -> Result<()> {
-    let open = |client: &&mut Client| client.kept.is_none() && client.kind != Kind::NeverReads;
-    let mut watched: Vec<&mut Client> = clients.iter_mut().filter(open).collect();
+/// Waits for news for a moment, and notes which connections have ended.
+fn see_closed(clients: &mut [Client], moment: Duration) -> Result<()> {
+    let mut watched: Vec<&mut Client> = clients.iter_mut().filter(|client| client.is_watched()).collect();
     let asked = watched.iter().map(|client| PollFd::new(&client.stream, PollFlags::IN));
     let mut asked: Vec<PollFd<'_>> = asked.collect();
-    let moment = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-    poll(&mut asked, Some(&moment))?;
+    poll(&mut asked, Some(&Timespec::try_from(moment)?))?;
     let news: Vec<bool> = asked.iter().map(|one| !one.revents().is_empty()).collect();
     drop(asked);
     watched.iter_mut().zip(news).filter(|(_, news)| *news).for_each(|(client, _)| client.look());
