@@ -75,8 +75,8 @@ fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
     let config = &loaded.config;
     let mut signals = StopSignals::listen().context("signals")?;
-    let public = bind(SocketAddr::new(config.http.host, config.http.port)).await?;
-    let admin = bind(SocketAddr::new(config.admin.host, config.admin.port)).await?;
+    let public = server::listen(SocketAddr::new(config.http.host, config.http.port))?;
+    let admin = server::listen(SocketAddr::new(config.admin.host, config.admin.port))?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         commit = metrics::commit(),
@@ -125,10 +125,6 @@ async fn reason_to_stop(
             (Trigger::TaskEnded, "fault")
         }
     }
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))
 }
 
 /// Waits until what the service depends on is there.

@@ -39,7 +39,7 @@ pub fn postgres(site: &Site<'_>) -> Result<String> {
     service.signal();
     let answer = waiting.response().context("the request that waited for Postgres")?;
     ensure!([503, 504].contains(&answer.status), "answered {}: {}", answer.status, answer.body);
-    let (exit, after) = ended(site, service, signalled, &[])?;
+    let (exit, after) = ended(site, service, signalled, &["request.failed"])?;
     let cut = verdict(&exit)?;
     Ok(format!("{} to who waited, {cut} after {after:.1?}", answer.status))
 }

@@ -61,8 +61,8 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
         service.signal();
         thread::sleep(Duration::from_millis(100));
         let stopped = busy.and_then(|()| grace(service.public).context("in the grace delay"));
-        // Late in the grace delay, so that the drain finds the queue full.
-        thread::sleep(Duration::from_millis(250));
+        // After the grace delay, so that the drain finds the queue full.
+        thread::sleep(Duration::from_millis(500));
         receiver.answer();
         let ends = crowd.into_iter().map(|client| client.join().expect("a client does not panic"));
         (ends.collect::<Vec<Result<usize>>>(), stopped)
