@@ -10,23 +10,19 @@ mod overload;
 mod peers;
 mod rolling;
 mod shutdown;
+mod site;
 mod start;
 
-use std::cell::{Cell, RefCell};
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
-use crate::children;
-use crate::servers::Servers;
 use crate::variant::Variant;
 
 use super::check::Work;
-use super::service::{Exit, Service};
+
+use site::Site;
 
 /// A drill: what the service must do, the bound that it is held to, and who it is for.
 struct Drill {
@@ -140,118 +136,6 @@ fn repeated(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String
         })?;
     }
     Ok(if times == 1 { seen } else { format!("{times} runs, the last: {seen}") })
-}
-
-/// Where a variant is drilled: its program, the settings it can't do without, and what was seen.
-struct Site<'a> {
-    servers: &'a Servers,
-    haproxy: &'a Path,
-    program: PathBuf,
-    dir: PathBuf,
-    place: usize,
-    postgres: bool,
-    redis: bool,
-    rate_limit: bool,
-    errors: File,
-    databases: Cell<u32>,
-    facts: RefCell<Vec<(&'static str, f64)>>,
-    lines: RefCell<Vec<String>>,
-}
-
-impl<'a> Site<'a> {
-    fn prepare(work: &mut Work<'a>) -> Result<Self> {
-        // `cargo test` has built it already, unless the tests' own dependencies changed features.
-        let built = work.build(&mut work.cargo("build", &["--message-format=json"]))?;
-        let program = built
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-        Ok(Self {
-            servers: &work.context.servers,
-            haproxy: &work.context.tools.haproxy,
-            program: program.context("cargo built no program")?,
-            dir: work.subject.dir.clone(),
-            place: work.subject.place,
-            postgres: work.subject.has("postgres"),
-            redis: work.subject.has("redis"),
-            rate_limit: work.subject.has("rate_limit"),
-            errors: File::create(work.log.with_extension("stderr.log"))?,
-            databases: Cell::default(),
-            facts: RefCell::default(),
-            lines: RefCell::default(),
-        })
-    }
-
-    fn fact(&self, name: &'static str, value: f64) {
-        self.facts.borrow_mut().push((name, value));
-    }
-
-    /// The program with nothing in its environment but what it can't do without: the servers' URLs
-    /// and free ports.
-    fn command(&self) -> Result<Command> {
-        let mut command = children::tied(&self.program);
-        self.bare(&mut command)?;
-        Ok(command)
-    }
-
-    fn bare(&self, command: &mut Command) -> Result<()> {
-        command.env_clear().current_dir(&self.dir).stderr(self.errors.try_clone()?);
-        command.envs([("APP__HTTP__PORT", "0"), ("APP__ADMIN__PORT", "0"), ("APP__LOG__FORMAT", "json")]);
-        if self.redis {
-            command.env("REDIS_URL", self.servers.redis_url(self.place));
-        }
-        if self.postgres {
-            let number = self.databases.replace(self.databases.get() + 1);
-            let name = format!("drill_{}_{number}", self.place);
-            command.env("DATABASE_URL", self.servers.create_database(&name)?);
-            command.env("APP__DATABASE__MIGRATE_ON_START", "true");
-        }
-        Ok(())
-    }
-
-    /// A service with these settings besides, ready.
-    fn start(&self, settings: &[(&str, &str)]) -> Result<Service> {
-        let service = Service::launch(self.command()?.envs(settings.iter().copied()))?;
-        service.ready()?;
-        Ok(service)
-    }
-
-    /// The settings of a client that means no harm but is in a hurry.
-    fn unlimited(&self) -> &'static [(&'static str, &'static str)] {
-        const HURRY: &[(&str, &str)] = &[
-            ("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "100000"),
-            ("APP__RATE_LIMIT__PER_CLIENT_BURST", "100000"),
-            ("APP__RATE_LIMIT__GLOBAL_PER_SECOND", "100000"),
-            ("APP__RATE_LIMIT__GLOBAL_BURST", "100000"),
-            ("APP__RATE_LIMIT__WRITES_PER_SECOND", "100000"),
-            ("APP__RATE_LIMIT__WRITES_BURST", "100000"),
-        ];
-        if self.rate_limit { HURRY } else { &[] }
-    }
-
-    /// Settings with short deadlines, and a pool that gives up before they pass.
-    fn with_pool<'s>(&self, settings: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
-        let mut settings = settings.to_vec();
-        if self.postgres {
-            settings.push(("APP__DATABASE__ACQUIRE_TIMEOUT", "500ms"));
-        }
-        settings
-    }
-
-    /// Waits for the end and keeps the log for the last drill.
-    fn end(&self, service: Service, bound: Duration) -> Result<Exit> {
-        let exit = service.wait(bound)?;
-        self.lines.borrow_mut().extend(exit.lines.iter().cloned());
-        Ok(exit)
-    }
-
-    /// Stops a service that has nothing left to do.
-    fn stop(&self, service: Service) -> Result<Exit> {
-        service.signal();
-        let exit = self.end(service, Duration::from_secs(5))?;
-        ensure!(exit.code == Some(0), "exit {:?} after SIGTERM when idle", exit.code);
-        Ok(exit)
-    }
 }
 
 /// Every line that any service of the drills has logged.

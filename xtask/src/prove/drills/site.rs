@@ -1,0 +1,127 @@
+//! Where a variant is drilled.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::children;
+use crate::prove::check::Work;
+use crate::prove::service::{Exit, Service};
+use crate::servers::Servers;
+
+/// A variant's program, the settings it can't do without, and what was seen.
+pub struct Site<'a> {
+    pub servers: &'a Servers,
+    pub haproxy: &'a Path,
+    pub program: PathBuf,
+    pub dir: PathBuf,
+    pub place: usize,
+    pub postgres: bool,
+    pub redis: bool,
+    pub rate_limit: bool,
+    pub errors: File,
+    pub databases: Cell<u32>,
+    pub facts: RefCell<Vec<(&'static str, f64)>>,
+    pub lines: RefCell<Vec<String>>,
+}
+
+impl<'a> Site<'a> {
+    pub fn prepare(work: &mut Work<'a>) -> Result<Self> {
+        // `cargo test` has built it already, unless the tests' own dependencies changed features.
+        let built = work.build(&mut work.cargo("build", &["--message-format=json"]))?;
+        let program = built
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+        Ok(Self {
+            servers: &work.context.servers,
+            haproxy: &work.context.tools.haproxy,
+            program: program.context("cargo built no program")?,
+            dir: work.subject.dir.clone(),
+            place: work.subject.place,
+            postgres: work.subject.has("postgres"),
+            redis: work.subject.has("redis"),
+            rate_limit: work.subject.has("rate_limit"),
+            errors: File::create(work.log.with_extension("stderr.log"))?,
+            databases: Cell::default(),
+            facts: RefCell::default(),
+            lines: RefCell::default(),
+        })
+    }
+
+    pub fn fact(&self, name: &'static str, value: f64) {
+        self.facts.borrow_mut().push((name, value));
+    }
+
+    /// The program with nothing in its environment but what it can't do without: the servers' URLs
+    /// and free ports.
+    pub fn command(&self) -> Result<Command> {
+        let mut command = children::tied(&self.program);
+        self.bare(&mut command)?;
+        Ok(command)
+    }
+
+    pub fn bare(&self, command: &mut Command) -> Result<()> {
+        command.env_clear().current_dir(&self.dir).stderr(self.errors.try_clone()?);
+        command.envs([("APP__HTTP__PORT", "0"), ("APP__ADMIN__PORT", "0"), ("APP__LOG__FORMAT", "json")]);
+        if self.redis {
+            command.env("REDIS_URL", self.servers.redis_url(self.place));
+        }
+        if self.postgres {
+            let number = self.databases.replace(self.databases.get() + 1);
+            let name = format!("drill_{}_{number}", self.place);
+            command.env("DATABASE_URL", self.servers.create_database(&name)?);
+            command.env("APP__DATABASE__MIGRATE_ON_START", "true");
+        }
+        Ok(())
+    }
+
+    /// A service with these settings besides, ready.
+    pub fn start(&self, settings: &[(&str, &str)]) -> Result<Service> {
+        let service = Service::launch(self.command()?.envs(settings.iter().copied()))?;
+        service.ready()?;
+        Ok(service)
+    }
+
+    /// The settings of a client that means no harm but is in a hurry.
+    pub fn unlimited(&self) -> &'static [(&'static str, &'static str)] {
+        const HURRY: &[(&str, &str)] = &[
+            ("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "100000"),
+            ("APP__RATE_LIMIT__PER_CLIENT_BURST", "100000"),
+            ("APP__RATE_LIMIT__GLOBAL_PER_SECOND", "100000"),
+            ("APP__RATE_LIMIT__GLOBAL_BURST", "100000"),
+            ("APP__RATE_LIMIT__WRITES_PER_SECOND", "100000"),
+            ("APP__RATE_LIMIT__WRITES_BURST", "100000"),
+        ];
+        if self.rate_limit { HURRY } else { &[] }
+    }
+
+    /// Settings with short deadlines, and a pool that gives up before they pass.
+    pub fn with_pool<'s>(&self, settings: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
+        let mut settings = settings.to_vec();
+        if self.postgres {
+            settings.push(("APP__DATABASE__ACQUIRE_TIMEOUT", "500ms"));
+        }
+        settings
+    }
+
+    /// Waits for the end and keeps the log for the last drill.
+    pub fn end(&self, service: Service, bound: Duration) -> Result<Exit> {
+        let exit = service.wait(bound)?;
+        self.lines.borrow_mut().extend(exit.lines.iter().cloned());
+        Ok(exit)
+    }
+
+    /// Stops a service that has nothing left to do.
+    pub fn stop(&self, service: Service) -> Result<Exit> {
+        service.signal();
+        let exit = self.end(service, Duration::from_secs(5))?;
+        ensure!(exit.code == Some(0), "exit {:?} after SIGTERM when idle", exit.code);
+        Ok(exit)
+    }
+}
