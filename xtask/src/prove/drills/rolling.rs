@@ -84,9 +84,16 @@ pub fn restarts(site: &Site<'_>) -> Result<String> {
     let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     let started = Instant::now();
     let (seen, rolled) = thread::scope(|scope| {
-        let client = || load(proxy.public, &path, &over, &done);
+        let client = || {
+            let end = load(proxy.public, &path, &over, &done);
+            // One failure is enough to know: nobody need go on.
+            over.fetch_or(end.is_err(), Ordering::SeqCst);
+            end
+        };
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        let rolled = roll(site, &mut replicas, &proxy, &done);
+        let rolled = roll(site, &mut replicas, &proxy, || {
+            over.load(Ordering::SeqCst) || done.load(Ordering::Relaxed) >= REQUESTS
+        });
         over.store(true, Ordering::SeqCst);
         let ends = clients.into_iter().map(|client| client.join().expect("a client does not panic"));
         (ends.collect::<Vec<Result<Latencies>>>(), rolled)
@@ -132,13 +139,13 @@ fn share_database(commands: &mut [Command; REPLICAS]) {
 
 /// Restarts the replicas by turns, each when the other is in service, and lets the load go on until
 /// it is all sent.
-fn roll(site: &Site<'_>, replicas: &mut [Replica], proxy: &Proxy, done: &AtomicUsize) -> Result<()> {
+fn roll(site: &Site<'_>, replicas: &mut [Replica], proxy: &Proxy, sent: impl Fn() -> bool) -> Result<()> {
     for turn in 0..RESTARTS {
         let restarted = replicas[turn % REPLICAS].restart(site);
         restarted.with_context(|| format!("restart {}", turn + 1))?;
         proxy.wait_up()?;
     }
-    wait_until("the load sent", BOUND, || Ok(done.load(Ordering::Relaxed) >= REQUESTS))?;
+    wait_until("the load sent", BOUND, || Ok(sent()))?;
     Ok(())
 }
 
