@@ -192,7 +192,7 @@ impl Service {
             health: health.clone(),
             observer: Observer::new(&config.http, &config.log, lifecycle.clone()),
             //@ if rate_limit
-            rate_limit: RateLimit::new(&config.rate_limit),
+            rate_limit: RateLimit::open(config)?,
             //@ end
         };
         //@ if rate_limit

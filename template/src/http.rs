@@ -130,12 +130,12 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     let max_body_size = usize::try_from(config.max_body_size.as_u64())?;
     // Layers wrap what stands above them: the last one sees a request first. These guard the API alone, so that
     // probes answer even when it is full.
-    let api =
-        api.layer(DefaultBodyLimit::max(max_body_size)).layer(from_fn_with_state(bounds, middleware::bound));
+    let api = api.layer(DefaultBodyLimit::max(max_body_size));
     //@ if rate_limit
     let api = api.layer(from_fn_with_state(around.rate_limit, rate_limit::limit));
     //@ end
     let router = api
+        .layer(from_fn_with_state(bounds, middleware::bound))
         .merge(openapi::routes(document.to_pretty_json()?))
         .merge(health::public_routes(around.health))
         .fallback(not_found)

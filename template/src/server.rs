@@ -26,9 +26,9 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use self::activity::{Activity, Deadline, Watched};
+use self::activity::{Activity, Busy, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
-pub use self::held::Held;
+pub use self::held::{Held, Hold};
 use crate::lifecycle::Stop;
 
 mod activity;
@@ -159,11 +159,11 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "connection.nodelay_failed");
         }
-        let activity = Activity::new(self.limits);
+        let activity = Activity::new(self.limits, self.in_flight);
         let stream = Watched::new(stream, activity.clone());
-        let (peer, in_flight, noted) = (self.peer, self.in_flight, activity.clone());
+        let (peer, noted) = (self.peer, activity.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let busy = noted.busy(request.version(), in_flight.enter());
+            let busy = noted.busy(request.version());
             answer(request, peer, router.clone(), busy)
         });
         let mut builder = Builder::new(TokioExecutor::new());
@@ -211,14 +211,15 @@ impl Connection {
 }
 
 /// Hands one request on, with the peer's address, and keeps `busy` until its answer has left.
-async fn answer<T>(
+async fn answer(
     request: hyper::Request<Incoming>,
     peer: SocketAddr,
     router: Router,
-    busy: T,
-) -> Result<Response<Held<Body, T>>, Infallible> {
+    mut busy: Busy,
+) -> Result<Response<Held<Body, Busy>>, Infallible> {
     let mut request: Request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
     let response = router.oneshot(request).await?;
+    busy.handed_on(true);
     Ok(response.map(|body| Held::new(body, busy)))
 }

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use garde::Validate;
 use metrics::counter;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands, Client, RedisResult, Script};
+use redis::{AsyncCommands, Client, FromRedisValue, RedisResult, Script, ScriptInvocation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tracing::warn;
@@ -34,8 +34,8 @@ const FAILURES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Rises when a task is stored in another shape, so that two releases never read each other's entries.
-const PREFIX: &str = concat!(env!("CARGO_PKG_NAME"), ":task:v1:");
-const CHANGES: &str = concat!(env!("CARGO_PKG_NAME"), ":task:changes");
+const TASK: &str = "task:v1";
+const CHANGES: &str = "task:changes";
 
 /// Stores `version:json` unless a newer version was seen: a fill that raced a write must not win.
 static STORE: LazyLock<Script> = LazyLock::new(|| {
@@ -58,6 +58,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[garde(custom(millis(1, 86_400_000)))]
     pub ttl: Duration,
+    #[garde(skip)]
+    pub namespace: String,
 }
 
 fn is_redis(url: &Option<SecretString>, (): &()) -> garde::Result {
@@ -77,6 +79,7 @@ pub struct Shared {
     breaker: Arc<Breaker>,
     timeout: Duration,
     ttl: Duration,
+    namespace: Arc<str>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -97,8 +100,15 @@ impl Shared {
             .set_connection_timeout(Some(config.timeout))
             .set_response_timeout(Some(config.timeout));
         let connection = ConnectionManager::new_lazy_with_config(client.clone(), manager).context("redis")?;
-        let breaker = Arc::default();
-        Ok(Self { client, connection, breaker, timeout: config.timeout, ttl: config.ttl })
+        let namespace = if config.namespace.is_empty() { env!("CARGO_PKG_NAME") } else { &*config.namespace };
+        Ok(Self {
+            client,
+            connection,
+            breaker: Arc::default(),
+            timeout: config.timeout,
+            ttl: config.ttl,
+            namespace: namespace.into(),
+        })
     }
 
     pub(super) fn check(&self) -> Check {
@@ -110,9 +120,8 @@ impl Shared {
     }
 
     pub(super) async fn get(&self, id: Uuid) -> Option<Task> {
-        let mut connection = self.connection.clone();
-        let found =
-            self.bounded("get", async move { connection.get::<_, Option<String>>(key(id)).await }).await;
+        let (mut connection, key) = (self.connection.clone(), self.task(id));
+        let found = self.bounded("get", async move { connection.get::<_, Option<String>>(key).await }).await;
         let outcome = match &found {
             Some(Some(_)) => "hit",
             Some(None) => "miss",
@@ -133,18 +142,36 @@ impl Shared {
     /// other replicas.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
         self.store(id, version, "").await;
-        let mut connection = self.connection.clone();
-        let told = async move { connection.publish::<_, _, ()>(CHANGES, id.to_string()).await };
+        let (mut connection, channel) = (self.connection.clone(), self.key(CHANGES));
+        let told = async move { connection.publish::<_, _, ()>(channel, id.to_string()).await };
         self.bounded("publish", told).await;
     }
 
     async fn store(&self, id: Uuid, version: i64, json: &str) {
         // Entries that were filled together don't expire together.
         let ttl = self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string();
+        let mut store = STORE.key(self.task(id));
+        store.arg(version).arg(json).arg(ttl);
+        self.run::<()>("store", store).await;
+    }
+
+    /// The result of a script, or none as of any command.
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        name: &'static str,
+        script: ScriptInvocation<'_>,
+    ) -> Option<T> {
         let mut connection = self.connection.clone();
-        let mut invocation = STORE.key(key(id));
-        invocation.arg(version).arg(json).arg(ttl);
-        self.bounded("store", async move { invocation.invoke_async::<()>(&mut connection).await }).await;
+        self.bounded(name, async move { script.invoke_async(&mut connection).await }).await
+    }
+
+    fn task(&self, id: Uuid) -> String {
+        self.key(&format!("{TASK}:{id}"))
+    }
+
+    /// What others who use the same Redis don't touch.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.namespace)
     }
 
     /// Calls `listening` once and then `changed` for each task that another replica has written, until the
@@ -156,7 +183,7 @@ impl Shared {
     ) {
         let subscription = async {
             let mut subscription = self.client.get_async_pubsub().await?;
-            subscription.subscribe(CHANGES).await?;
+            subscription.subscribe(self.key(CHANGES)).await?;
             Ok::<_, redis::RedisError>(subscription)
         };
         let Ok(Ok(mut subscription)) = tokio::time::timeout(PAUSE, subscription).await else { return };
@@ -197,10 +224,6 @@ impl Shared {
             }
         }
     }
-}
-
-fn key(id: Uuid) -> String {
-    format!("{PREFIX}{id}")
 }
 
 /// Stops asking a dependency that keeps failing, and asks again after a pause.

@@ -26,7 +26,7 @@ use super::client;
 use super::extract::BodyTimeout;
 use super::problem::{Category, Problem};
 use crate::lifecycle::{Lifecycle, State as Phase};
-use crate::server::Held;
+use crate::server::{Held, Hold};
 use crate::telemetry::context::{Context, Trace};
 use crate::telemetry::logs;
 //@ if otlp
@@ -150,6 +150,8 @@ struct Record {
     /// None until there is an answer: a client that leaves before it gets none.
     status: Option<StatusCode>,
 }
+
+impl Hold for Record {}
 
 impl Drop for Record {
     fn drop(&mut self) {

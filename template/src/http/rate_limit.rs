@@ -1,26 +1,64 @@
 //! Rate limits: for each client, for all together, and stricter for writes. Beyond them 429.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+//@ if redis
+use std::sync::LazyLock;
+//@ end
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use garde::Validate;
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::middleware::StateInformationMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{Quota, RateLimiter};
 use ipnet::Ipv6Net;
 use metrics::counter;
+//@ if redis
+use redis::Script;
+//@ end
 use serde::Deserialize;
+
+//@ if redis
+use crate::cache::shared::Shared;
+//@ end
 
 use super::middleware::Client;
 use super::problem::{Category, Problem};
 
 /// How often clients that have not been seen lately are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
+
+/// <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+//@ if redis
+
+/// Takes a request from the budget of each of KEYS, or from none when one is used up: the generic cell rate
+/// algorithm. ARGV has for each the microseconds that a request is worth, and those of the whole budget. Returns
+/// which budget is used up and for how long, or 0 and what is left of the first.
+static TAKE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local time = redis.call('TIME')
+         local now = time[1] * 1000000 + time[2]
+         local due = {}
+         for i, key in ipairs(KEYS) do
+           local cost, budget = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+           due[i] = math.max(tonumber(redis.call('GET', key) or 0), now) + cost
+           if due[i] - budget > now then return {i, due[i] - budget - now} end
+         end
+         for i, key in ipairs(KEYS) do
+           redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil((due[i] - now) / 1000))
+         end
+         return {0, math.floor((now + ARGV[2] - due[1]) / ARGV[1])}",
+    )
+});
+//@ end
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
@@ -38,28 +76,85 @@ pub struct Config {
     pub writes_burst: NonZeroU32,
 }
 
+/// So many requests a second, and so many at once after a pause.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    name: &'static str,
+    per_second: NonZeroU32,
+    burst: NonZeroU32,
+    /// Whether each client has a budget of its own.
+    per_client: bool,
+}
+
+impl Policy {
+    /// The time in which `requests` are allowed.
+    fn time_for(&self, requests: u32) -> Duration {
+        Duration::from_secs(requests.into()) / self.per_second.get()
+    }
+
+    /// Whose budget a client's request is taken from. One IPv6 customer has a whole /64 to choose from.
+    fn payer(&self, client: IpAddr) -> IpAddr {
+        match client {
+            _ if !self.per_client => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V4(_) => client,
+            IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 64).network().into(),
+        }
+    }
+}
+
+type Budgets = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
+
+/// A policy, and the budgets that this process keeps by it.
+#[derive(Debug)]
+struct Limiter {
+    policy: Policy,
+    budgets: Budgets,
+}
+
+/// What the policies say of a request.
+#[derive(Clone, Copy, Debug)]
+struct Verdict {
+    policy: Policy,
+    /// Requests left of its budget.
+    left: u32,
+    /// Set where the request is refused: until it would not be.
+    wait: Option<Duration>,
+}
+
 /// The budgets of this process. Clones share them.
 #[derive(Clone, Debug)]
-pub struct RateLimit(Arc<Limiters>);
-
-#[derive(Debug)]
-struct Limiters {
-    per_client: DefaultKeyedRateLimiter<IpAddr>,
-    global: DefaultDirectRateLimiter,
-    writes: DefaultKeyedRateLimiter<IpAddr>,
+pub struct RateLimit {
+    /// The stricter before those that more requests share: one who is refused must not use up what all need.
+    limiters: Arc<[Limiter; 3]>,
+    //@ if redis
+    shared: Shared,
+    //@ end
 }
 
 impl RateLimit {
-    pub fn new(config: &Config) -> Self {
-        for policy in ["per_client", "global", "writes"] {
-            counter!("rate_limited_total", "policy" => policy).increment(0);
-        }
-        let quota = |per_second, burst| Quota::per_second(per_second).allow_burst(burst);
-        Self(Arc::new(Limiters {
-            per_client: RateLimiter::keyed(quota(config.per_client_per_second, config.per_client_burst)),
-            global: RateLimiter::direct(quota(config.global_per_second, config.global_burst)),
-            writes: RateLimiter::keyed(quota(config.writes_per_second, config.writes_burst)),
-        }))
+    pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
+        //@ if redis
+        let shared = Shared::open(&config.redis)?;
+        //@ end
+        let config = &config.rate_limit;
+        let limiter = |name, per_second, burst, per_client| {
+            counter!("rate_limited_total", "policy" => name).increment(0);
+            let quota = Quota::per_second(per_second).allow_burst(burst);
+            let budgets = RateLimiter::keyed(quota).with_middleware::<StateInformationMiddleware>();
+            Limiter { policy: Policy { name, per_second, burst, per_client }, budgets }
+        };
+        let limiters = Arc::new([
+            limiter("writes", config.writes_per_second, config.writes_burst, true),
+            limiter("per_client", config.per_client_per_second, config.per_client_burst, true),
+            limiter("global", config.global_per_second, config.global_burst, false),
+        ]);
+        Ok(Self {
+            // Kept by each process for itself.
+            limiters,
+            //@ if redis
+            shared,
+            //@ end
+        })
     }
 
     /// Forgets idle clients, for ever, so that memory follows those who are here and not all who ever were.
@@ -67,35 +162,64 @@ impl RateLimit {
         let mut ticks = tokio::time::interval(SWEEP);
         loop {
             ticks.tick().await;
-            for limiter in [&self.0.per_client, &self.0.writes] {
-                limiter.retain_recent();
-                limiter.shrink_to_fit();
+            for limiter in &*self.limiters {
+                limiter.budgets.retain_recent();
+                limiter.budgets.shrink_to_fit();
             }
         }
     }
 
-    /// The policy that refuses a request, and for how long.
-    fn refusal(&self, client: IpAddr, is_write: bool) -> Option<(&'static str, Duration)> {
-        let limiters = &*self.0;
-        let client = key(client);
-        let now = DefaultClock::default().now();
-        let writes = if is_write { limiters.writes.check_key(&client) } else { Ok(()) };
-        // The client's own budgets first: one who is refused must not use up what all share.
-        let (policy, refused) = match (writes, limiters.per_client.check_key(&client)) {
-            (Err(refused), _) => ("writes", refused),
-            (_, Err(refused)) => ("per_client", refused),
-            _ => ("global", limiters.global.check().err()?),
+    /// Takes a request from its budgets.
+    async fn take(&self, client: IpAddr, is_write: bool) -> Verdict {
+        let limiters = if is_write { &self.limiters[..] } else { &self.limiters[1..] };
+        let verdict = Self::take_here(limiters, client);
+        //@ if redis
+        // Who has used up a budget here has done so everywhere. When Redis is gone, what is known here is what counts.
+        let together = match verdict.wait {
+            None => self.take_together(limiters, client).await,
+            Some(_) => None,
         };
-        Some((policy, refused.wait_time_from(now)))
+        let verdict = together.unwrap_or(verdict);
+        //@ end
+        verdict
     }
-}
 
-/// One IPv6 customer has a whole /64 to choose addresses from.
-fn key(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 64).network().into(),
+    fn take_here(limiters: &[Limiter], client: IpAddr) -> Verdict {
+        let mut verdict: Option<Verdict> = None;
+        for Limiter { policy, budgets } in limiters {
+            match budgets.check_key(&policy.payer(client)) {
+                Ok(state) => {
+                    let left = state.remaining_burst_capacity();
+                    verdict.get_or_insert(Verdict { policy: *policy, left, wait: None });
+                }
+                Err(refused) => {
+                    let wait = Some(refused.wait_time_from(DefaultClock::default().now()));
+                    return Verdict { policy: *policy, left: 0, wait };
+                }
+            }
+        }
+        verdict.expect("there are policies for every request")
     }
+    //@ if redis
+
+    /// Takes from the budgets that all replicas share; none when Redis does not answer.
+    async fn take_together(&self, limiters: &[Limiter], client: IpAddr) -> Option<Verdict> {
+        let mut take = TAKE.prepare_invoke();
+        for Limiter { policy, .. } in limiters {
+            let Policy { name, per_second, burst, .. } = policy;
+            // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
+            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
+            take.key(self.shared.key(&budget));
+            take.arg(policy.time_for(1).as_micros()).arg(policy.time_for(burst.get()).as_micros());
+        }
+        let (refused, number): (usize, u64) = self.shared.run("rate_limit", take).await?;
+        let policy = limiters[refused.saturating_sub(1)].policy;
+        Some(match refused {
+            0 => Verdict { policy, left: u32::try_from(number).unwrap_or(u32::MAX), wait: None },
+            _ => Verdict { policy, left: 0, wait: Some(Duration::from_micros(number)) },
+        })
+    }
+    //@ end
 }
 
 /// Lets a request through while its budgets last.
@@ -104,14 +228,31 @@ pub async fn limit(
     client: Client,
     request: Request,
     next: Next,
-) -> Result<Response, Problem> {
+) -> Response {
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let Some((policy, wait)) = limits.refusal(client.0, is_write) else {
-        return Ok(next.run(request).await);
+    let Verdict { policy, left, wait } = limits.take(client.0, is_write).await;
+    let mut response = match wait {
+        None => next.run(request).await,
+        Some(wait) => {
+            counter!("rate_limited_total", "policy" => policy.name).increment(1);
+            let detail = "Too many requests. Wait as long as Retry-After says.";
+            let problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
+            problem.retry_after(seconds(wait)).into_response()
+        }
     };
-    counter!("rate_limited_total", "policy" => policy).increment(1);
-    let detail = "Too many requests. Wait as long as Retry-After says.";
-    let problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
-    // Rounded up: told a moment too early, the client would be refused again.
-    Err(problem.retry_after(wait.as_secs() + 1))
+    let Policy { name, burst, .. } = policy;
+    let full = wait.unwrap_or_else(|| policy.time_for(burst.get() - left.min(burst.get())));
+    let headers = [
+        (POLICY, format!("\"{name}\";q={burst};w={}", seconds(policy.time_for(burst.get())))),
+        (LIMIT, format!("\"{name}\";r={left};t={}", seconds(full))),
+    ];
+    for (name, value) in headers {
+        response.headers_mut().extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
+    }
+    response
+}
+
+/// Rounded up: told a moment too early, a client would be refused again.
+fn seconds(wait: Duration) -> u64 {
+    wait.as_secs() + 1
 }

@@ -3,23 +3,28 @@
 //! One mechanism covers silent connections, half-sent heads and HTTP/2 prefaces, idle keep-alive, and clients
 //! that don't read their answers: the stream tells when bytes move, the service when a request is handled.
 
+use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::{InFlightGuard, Limits};
+use super::{Hold, InFlight, InFlightGuard, Limits};
+
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The state of one connection, shared by its stream, its service and its watcher.
 #[derive(Clone, Debug)]
 pub(super) struct Activity {
     limits: Limits,
+    in_flight: InFlight,
     state: Arc<Mutex<State>>,
 }
 
@@ -35,14 +40,21 @@ struct State {
     idle_since: Instant,
     /// Since when the client takes nothing of what we want to write.
     stalled_since: Option<Instant>,
+    /// Requests whose answer the client has to take, and since when. HTTP/2 clients may refuse to, one by one,
+    /// while bytes of the connection itself go on.
+    untaken: HashMap<u64, Instant>,
+    /// Requests so far.
+    count: u64,
     /// Whether no byte has come yet.
     silent: bool,
-    /// Requests whose answer is written as far as the server goes, but for what waits in its buffer.
-    unsent: Vec<InFlightGuard>,
+    /// Whether an answer that is finished may wait in a buffer still.
+    unsent: bool,
+    /// Held while the client does not take such an answer: it is in flight.
+    held_up: Option<InFlightGuard>,
 }
 
 impl Activity {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, in_flight: InFlight) -> Self {
         let now = Instant::now();
         let state = State {
             requests: 0,
@@ -50,10 +62,13 @@ impl Activity {
             head_since: Some(now),
             idle_since: now,
             stalled_since: None,
+            untaken: HashMap::new(),
+            count: 0,
             silent: true,
-            unsent: Vec::new(),
+            unsent: false,
+            held_up: None,
         };
-        Self { limits, state: Arc::new(Mutex::new(state)) }
+        Self { limits, in_flight, state: Arc::new(Mutex::new(state)) }
     }
 
     /// Whether the client has only connected so far.
@@ -61,14 +76,16 @@ impl Activity {
         self.update(|state| state.silent)
     }
 
-    /// Marks a request as being handled until the guard is dropped, and as in flight until its answer has left.
-    pub(super) fn busy(&self, version: Version, in_flight: InFlightGuard) -> Busy {
-        self.update(|state| {
+    /// Marks a request as being handled until the guard is dropped.
+    pub(super) fn busy(&self, version: Version) -> Busy {
+        let id = self.update(|state| {
             state.requests += 1;
+            state.count += 1;
             state.multiplexed = version == Version::HTTP_2;
             state.head_since = None;
+            state.count
         });
-        Busy { activity: self.clone(), in_flight: Some(in_flight) }
+        Busy { activity: self.clone(), id, _in_flight: self.in_flight.enter() }
     }
 
     /// Resolves when a deadline has passed, with what it was for.
@@ -112,9 +129,11 @@ impl State {
     fn deadline(&self, limits: &Limits) -> (Instant, Deadline) {
         if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
+        } else if let Some(since) = self.untaken.values().min() {
+            (*since + limits.stalled_write, Deadline::StalledWrite)
         } else if self.requests > 0 {
-            // Some moment to look again, in case the last request ends in another task (HTTP/2).
-            (Instant::now() + limits.idle, Deadline::Busy)
+            // Some moment to look again: with HTTP/2, requests are handled in tasks of their own.
+            (Instant::now() + LOOK_AGAIN.min(limits.idle), Deadline::Busy)
         } else if let Some(since) = self.head_since {
             (since + limits.header_read, Deadline::HeaderRead)
         } else {
@@ -127,15 +146,30 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Busy {
     activity: Activity,
-    in_flight: Option<InFlightGuard>,
+    id: u64,
+    _in_flight: InFlightGuard,
+}
+
+impl Hold for Busy {
+    fn handed_on(&mut self, frame: bool) {
+        self.activity.update(|state| {
+            if frame {
+                state.untaken.insert(self.id, Instant::now());
+            } else {
+                // It is we who make the client wait.
+                state.untaken.remove(&self.id);
+            }
+        });
+    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.activity.update(|state| {
             state.requests -= 1;
+            state.untaken.remove(&self.id);
             state.idle_since = Instant::now();
-            state.unsent.extend(self.in_flight.take());
+            state.unsent = true;
         });
     }
 }
@@ -153,9 +187,15 @@ impl Watched {
     }
 
     fn note_write(&self, written: &Poll<io::Result<usize>>) {
-        self.activity.update(|state| match written {
-            Poll::Pending => drop(state.stalled_since.get_or_insert_with(Instant::now)),
-            Poll::Ready(_) => state.stalled_since = None,
+        self.activity.update(|state| {
+            if written.is_pending() {
+                state.stalled_since.get_or_insert_with(Instant::now);
+                if state.unsent {
+                    state.held_up.get_or_insert_with(|| self.activity.in_flight.enter());
+                }
+            } else {
+                (state.stalled_since, state.held_up) = (None, None);
+            }
         });
     }
 }
@@ -208,7 +248,7 @@ impl AsyncWrite for Watched {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes once its buffer is empty: what was answered has left.
-        self.activity.update(|state| state.unsent.clear());
+        self.activity.update(|state| state.unsent = false);
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

@@ -1,9 +1,15 @@
 //! A body that keeps a value alive until it has been sent, or given up.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
+
+/// What is told how the body that holds it fares.
+pub trait Hold {
+    /// The next frame was handed to the connection, or (`false`) is not there yet.
+    fn handed_on(&mut self, _frame: bool) {}
+}
 
 /// Body `B`, and a value that is dropped when the last frame has been handed to the connection or the body
 /// itself is dropped, whichever comes first. What happens at its drop is the purpose: a count goes down, a log line is written.
@@ -19,7 +25,7 @@ impl<B, T> Held<B, T> {
     }
 }
 
-impl<B: Body + Unpin, T: Unpin> Body for Held<B, T> {
+impl<B: Body + Unpin, T: Hold + Unpin> Body for Held<B, T> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -27,11 +33,13 @@ impl<B: Body + Unpin, T: Unpin> Body for Held<B, T> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if frame.is_none() {
-            self.value = None;
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        match (&frame, &mut self.value) {
+            (Poll::Ready(None), value) => *value = None,
+            (frame, Some(value)) => value.handed_on(frame.is_ready()),
+            (_, None) => {}
         }
-        Poll::Ready(frame)
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -126,6 +126,9 @@ impl Connection {
 /// `ENHANCE_YOUR_CALM`, or else the flood was absorbed.
 const CALM_DOWN: [u8; 4] = 11_u32.to_be_bytes();
 
+/// The setting `INITIAL_WINDOW_SIZE`, of none.
+const NO_INITIAL_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+
 /// `:status: 200` in the static table.
 const OK: u8 = 0x88;
 
@@ -227,4 +230,17 @@ async fn client_that_heeds_no_goodbye_can_not_hold_up_the_exit() {
     assert_eq!(ended.code, Some(3), "{ended:#?}");
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert!(deaf.frame_of(GOAWAY).await.is_some(), "it was told");
+}
+
+#[tokio::test]
+async fn client_that_opens_no_window_for_its_answer_is_dropped() {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
+    let mut stingy = Connection::open(&app).await;
+    stingy.send(&encode(SETTINGS, 0, 0, &NO_INITIAL_WINDOW)).await;
+    stingy.send(&request(1, "/v1/tasks")).await;
+    let began = Instant::now();
+    // The head comes and the body does not; then the end.
+    while stingy.frame().await.is_some() {}
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(app.stop().await.code, Some(0));
 }

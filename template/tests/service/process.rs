@@ -61,7 +61,9 @@ impl Launch {
         let launch = launch.set(&[("DATABASE_URL", crate::postgres::NOWHERE)]);
         //@ end
         //@ if redis
-        let launch = launch.set(&[("REDIS_URL", &crate::redis::server())]);
+        let namespace = uuid::Uuid::now_v7().to_string();
+        let launch =
+            launch.set(&[("REDIS_URL", &crate::redis::server()), ("APP__REDIS__NAMESPACE", &namespace)]);
         //@ end
         //@ if rate_limit
         let launch = launch.set(crate::rate_limit::UNLIMITED);

@@ -14,6 +14,8 @@ pub const UNLIMITED: Variables = &[
     ("APP__RATE_LIMIT__PER_CLIENT_BURST", "1000000"),
     ("APP__RATE_LIMIT__WRITES_PER_SECOND", "1000000"),
     ("APP__RATE_LIMIT__WRITES_BURST", "1000000"),
+    ("APP__RATE_LIMIT__GLOBAL_PER_SECOND", "1000000"),
+    ("APP__RATE_LIMIT__GLOBAL_BURST", "1000000"),
 ];
 
 /// Three requests a client; the next one comes in a second.
@@ -33,10 +35,14 @@ async fn burst(app: &TestApp, forwarded: impl Fn(usize) -> String) -> Vec<u16> {
 #[tokio::test]
 async fn client_beyond_its_budget_is_told_when_to_come_back() {
     let app = TestApp::spawn(&THREE).await;
-    for _ in 0..3 {
-        assert_eq!(app.get("/v1/tasks").await.status, 200);
+    for left in [2, 1, 0] {
+        let answer = app.get("/v1/tasks").await;
+        assert_eq!((answer.status, answer.header("ratelimit-policy")), (200, r#""per_client";q=3;w=4"#));
+        let limit = answer.header("ratelimit");
+        assert!(limit.starts_with(&format!(r#""per_client";r={left};t="#)), "{limit}");
     }
     let refused = app.get("/v1/tasks").await;
+    assert!(refused.header("ratelimit").starts_with(r#""per_client";r=0;t="#), "{refused:?}");
     assert_eq!((refused.status, refused.header("content-type")), (429, "application/problem+json"));
     assert_eq!(refused.json()["category"], "rate_limited");
     let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
@@ -107,3 +113,33 @@ async fn bad_limits_are_named() {
     ];
     assert_refused(rows).await;
 }
+//@ if redis
+
+#[tokio::test]
+async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
+    let (url, proxy) = crate::redis::behind_proxy().await;
+    let namespace = uuid::Uuid::now_v7().to_string();
+    let shared = [
+        ("REDIS_URL", url.as_str()),
+        ("APP__REDIS__NAMESPACE", &namespace),
+        ("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1"),
+    ];
+    let shared = [THREE.as_slice(), &shared].concat();
+    let (one, other) = (TestApp::spawn(&shared).await, TestApp::spawn(&shared).await);
+    let mut statuses = Vec::new();
+    for app in [&one, &other, &one, &other, &other] {
+        let request = app.request(Method::GET, "/v1/tasks").header("x-forwarded-for", "10.0.0.1");
+        let answer = Answer::to(request).await;
+        if answer.status == 429 {
+            let seconds: u64 = answer.header("retry-after").parse().expect("seconds");
+            assert!((1..=2).contains(&seconds), "{seconds}");
+        }
+        statuses.push(answer.status);
+    }
+    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+    proxy.cut();
+    for app in [&one, &other] {
+        assert_eq!(burst(app, |_| "10.0.0.2".to_owned()).await, [200, 200, 200, 429, 429]);
+    }
+}
+//@ end

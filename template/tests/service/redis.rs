@@ -25,7 +25,7 @@ pub fn refusing(password: &str) -> String {
 }
 
 /// A URL of the server behind a proxy.
-async fn behind_proxy() -> (String, Proxy) {
+pub async fn behind_proxy() -> (String, Proxy) {
     let mut url: Url = server().parse().expect("REDIS_URL is a URL");
     let host = url.host_str().expect("REDIS_URL names a host");
     let proxy = Proxy::to(&format!("{host}:{}", url.port().unwrap_or(6379))).await;
@@ -67,8 +67,10 @@ async fn service_without_redis_is_ready_and_degraded() {
 
 /// Two replicas of one service, the second with `variables`.
 async fn replicas(variables: Variables<'_>) -> (TestApp, TestApp) {
-    let one = TestApp::spawn(&[]).await;
-    let launch = Launch::new(variables);
+    let namespace = uuid::Uuid::now_v7().to_string();
+    let shared = [("APP__REDIS__NAMESPACE", namespace.as_str())];
+    let one = TestApp::spawn(&shared).await;
+    let launch = Launch::new(variables).set(&shared);
     //@ if postgres
     let launch = launch.set(&[("DATABASE_URL", &one.process.database().url)]);
     //@ end
