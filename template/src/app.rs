@@ -85,18 +85,18 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         admin = admin.local_addr()?.to_string(),
         "service.start"
     );
-    let mut service = Service::start(config, telemetry, public, admin)?;
+    let (service, mut tasks) = Service::start(config, telemetry, public, admin)?;
     let started = tokio::select! {
-        up = bring_up(config, &service.store, &service.health, &service.prober) => up.map(|()| Trigger::DependenciesUp),
+        up = service.bring_up(config) => up.map(|()| Trigger::DependenciesUp),
         _ = signals.next() => Ok(Trigger::StopAsked),
-        ended = service.tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
+        ended = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
     };
     if service.lifecycle.take(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
         service.close().await;
         return started.map(|_| Exit::Clean);
     }
     info!("service.ready");
-    let (trigger, reason) = reason_to_stop(&mut signals, &mut service.tasks).await;
+    let (trigger, reason) = reason_to_stop(&mut signals, &mut tasks).await;
     tokio::spawn(async move {
         let signal = signals.next().await;
         warn!(signal, "shutdown.forced");
@@ -126,21 +126,6 @@ async fn reason_to_stop(
         }
     }
 }
-
-/// Waits until what the service depends on is there.
-async fn bring_up(config: &Config, store: &Store, health: &Health, prober: &CancellationToken) -> Result<()> {
-    let deadline = Instant::now() + config.health.startup_timeout;
-    //@ if postgres
-    if config.database.migrate_on_start {
-        let migrated = timeout_at(deadline, migrate_when_up(store)).await;
-        migrated.context("the schema could not be brought up to date within health.startup_timeout")?;
-    }
-    //@ end
-    // Not before: what has just been set up is what the checks should find.
-    prober.cancel();
-    let Err(missing) = health.all_up(deadline).await else { return Ok(()) };
-    bail!("not available within health.startup_timeout: {missing}")
-}
 //@ if postgres
 
 /// Migrates as soon as the database can be reached. A database that starts late is no fault.
@@ -164,8 +149,18 @@ struct Service {
     jobs: Stop,
     /// Lets the prober begin.
     prober: CancellationToken,
-    /// What runs until it is told to end: a task that ends before is a fault.
-    tasks: JoinSet<&'static str>,
+}
+
+/// Runs what must not end before it is told to.
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
 }
 
 impl Service {
@@ -174,7 +169,7 @@ impl Service {
         telemetry: &Telemetry,
         public: TcpListener,
         admin: TcpListener,
-    ) -> Result<Self> {
+    ) -> Result<(Self, JoinSet<&'static str>)> {
         let lifecycle = Lifecycle::default();
         let health = Health::new(config.health, lifecycle.clone());
         let store = Store::open(config)?;
@@ -201,7 +196,7 @@ impl Service {
         let api = http::router(&config.http, tasks, around)?;
         let pages = http::admin_router(&health, &telemetry.metrics, &store);
 
-        let mut service = Self {
+        let service = Self {
             lifecycle,
             health,
             store,
@@ -211,42 +206,50 @@ impl Service {
             admin: Stop::default(),
             jobs: Stop::default(),
             prober: CancellationToken::new(),
-            tasks: JoinSet::new(),
         };
+        let mut tasks = JoinSet::new();
         let wanted = config.http.limits();
         let max_connections = server::connections_within_limit(wanted.max_connections);
         let limits = Limits { max_connections, ..wanted };
         let in_flight = service.in_flight.clone();
         let serving = server::serve(public, api, limits, in_flight, service.public.clone());
-        service.run("public listener", serving);
+        spawn(&mut tasks, "public listener", serving);
         let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
         let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
-        service.run("admin listener", serving);
+        spawn(&mut tasks, "admin listener", serving);
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
-        service.run("job runner", async move {
+        spawn(&mut tasks, "job runner", async move {
             ready.reached(State::Ready).await;
             runner.run(move |job| webhook.clone().deliver(job), stop).await;
         });
         let prober = (service.prober.clone(), service.health.clone());
-        service.run("prober", async move {
+        spawn(&mut tasks, "prober", async move {
             prober.0.cancelled().await;
             prober.1.probe(checks).await;
         });
-        service.run("metrics upkeep", telemetry.metrics.clone().upkeep());
+        spawn(&mut tasks, "metrics upkeep", telemetry.metrics.clone().upkeep());
         //@ if redis
-        service.run("cache follower", follower);
+        spawn(&mut tasks, "cache follower", follower);
         //@ end
         //@ if rate_limit
-        service.run("rate limit sweeper", sweeper);
+        spawn(&mut tasks, "rate limit sweeper", sweeper);
         //@ end
-        Ok(service)
+        Ok((service, tasks))
     }
 
-    fn run(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(async move {
-            task.await;
-            name
-        });
+    /// Waits until what the service depends on is there.
+    async fn bring_up(&self, config: &Config) -> Result<()> {
+        let deadline = Instant::now() + config.health.startup_timeout;
+        //@ if postgres
+        if config.database.migrate_on_start {
+            let migrated = timeout_at(deadline, migrate_when_up(&self.store)).await;
+            migrated.context("the schema could not be brought up to date within health.startup_timeout")?;
+        }
+        //@ end
+        // Not before: what has just been set up is what the checks should find.
+        self.prober.cancel();
+        let Err(missing) = self.health.all_up(deadline).await else { return Ok(()) };
+        bail!("not available within health.startup_timeout: {missing}")
     }
 
     /// Takes no more and finishes what was taken, within bounds; then closes what it used. Returns whether all

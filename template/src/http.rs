@@ -211,8 +211,8 @@ mod tests {
         let panics = get(async || -> StatusCode { panic!("a secret") });
         let observer = Observer { lifecycle: Lifecycle::default(), trusted_proxies: [].into(), access: true };
         let router = observed(Router::new().route("/", panics), None, observer);
-        let request =
-            Request::get("/").header("x-request-id", "cause").body(Body::empty()).expect("a request");
+        let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
+        let request = request.body(Body::empty()).expect("a request");
         let response = router.oneshot(request).await.expect("an answer");
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.headers()["x-request-id"], "cause");

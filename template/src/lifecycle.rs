@@ -1,6 +1,6 @@
 //! The state machine of the process: `starting → ready → draining → stopped`, never back.
 //!
-//! [`State::after`] is all of it. Probes, logs and the gauge `service_state` read this one state.
+//! `State::after` is all of it. Probes, logs and the gauge `service_state` read this one state.
 
 use std::time::Duration;
 
