@@ -14,7 +14,7 @@ use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
 use futures_util::FutureExt;
 use garde::Validate;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -164,6 +164,8 @@ impl Connection {
         let (peer, noted) = (self.peer, activity.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let busy = noted.busy(request.version());
+            let reading = noted.reading(request.body().is_end_stream());
+            let request = request.map(|body| Body::new(Held::new(body, reading)));
             answer(request, peer, router.clone(), busy)
         });
         let mut builder = Builder::new(TokioExecutor::new());
@@ -212,12 +214,11 @@ impl Connection {
 
 /// Hands one request on, with the peer's address, and keeps `busy` until its answer has left.
 async fn answer(
-    request: hyper::Request<Incoming>,
+    mut request: Request,
     peer: SocketAddr,
     router: Router,
     mut busy: Busy,
 ) -> Result<Response<Held<Body, Busy>>, Infallible> {
-    let mut request: Request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
     let response = router.oneshot(request).await?;
     busy.handed_on(true);

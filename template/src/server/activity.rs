@@ -45,12 +45,22 @@ struct State {
     untaken: HashMap<u64, Instant>,
     /// Requests so far.
     count: u64,
+    rest: Rest,
     /// Whether no byte has come yet.
     silent: bool,
     /// Whether an answer that is finished may wait in a buffer still.
     unsent: bool,
     /// Held while the client does not take such an answer: it is in flight.
     held_up: Option<InFlightGuard>,
+}
+
+/// What still comes of a body after its answer. It is read and forgotten: closed on it, the kernel would send a
+/// reset, which may overtake the answer.
+#[derive(Debug)]
+enum Rest {
+    None,
+    Unread,
+    Awaited(Instant),
 }
 
 impl Activity {
@@ -64,6 +74,7 @@ impl Activity {
             stalled_since: None,
             untaken: HashMap::new(),
             count: 0,
+            rest: Rest::None,
             silent: true,
             unsent: false,
             held_up: None,
@@ -86,6 +97,11 @@ impl Activity {
             state.count
         });
         Busy { activity: self.clone(), id, _in_flight: self.in_flight.enter() }
+    }
+
+    /// Notes whether the body that it goes with is read whole.
+    pub(super) fn reading(&self, whole: bool) -> Reading {
+        Reading { activity: self.clone(), whole }
     }
 
     /// Resolves when a deadline has passed, with what it was for.
@@ -123,11 +139,14 @@ pub(super) enum Deadline {
     HeaderRead,
     Idle,
     StalledWrite,
+    Lingering,
 }
 
 impl State {
     fn deadline(&self, limits: &Limits) -> (Instant, Deadline) {
-        if let Some(since) = self.stalled_since {
+        if let Rest::Awaited(since) = self.rest {
+            (since + limits.stalled_write, Deadline::Lingering)
+        } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
             (*since + limits.stalled_write, Deadline::StalledWrite)
@@ -170,6 +189,29 @@ impl Drop for Busy {
             state.untaken.remove(&self.id);
             state.idle_since = Instant::now();
             state.unsent = true;
+        });
+    }
+}
+
+/// The body of a request while it is read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    activity: Activity,
+    whole: bool,
+}
+
+impl Hold for Reading {
+    fn ended(&mut self) {
+        self.whole = true;
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.activity.update(|state| {
+            if !self.whole && !state.multiplexed {
+                state.rest = Rest::Unread;
+            }
         });
     }
 }
@@ -253,6 +295,23 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        let lingers = self.activity.update(|state| {
+            if let Rest::Unread = state.rest {
+                state.rest = Rest::Awaited(Instant::now());
+            }
+            matches!(state.rest, Rest::Awaited(_))
+        });
+        if !lingers {
+            return Poll::Ready(Ok(()));
+        }
+        let mut bytes = [0; 8192];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }

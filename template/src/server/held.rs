@@ -9,6 +9,9 @@ use http_body::{Body, Frame, SizeHint};
 pub trait Hold {
     /// The next frame was handed to the connection, or (`false`) is not there yet.
     fn handed_on(&mut self, _frame: bool) {}
+
+    /// All frames were.
+    fn ended(&mut self) {}
 }
 
 /// Body `B`, and a value that is dropped when the last frame has been handed to the connection or the body
@@ -34,10 +37,15 @@ impl<B: Body + Unpin, T: Hold + Unpin> Body for Held<B, T> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        match (&frame, &mut self.value) {
-            (Poll::Ready(None), value) => *value = None,
-            (frame, Some(value)) => value.handed_on(frame.is_ready()),
-            (_, None) => {}
+        let ended = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
+        if let Some(value) = &mut self.value {
+            value.handed_on(frame.is_ready());
+            if ended {
+                value.ended();
+            }
+        }
+        if matches!(frame, Poll::Ready(None)) {
+            self.value = None;
         }
         frame
     }

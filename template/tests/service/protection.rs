@@ -192,6 +192,20 @@ async fn client_that_waits_to_be_asked_for_its_body_is_asked_or_refused() {
 }
 
 #[tokio::test]
+async fn refusal_reaches_a_client_that_goes_on_sending() {
+    let app = TestApp::spawn(&[]).await;
+    let mut wire = app.connect().await;
+    wire.send_head(8 << 20).await;
+    let part = "x".repeat(1 << 16);
+    for _ in 0..128 {
+        wire.send(&part).await;
+    }
+    let answer = wire.answer().await;
+    assert_eq!((answer.status, &answer.json()["category"]), (413, &json!("too_large")));
+    wire.closed().await;
+}
+
+#[tokio::test]
 async fn clients_of_http_1_0_are_served() {
     let app = TestApp::spawn(&[]).await;
     let mut once = app.connect().await;
