@@ -4,6 +4,7 @@ use garde::Validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use uuid::Uuid;
 
 /// Something to be done.
@@ -12,6 +13,7 @@ pub struct Task {
     /// UUIDv7: ids sort by the time of creation.
     pub id: Uuid,
     pub title: String,
+    #[schema(required = true)]
     pub description: Option<String>,
     pub status: Status,
     /// Rises by one with each change; the `ETag` of the task.
@@ -23,7 +25,7 @@ pub struct Task {
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required = true)]
     pub completed_at: Option<OffsetDateTime>,
 }
 
@@ -47,14 +49,12 @@ impl Status {
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTask {
-    /// 1 to 200 characters once trimmed, none of them a control character.
     #[serde(deserialize_with = "trimmed")]
-    #[schema(min_length = 1, max_length = 200)]
+    #[schema(schema_with = title)]
     #[garde(length(chars, min = 1, max = 200), custom(one_line))]
     pub title: String,
-    /// At most 10,000 characters.
     #[serde(default)]
-    #[schema(max_length = 10_000)]
+    #[schema(schema_with = description)]
     #[garde(inner(length(chars, max = 10_000), custom(plain_text)))]
     pub description: Option<String>,
 }
@@ -63,16 +63,39 @@ pub struct NewTask {
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskPatch {
-    /// 1 to 200 characters once trimmed, none of them a control character.
     #[serde(default, deserialize_with = "some_trimmed")]
-    #[schema(value_type = String, min_length = 1, max_length = 200, required = false)]
+    #[schema(schema_with = title)]
     #[garde(inner(length(chars, min = 1, max = 200), custom(one_line)))]
     pub title: Option<String>,
-    /// At most 10,000 characters.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, max_length = 10_000)]
+    #[schema(schema_with = description)]
     #[garde(inner(inner(length(chars, max = 10_000), custom(plain_text))))]
     pub description: Option<Option<String>>,
+}
+
+/// The rules of a title for those who read the API document. Its length is a part of the pattern because it counts
+/// once the ends are trimmed, of what Unicode calls white space: `\s` is another set in each language.
+fn title() -> Object {
+    let space = r"[\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*";
+    let edge = r"[^\u0000- \u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]";
+    let middle = r"[^\u0000-\u001f\u007f-\u009f]{0,198}";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("1 to 200 characters once trimmed, none of them a control character."))
+        .pattern(Some(format!("^{space}{edge}({middle}{edge})?{space}$")))
+        .build()
+}
+
+/// The rules of a description, likewise.
+fn description() -> Object {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+        .description(Some(
+            "At most 10,000 characters, none of them a control character but tabs and line ends.",
+        ))
+        .max_length(Some(10_000))
+        .pattern(Some(r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"))
+        .build()
 }
 
 fn trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -9,7 +9,9 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use garde::Validate;
 use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use super::problem::{Category, FieldError, Problem};
 
@@ -91,7 +93,7 @@ fn pointer(path: &str) -> String {
     if matches!(path, "" | ".") { String::new() } else { format!("/{}", path.replace('.', "/")) }
 }
 
-/// The id in a path. What is no id names no task.
+/// The id in a path, in the form that ids are given out in. What is no id names no task.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub Uuid);
 
@@ -99,9 +101,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match <Path<Uuid> as FromRequestParts<S>>::from_request_parts(parts, state).await {
-            Ok(Path(id)) => Ok(Self(id)),
-            Err(_) => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")),
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        match path.map(|Path(text)| text.parse::<Hyphenated>()) {
+            Ok(Ok(id)) => Ok(Self(id.into())),
+            _ => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")),
         }
     }
 }
@@ -130,28 +133,29 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 }
 
 /// The version that `If-Match` asks for; none when it is absent or `*`.
-#[derive(Clone, Copy, Debug)]
-pub struct IfMatch(pub Option<i64>);
+#[derive(Clone, Copy, Debug, IntoParams)]
+#[into_params(names("if-match"), parameter_in = Header)]
+pub struct IfMatch(
+    /// `ETag` that the task must have, or `*`.
+    #[param(value_type = String, required = false, example = "\"1\"")]
+    pub Option<i64>,
+);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let malformed = || Problem::bad_request("If-Match must be the ETag of the task, with its quotes.");
         let Some(sent) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
-        match sent.to_str().map(str::trim) {
-            Ok("*") => Ok(Self(None)),
-            Ok(text) => {
-                let tag = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-                // Tags are compared by character: "01" is not the tag of version 1.
-                let version = tag.and_then(|tag| tag.parse::<i64>().ok().filter(|it| it.to_string() == tag));
-                match version {
-                    Some(version) => Ok(Self(Some(version))),
-                    // A tag that we never gave out matches nothing (RFC 9110, 13.1.1).
-                    _ if text.starts_with('"') || text.starts_with("W/\"") => Ok(Self(Some(-1))),
-                    _ => Err(Problem::bad_request("If-Match must be the ETag of the task, with its quotes.")),
-                }
-            }
-            Err(_) => Err(Problem::bad_request("If-Match must be the ETag of the task, with its quotes.")),
+        let sent = sent.to_str().map_err(|_| malformed())?.trim();
+        if sent == "*" {
+            return Ok(Self(None));
         }
+        let tag = sent.strip_prefix("W/").unwrap_or(sent);
+        let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).ok_or_else(malformed)?;
+        // By character: "01" is not the tag of version 1. A tag that we never gave out matches nothing, and neither
+        // does a weak one (RFC 9110, 13.1.1).
+        let version = tag.parse().ok().filter(|version: &i64| sent == format!("\"{version}\""));
+        Ok(Self(Some(version.unwrap_or(-1))))
     }
 }

@@ -13,9 +13,73 @@ use super::problem::Body;
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "read by the derive alone")]
 pub(super) enum Failures<'a> {
-    /// The request is not valid, or is refused, or could not be completed: see `category`
-    #[response(status = "default", content_type = "application/problem+json")]
-    Problem(Body<'a>),
+    //@ if rate_limit
+    /// Too many requests; `retry-after` tells for how long
+    #[response(status = 429, content_type = "application/problem+json")]
+    RateLimited(Body<'a>),
+    //@ end
+    /// A fault of the service
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Body<'a>),
+    /// Too much to do, or something is missing; `retry-after` tells when to try again
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(Body<'a>),
+    /// It took too long
+    #[response(status = 504, content_type = "application/problem+json")]
+    Timeout(Body<'a>),
+}
+
+/// What a route with a body may answer besides.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "read by the derive alone")]
+pub(super) enum BodyRefused<'a> {
+    /// The request is malformed
+    #[response(status = 400, content_type = "application/problem+json")]
+    Malformed(Body<'a>),
+    //@ if postgres
+    /// The change contradicts other data
+    #[response(status = 409, content_type = "application/problem+json")]
+    Conflict(Body<'a>),
+    //@ end
+    /// The body is too large
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(Body<'a>),
+    /// The body is not sent as JSON
+    #[response(status = 415, content_type = "application/problem+json")]
+    MediaType(Body<'a>),
+    /// What was sent is not valid: see `errors`
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(Body<'a>),
+}
+
+/// What a route with parameters may answer besides.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "read by the derive alone")]
+pub(super) enum ParametersRefused<'a> {
+    /// What was sent is not valid: see `errors`
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(Body<'a>),
+}
+
+/// What a route with an id may answer besides.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "read by the derive alone")]
+pub(super) enum NotFound<'a> {
+    /// There is nothing of this id
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(Body<'a>),
+}
+
+/// What a route with a condition may answer besides.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "read by the derive alone")]
+pub(super) enum ConditionFailed<'a> {
+    /// The request is malformed
+    #[response(status = 400, content_type = "application/problem+json")]
+    Malformed(Body<'a>),
+    /// It is no longer what `if-match` asks for
+    #[response(status = 412, content_type = "application/problem+json")]
+    Changed(Body<'a>),
 }
 
 /// The document without its paths.

@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::extract::{Id, IfMatch, Query, Valid};
-use super::openapi::Failures;
+use super::openapi::{BodyRefused, ConditionFailed, Failures, NotFound, ParametersRefused};
 use super::problem::{FieldError, Problem};
 use crate::task::{NewTask, Status, Task, TaskPatch};
 use crate::tasks::Tasks;
@@ -34,7 +34,10 @@ fn tagged(status: StatusCode, task: &Task) -> Response {
 /// Create a task
 #[utoipa::path(
     post, path = "/v1/tasks", tag = "tasks", request_body = NewTask,
-    responses((status = 201, body = Task, headers(("location" = String), ("etag" = String))), Failures)
+    responses(
+        (status = 201, description = "Created", body = Task, headers(("location" = String), ("etag" = String))),
+        BodyRefused, Failures
+    )
 )]
 async fn create_task(State(tasks): State<Tasks>, Valid(new): Valid<NewTask>) -> Result<Response, Problem> {
     let task = tasks.create(new).await?;
@@ -50,6 +53,7 @@ struct ListParameters {
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u16>,
     /// `next_cursor` of the page before.
+    #[serde(default, deserialize_with = "uuid::serde::hyphenated::option::deserialize")]
     cursor: Option<Uuid>,
     /// Only tasks in this state.
     #[param(inline)]
@@ -61,13 +65,14 @@ struct ListParameters {
 struct TaskPage {
     items: Vec<Task>,
     /// Where the next page begins; `null` on the last one.
+    #[schema(required = true)]
     next_cursor: Option<Uuid>,
 }
 
 /// List tasks, oldest first
 #[utoipa::path(
     get, path = "/v1/tasks", tag = "tasks", params(ListParameters),
-    responses((status = 200, body = TaskPage), Failures)
+    responses((status = 200, description = "A page", body = TaskPage), ParametersRefused, Failures)
 )]
 async fn list_tasks(
     State(tasks): State<Tasks>,
@@ -85,7 +90,10 @@ async fn list_tasks(
 /// Read a task
 #[utoipa::path(
     get, path = "/v1/tasks/{id}", tag = "tasks", params(("id" = Uuid, Path)),
-    responses((status = 200, body = Task, headers(("etag" = String))), Failures)
+    responses(
+        (status = 200, description = "The task", body = Task, headers(("etag" = String))),
+        NotFound, Failures
+    )
 )]
 async fn get_task(State(tasks): State<Tasks>, Id(id): Id) -> Result<Response, Problem> {
     Ok(tagged(StatusCode::OK, &*tasks.get(id).await?))
@@ -94,8 +102,11 @@ async fn get_task(State(tasks): State<Tasks>, Id(id): Id) -> Result<Response, Pr
 /// Change a task
 #[utoipa::path(
     patch, path = "/v1/tasks/{id}", tag = "tasks", request_body = TaskPatch,
-    params(("id" = Uuid, Path), ("if-match" = Option<String>, Header, description = "ETag the task must have")),
-    responses((status = 200, body = Task, headers(("etag" = String))), Failures)
+    params(("id" = Uuid, Path), IfMatch),
+    responses(
+        (status = 200, description = "The task as it is now", body = Task, headers(("etag" = String))),
+        BodyRefused, NotFound, ConditionFailed, Failures
+    )
 )]
 async fn patch_task(
     State(tasks): State<Tasks>,
@@ -109,8 +120,8 @@ async fn patch_task(
 /// Delete a task
 #[utoipa::path(
     delete, path = "/v1/tasks/{id}", tag = "tasks",
-    params(("id" = Uuid, Path), ("if-match" = Option<String>, Header, description = "ETag the task must have")),
-    responses((status = 204), Failures)
+    params(("id" = Uuid, Path), IfMatch),
+    responses((status = 204, description = "Deleted"), NotFound, ConditionFailed, Failures)
 )]
 async fn delete_task(
     State(tasks): State<Tasks>,
@@ -124,8 +135,11 @@ async fn delete_task(
 /// Complete a task; a second time changes nothing
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/complete", tag = "tasks",
-    params(("id" = Uuid, Path), ("if-match" = Option<String>, Header, description = "ETag the task must have")),
-    responses((status = 200, body = Task, headers(("etag" = String))), Failures)
+    params(("id" = Uuid, Path), IfMatch),
+    responses(
+        (status = 200, description = "The task as it is now", body = Task, headers(("etag" = String))),
+        NotFound, ConditionFailed, Failures
+    )
 )]
 async fn complete_task(
     State(tasks): State<Tasks>,

@@ -94,6 +94,12 @@ async fn requests_that_lead_nowhere_are_problems() {
     }
     let unknown = format!("/v1/tasks/{}", uuid::Uuid::now_v7());
     problem(&app.get(&unknown).await, 404, "not_found");
+    let id = app.create("a").await["id"].as_str().expect("an id").to_owned();
+    for other in [id.replace('-', ""), format!("{{{id}}}"), format!("urn:uuid:{id}")] {
+        problem(&app.get(&format!("/v1/tasks/{other}")).await, 404, "not_found");
+        let answer = app.get(&format!("/v1/tasks?cursor={other}")).await;
+        assert_eq!(fields(&problem(&answer, 422, "validation")), ["cursor"], "{other}");
+    }
 
     let taken = |answer: &Answer| {
         let mut methods: Vec<String> = answer.header("allow").split(',').map(str::to_owned).collect();

@@ -39,8 +39,14 @@ function operation(api, path, method, { summary, parameters = [], requestBody, r
   const rows = parameters.map((one) =>
     element("tr", ...[element("code", one.name), one.in, type(one.schema), one.description ?? ""]
       .map((cell) => element("td", cell))));
-  const answers = Object.entries(responses).map(([status, answer]) =>
-    element("div", element("p", element("b", status), ` ${answer.description}`), ...body(api, answer.content)));
+  // All errors have one body: its fields are shown with the first of them.
+  const shown = new Set();
+  const answers = Object.entries(responses).map(([status, answer]) => {
+    const kinds = JSON.stringify(answer.content);
+    const parts = shown.has(kinds) ? [] : body(api, answer.content);
+    shown.add(kinds);
+    return element("div", element("p", element("b", status), ` ${answer.description}`), ...parts);
+  });
   const title = element("summary", element("b", method.toUpperCase()), element("code", path), ` ${summary ?? ""}`);
   const parts = [title];
   if (rows.length) parts.push(element("h4", "Parameters"), element("table", ...rows));
