@@ -37,6 +37,7 @@ enum Command {
 }
 
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct Prove {
     /// Prove this variant only, such as `base` or `postgres+otlp`; may be repeated
     #[arg(long = "variant", value_name = "NAME")]
@@ -53,6 +54,9 @@ struct Prove {
     /// Run each drill so many times; it passes when all of them do
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
+    /// Only hold the OpenAPI document against the running service: base and the full variant, unless told
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times"])]
+    fuzz: bool,
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
@@ -74,8 +78,12 @@ fn run(cli: Cli) -> Result<bool> {
     children::watch_signals()?;
     match cli.command {
         Command::Prove(asked) => {
-            let Prove { variants, template, quick, drills, times, list_json } = asked;
-            let plan = prove::Plan::new(prove::Asked { variants, template, quick, drills, times })?;
+            let Prove { variants, template, quick, drills, times, fuzz, list_json } = asked;
+            let plan = if fuzz {
+                prove::Plan::fuzz(&variants)
+            } else {
+                prove::Plan::new(prove::Asked { variants, template, quick, drills, times })?
+            };
             if list_json {
                 println!("{}", plan.names_as_json());
                 return Ok(true);

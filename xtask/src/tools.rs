@@ -14,6 +14,8 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
+mod schemathesis;
+
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
 const CARGO_GENERATE: &str = "0.23.14";
 /// The oldest whose hooks and `.liquid` siblings work as the template needs.
@@ -44,14 +46,16 @@ pub struct Tools {
     pub postgres: PathBuf,
     pub redis: PathBuf,
     pub haproxy: PathBuf,
+    /// There only for a run that fuzzes.
+    pub schemathesis: Option<PathBuf>,
 }
 
 impl Tools {
-    /// Finds or installs all of them; `say` is told of each step that takes time.
+    /// Finds or installs all of them, the fuzzer where it is needed; `say` is told of each step that takes time.
     ///
     /// # Errors
     /// When one is neither there nor can be installed.
-    pub fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+    pub fn set_up(root: &Path, fuzz: bool, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
@@ -69,6 +73,7 @@ impl Tools {
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
+            schemathesis: fuzz.then(|| schemathesis::set_up(root, say)).transpose()?,
         })
     }
 }

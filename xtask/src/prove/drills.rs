@@ -22,7 +22,7 @@ use crate::variant::Variant;
 
 use super::check::Work;
 
-use site::Site;
+pub use site::Site;
 
 /// A drill: what the service must do, the bound that it is held to, and who it is for.
 struct Drill {
@@ -139,7 +139,7 @@ fn repeated(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String
 }
 
 /// Every line that any service of the drills has logged.
-fn log_lines(site: &Site<'_>) -> Result<String> {
+pub fn log_lines(site: &Site<'_>) -> Result<String> {
     let lines = site.lines.borrow();
     for line in lines.iter() {
         let Ok(Value::Object(event)) = serde_json::from_str::<Value>(line) else {

@@ -80,6 +80,19 @@ impl Plan {
         Ok(Self { variants, steps, template, drills, times })
     }
 
+    /// The OpenAPI document alone: of the two ends when nothing else is asked for.
+    #[must_use]
+    pub fn fuzz(asked: &[Variant]) -> Self {
+        let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
+        let (variants, steps) = (Variant::all().filter(wanted).collect(), steps::FUZZ.to_vec());
+        Self { variants, steps, template: false, drills: Vec::new(), times: 1 }
+    }
+
+    /// Whether the run needs the fuzzer.
+    pub(super) fn fuzzes(&self) -> bool {
+        self.steps.iter().any(Step::is_fuzz)
+    }
+
     #[must_use]
     pub fn names_as_json(&self) -> String {
         let names: Vec<String> = self.variants.iter().map(ToString::to_string).collect();

@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, size, unused};
+use super::{drills, fuzz, size, unused};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -25,6 +25,7 @@ pub struct Step {
 
 const GENERATE: &str = "generate";
 const DRILLS: &str = "drills";
+const FUZZ_NAME: &str = "fuzz";
 
 /// All of them.
 pub const ALL: [Step; 9] = [
@@ -39,7 +40,15 @@ pub const ALL: [Step; 9] = [
     Step { name: DRILLS, run: drills::run },
 ];
 
+/// What `--fuzz` takes in their place.
+pub const FUZZ: [Step; 2] =
+    [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
+
 impl Step {
+    pub fn is_fuzz(&self) -> bool {
+        self.name == FUZZ_NAME
+    }
+
     pub fn is_drill(&self) -> bool {
         self.name == DRILLS
     }
