@@ -1,5 +1,5 @@
-//! Documents that are true: the OpenAPI document describes what is served, and the checklist names files and
-//! tests that are there.
+//! Documents that are true: the OpenAPI document describes what is served, and the guides name files, tests, events,
+//! metrics and settings that are there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -139,6 +139,73 @@ fn checklist_names_files_and_tests_that_are_there() {
             assert!(there, "{test}: {row}");
         }
     }
+}
+
+#[test]
+fn runbook_names_what_is_there() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).expect("a document");
+    let (events_and_metrics, settings) = (read("docs/observability.md"), read("config/default.toml"));
+    let is_setting = |name: &str| {
+        let (section, key) = name.split_once('.').unwrap_or_default();
+        let keys = settings.split(&format!("\n[{section}]\n")).nth(1).unwrap_or_default();
+        let keys = keys.split("\n[").next().unwrap_or_default();
+        keys.lines().any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(" =")))
+    };
+    let mut named = 0;
+    for document in ["docs/runbook.md", "docs/operations.md"] {
+        for name in quoted(&prose(&read(document))) {
+            let is_part = |part: &str| {
+                !part.is_empty() && part.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())
+            };
+            let is_name = name.split('.').all(is_part);
+            if is_name && name.matches('.').count() == 1 && !name.ends_with(".md") {
+                let is_event = events_and_metrics.contains(&format!("`{name}`"));
+                assert!(is_event || is_setting(name), "{document}: {name} is no event and no setting");
+                named += 1;
+            }
+            if is_name && document == "docs/runbook.md" && name.contains('_') && !name.contains('.') {
+                assert!(events_and_metrics.contains(name) || settings.contains(name), "{document}: {name}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 50, "{named} names");
+}
+
+#[test]
+fn links_within_the_documents_lead_somewhere() {
+    let mut links = 0;
+    for name in ["README.md", "docs/operations.md", "docs/runbook.md", "docs/observability.md"] {
+        let text = fs::read_to_string(root().join(name)).expect("a document");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            if file.contains("://") {
+                continue;
+            }
+            let here = root().join(name);
+            let target = if file.is_empty() { here } else { here.with_file_name(file) };
+            let target =
+                fs::read_to_string(&target).unwrap_or_else(|error| panic!("{name}: {link}: {error}"));
+            let there = target.lines().any(|line| line.starts_with('#') && anchor(line) == heading);
+            assert!(heading.is_empty() || there, "{name}: {link}");
+            links += 1;
+        }
+    }
+    assert!(links > 20, "{links} links");
+}
+
+/// The text of a document without its blocks of code.
+fn prose(text: &str) -> String {
+    text.split("```").step_by(2).collect()
+}
+
+/// What a heading is linked to by.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    kept.chars()
+        .filter(|char| char.is_alphanumeric() || matches!(char, ' ' | '-'))
+        .collect::<String>()
+        .replace(' ', "-")
 }
 
 /// Whether a line of a table starts with a number, as its heads don't.
