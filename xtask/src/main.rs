@@ -54,7 +54,7 @@ struct Prove {
     /// Run each drill so many times; it passes when all of them do
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
-    /// Only hold the OpenAPI document against the running service: base and the full variant, unless told
+    /// Only hold the API document against the running service: base and the full variant, unless told
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times"])]
     fuzz: bool,
     /// Only print the names of the planned variants, as a JSON array

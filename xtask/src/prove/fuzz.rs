@@ -1,8 +1,9 @@
-//! The OpenAPI document against the running program, as someone else's tool sees both: schemathesis reads the
+//! The API document against the running program, as someone else's tool sees both: schemathesis reads the
 //! document and sends what it allows, what it forbids, and sequences of both.
 
-use anyhow::{Context as _, Result, ensure};
 use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
 
 use crate::children::Scratch;
 

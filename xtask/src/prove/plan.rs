@@ -80,7 +80,7 @@ impl Plan {
         Ok(Self { variants, steps, template, drills, times })
     }
 
-    /// The OpenAPI document alone: of the two ends when nothing else is asked for.
+    /// The API document alone: of the two ends when nothing else is asked for.
     #[must_use]
     pub fn fuzz(asked: &[Variant]) -> Self {
         let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
