@@ -169,22 +169,13 @@ impl RateLimit {
         }
     }
 
-    /// Takes a request from its budgets.
-    async fn take(&self, client: IpAddr, is_write: bool) -> Verdict {
-        let limiters = if is_write { &self.limiters[..] } else { &self.limiters[1..] };
-        let verdict = Self::take_here(limiters, client);
-        //@ if redis
-        // Who has used up a budget here has done so everywhere. When Redis is gone, what is known here is what counts.
-        let together = match verdict.wait {
-            None => self.take_together(limiters, client).await,
-            Some(_) => None,
-        };
-        let verdict = together.unwrap_or(verdict);
-        //@ end
-        verdict
+    /// The policies for a request.
+    fn limiters(&self, is_write: bool) -> &[Limiter] {
+        if is_write { &self.limiters[..] } else { &self.limiters[1..] }
     }
 
-    fn take_here(limiters: &[Limiter], client: IpAddr) -> Verdict {
+    /// Takes a request from the budgets of this process.
+    fn take(limiters: &[Limiter], client: IpAddr) -> Verdict {
         let mut verdict: Option<Verdict> = None;
         for Limiter { policy, budgets } in limiters {
             match budgets.check_key(&policy.payer(client)) {
@@ -202,8 +193,12 @@ impl RateLimit {
     }
     //@ if redis
 
-    /// Takes from the budgets that all replicas share; none when Redis does not answer.
-    async fn take_together(&self, limiters: &[Limiter], client: IpAddr) -> Option<Verdict> {
+    /// Takes it from those that all replicas share too, and returns what they say. Who has used up a budget here has
+    /// done so everywhere; and when Redis does not answer, what is known here counts.
+    async fn take_together(&self, limiters: &[Limiter], client: IpAddr, here: Verdict) -> Verdict {
+        if here.wait.is_some() {
+            return here;
+        }
         let mut take = TAKE.prepare_invoke();
         for Limiter { policy, .. } in limiters {
             let Policy { name, per_second, burst, .. } = policy;
@@ -212,12 +207,14 @@ impl RateLimit {
             take.key(self.shared.key(&budget));
             take.arg(policy.time_for(1).as_micros()).arg(policy.time_for(burst.get()).as_micros());
         }
-        let (refused, number): (usize, u64) = self.shared.run("rate_limit", take).await?;
-        let policy = limiters[refused.saturating_sub(1)].policy;
-        Some(match refused {
-            0 => Verdict { policy, left: u32::try_from(number).unwrap_or(u32::MAX), wait: None },
-            _ => Verdict { policy, left: 0, wait: Some(Duration::from_micros(number)) },
-        })
+        match self.shared.run::<(usize, u64)>("rate_limit", take).await {
+            Some((0, left)) => Verdict { left: u32::try_from(left).unwrap_or(u32::MAX), ..here },
+            Some((refused, wait)) => {
+                let policy = limiters[refused - 1].policy;
+                Verdict { policy, left: 0, wait: Some(Duration::from_micros(wait)) }
+            }
+            None => here,
+        }
     }
     //@ end
 }
@@ -230,7 +227,12 @@ pub async fn limit(
     next: Next,
 ) -> Response {
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let Verdict { policy, left, wait } = limits.take(client.0, is_write).await;
+    let limiters = limits.limiters(is_write);
+    let verdict = RateLimit::take(limiters, client.0);
+    //@ if redis
+    let verdict = limits.take_together(limiters, client.0, verdict).await;
+    //@ end
+    let Verdict { policy, left, wait } = verdict;
     let mut response = match wait {
         None => next.run(request).await,
         Some(wait) => {

@@ -1,11 +1,12 @@
 //! Drills of the end: SIGTERM while clients are at work.
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::http::{Connection, head};
+use crate::http::{Connection, get, head};
 use crate::prove::service::Exit;
 
 use super::Site;
@@ -79,13 +80,34 @@ pub fn cut_short(site: &Site<'_>) -> Result<String> {
     for _ in 0..32 {
         connection.send(&head("GET", "/v1/tasks?limit=100", "", 0))?;
     }
-    thread::sleep(Duration::from_millis(300));
+    stuck(service.admin)?;
     service.signal();
     let exit = site.end(service, SHORT_BOUND)?;
     ensure!(exit.code == Some(3), "exit {:?}, not 3", exit.code);
     let cut = exit.event("shutdown.drain_timeout").context("no shutdown.drain_timeout")?;
-    ensure!(cut["in_flight"].is_u64(), "what was left is not counted: {cut}");
-    Ok(format!("exit 3 after {:.1?}", exit.after))
+    ensure!(cut["in_flight"].as_u64() > Some(0), "what was left is not counted: {cut}");
+    Ok(format!("{} in flight were cut, exit 3 after {:.1?}", cut["in_flight"], exit.after))
+}
+
+/// Waits until the kernel takes no more of the answers, so that no further request is answered.
+fn stuck(admin: SocketAddr) -> Result<()> {
+    let answered = || -> Result<Option<String>> {
+        let page = get(admin, "/metrics")?.body;
+        Ok(page
+            .lines()
+            .find(|line| line.starts_with("http_requests_total{method=\"GET\""))
+            .map(str::to_owned))
+    };
+    let mut before = answered()?;
+    for _ in 0..50 {
+        thread::sleep(Duration::from_millis(150));
+        let now = answered()?;
+        if now.is_some() && now == before {
+            return Ok(());
+        }
+        before = now;
+    }
+    bail!("a client that reads nothing is still served")
 }
 
 /// Whether it stopped in order, with nothing cut.
