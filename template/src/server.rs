@@ -204,6 +204,7 @@ impl Connection {
                 }
                 () = drain.as_mut(), if !draining => {
                     draining = true;
+                    activity.hurry();
                     connection.as_mut().graceful_shutdown();
                 }
             }

@@ -19,6 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{Hold, InFlight, InFlightGuard, Limits};
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long an answer may take to stop a client that goes on sending.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// The state of one connection, shared by its stream, its service and its watcher.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ struct State {
     /// Requests so far.
     count: u64,
     rest: Rest,
+    /// How long it is awaited.
+    linger: Duration,
     /// Whether no byte has come yet.
     silent: bool,
     /// Whether an answer that is finished may wait in a buffer still.
@@ -75,11 +79,17 @@ impl Activity {
             untaken: HashMap::new(),
             count: 0,
             rest: Rest::None,
+            linger: LINGER,
             silent: true,
             unsent: false,
             held_up: None,
         };
         Self { limits, in_flight, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Lingers no more: a client that says nothing further must not hold up the stop.
+    pub(super) fn hurry(&self) {
+        self.update(|state| state.linger = Duration::ZERO);
     }
 
     /// Whether the client has only connected so far.
@@ -145,7 +155,7 @@ pub(super) enum Deadline {
 impl State {
     fn deadline(&self, limits: &Limits) -> (Instant, Deadline) {
         if let Rest::Awaited(since) = self.rest {
-            (since + limits.stalled_write, Deadline::Lingering)
+            (since + self.linger, Deadline::Lingering)
         } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
