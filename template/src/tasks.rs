@@ -76,7 +76,10 @@ impl Tasks {
 
     pub async fn complete(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
         // Room in the queue comes first: a completion must not be kept if no one can be told of it.
-        let place = if self.notify { Some(self.queue.reserve()?) } else { None };
+        let place = match self.notify.then(|| self.queue.reserve()).transpose() {
+            Ok(place) => place,
+            Err(full) => return self.completed_before(id, version).await?.ok_or_else(|| full.into()),
+        };
         let mut first = false;
         let notify = |task: &Task| {
             first = true;
@@ -91,6 +94,15 @@ impl Tasks {
             counter!("tasks_total", "event" => "completed").increment(1);
         }
         Ok(task)
+    }
+
+    /// A completed task, which needs no place in the queue to stay so. None while it is open.
+    async fn completed_before(&self, id: Uuid, version: Option<i64>) -> Result<Option<Task>, Error> {
+        let task = self.store.get(id).await?;
+        if version.is_some_and(|version| version != task.version) {
+            return Err(store::Error::VersionMismatch.into());
+        }
+        Ok(Some(task).filter(|task| task.status == Status::Completed))
     }
 
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {

@@ -132,7 +132,7 @@ async fn full_queue_refuses_before_anything_is_written() {
     receiver.answers(None);
     let limits = [("APP__JOBS__QUEUE_CAPACITY", "1"), ("APP__JOBS__CONCURRENCY", "1")];
     let app = calling(&receiver.url, &limits).await;
-    let mut refused = None;
+    let (mut completed, mut refused) = (None, None);
     // One runs, one waits; which one is which is decided elsewhere.
     for number in 1..=3 {
         let task = app.create(&number.to_string()).await;
@@ -141,12 +141,26 @@ async fn full_queue_refuses_before_anything_is_written() {
             refused = Some((answer, task));
             break;
         }
+        completed = Some(answer.json());
     }
     let (answer, task) = refused.expect("one of three is too many");
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("overloaded")));
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
     assert_eq!(app.get(&path_of(&task)).await.json(), task, "nothing was written");
     assert_eq!(app.patch(&path_of(&task), &json!({ "title": "b" })).await.status, 200, "the rest goes on");
+
+    let completed = completed.expect("two of three have room");
+    let again = app.complete(&completed).await;
+    assert_eq!(
+        (again.status, again.json()),
+        (200, completed.clone()),
+        "no one is to be told, so no room is needed"
+    );
+    let request = app.request(Method::POST, &format!("{}/complete", path_of(&completed)));
+    let stale = Answer::to(request.header("if-match", "\"1\"")).await;
+    assert_eq!((stale.status, &stale.json()["category"]), (412, &json!("conflict")));
+    let nothing = app.complete(&json!({ "id": "00000000-0000-7000-8000-000000000000" })).await;
+    assert_eq!(nothing.status, 404);
 }
 
 #[tokio::test]
