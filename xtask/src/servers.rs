@@ -103,6 +103,28 @@ impl Servers {
         Ok(())
     }
 
+    /// What SQL returns from the database at `url`: a line a row.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn query(&self, url: &str, sql: &str) -> Result<String> {
+        self.client("psql", &["-d", url, "-v", "ON_ERROR_STOP=1", "-Atqc", sql])
+    }
+
+    /// Empties one of Redis' numbered databases.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn flush_redis(&self, database: usize) -> Result<()> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.redis_port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "SELECT {database}\r\nFLUSHDB\r\n")?;
+        let mut answers = [0; 10];
+        stream.read_exact(&mut answers)?;
+        ensure!(&answers == b"+OK\r\n+OK\r\n", "Redis: {}", String::from_utf8_lossy(&answers));
+        Ok(())
+    }
+
     fn client(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let output = Command::new(self.postgres_bin.join(program))
             .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.postgres_port.to_string()])

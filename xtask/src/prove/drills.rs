@@ -2,11 +2,13 @@
 
 mod api;
 mod clients;
+mod crash;
 mod descriptors;
 mod frozen;
 mod hostile;
 mod load;
 mod overload;
+mod pages;
 mod peers;
 mod rolling;
 mod shutdown;
@@ -36,7 +38,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 20] = [
+const ALL: [Drill; 22] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -59,6 +61,16 @@ const ALL: [Drill; 20] = [
     Drill { needs: Some("redis"), ..drill("stops without Redis", "in time, exit 0", frozen::redis) },
     Drill { needs: Some("otlp"), ..drill("stops without a collector", "in time, exit 0", frozen::collector) },
     drill("runs out of descriptors", "goes on by itself", descriptors::exhausted),
+    Drill {
+        needs: Some("postgres"),
+        ends_only: true,
+        ..drill("survives kill -9", "each completion kept and told, nothing else", crash::killed)
+    },
+    Drill {
+        needs: Some("postgres"),
+        ends_only: true,
+        ..drill("finds any page", "by an index, deep ones at no higher cost", pages::cost)
+    },
     Drill {
         ends_only: true,
         ..drill("sheds load", "90 % goodput, p99 at most doubled, refusals in 5 ms", overload::shed)

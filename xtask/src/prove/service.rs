@@ -101,6 +101,11 @@ impl Service {
         self.child.signal(Signal::TERM);
     }
 
+    /// Ends it as a crash would: at once, and without a chance to tidy up.
+    pub fn kill(&self) {
+        self.child.signal(Signal::KILL);
+    }
+
     /// Waits for the end, which must come within `bound`.
     pub fn wait(mut self, bound: Duration) -> Result<Exit> {
         let asked = Instant::now();

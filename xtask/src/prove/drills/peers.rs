@@ -1,6 +1,6 @@
 //! What a service talks to, made to fail: a webhook's receiver, a way to another server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,16 +60,19 @@ impl Gate {
     }
 }
 
+/// What was told of each task: the ids of its deliveries, of which there should be one.
+pub type Told = BTreeMap<String, BTreeSet<String>>;
+
 /// Takes webhooks and answers them once it is told to.
 pub struct Receiver {
     listening: Listening,
     gate: Gate,
-    told: Arc<Mutex<BTreeSet<String>>>,
+    told: Arc<Mutex<Told>>,
 }
 
 impl Receiver {
     pub fn start() -> Result<Self> {
-        let (gate, told) = <(Gate, Arc<Mutex<BTreeSet<String>>>)>::default();
+        let (gate, told) = <(Gate, Arc<Mutex<Told>>)>::default();
         let (opens, tells) = (gate.clone(), Arc::clone(&told));
         let listening = Listening::start(move |stream| receive(stream, &opens, &tells))?;
         Ok(Self { listening, gate, told })
@@ -88,6 +91,10 @@ impl Receiver {
     pub fn told_of(&self) -> usize {
         locked(&self.told).len()
     }
+
+    pub fn told(&self) -> Told {
+        locked(&self.told).clone()
+    }
 }
 
 impl Drop for Receiver {
@@ -96,10 +103,10 @@ impl Drop for Receiver {
     }
 }
 
-fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<BTreeSet<String>>) -> Result<()> {
+fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let mut length = 0;
+        let (mut length, mut delivery) = (0, String::new());
         loop {
             let mut line = String::new();
             stream.read_line(&mut line)?;
@@ -110,6 +117,9 @@ fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<BTreeSet<String>>) -> Re
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse()?;
             }
+            if name.eq_ignore_ascii_case("webhook-id") {
+                value.trim().clone_into(&mut delivery);
+            }
         }
         if length == 0 {
             return Ok(());
@@ -119,15 +129,18 @@ fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<BTreeSet<String>>) -> Re
         gate.pass();
         let call: Value = serde_json::from_slice(&body)?;
         let id = call["data"]["id"].as_str().context("a webhook without its task")?;
-        locked(told).insert(id.to_owned());
+        locked(told).entry(id.to_owned()).or_default().insert(delivery);
         stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
     }
 }
 
-/// The way to a server, which can be frozen: connections stay, and nothing comes through.
+/// The way to a server. It can be frozen: connections stay, and nothing comes through. It can be
+/// cut: connections end, and new ones do as soon as they are made.
 pub struct Way {
     listening: Listening,
     gate: Gate,
+    /// None while it is cut.
+    open: Arc<Mutex<Option<Vec<TcpStream>>>>,
 }
 
 impl Way {
@@ -135,19 +148,34 @@ impl Way {
     pub fn to(server: &str) -> Result<Self> {
         let gate = Gate::default();
         gate.set(true);
-        let (server, opens) = (server.to_owned(), gate.clone());
+        let open = Arc::new(Mutex::new(Some(Vec::new())));
+        let (server, opens, kept) = (server.to_owned(), gate.clone(), Arc::clone(&open));
         let listening = Listening::start(move |client| {
             let server = TcpStream::connect(&server)?;
+            let ends = [client.try_clone()?, server.try_clone()?];
+            locked(&kept).as_mut().context("it is cut")?.extend(ends);
             let (from, to, back) = (client.try_clone()?, server.try_clone()?, opens.clone());
             thread::spawn(move || carry(from, to, &back));
             carry(server, client, &opens);
             Ok(())
         })?;
-        Ok(Self { listening, gate })
+        Ok(Self { listening, gate, open })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.listening.address
+    }
+
+    pub fn cut(&self) {
+        for end in locked(&self.open).take().into_iter().flatten() {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Lets through again what comes; what was frozen first of all.
+    pub fn mend(&self) {
+        locked(&self.open).get_or_insert_default();
+        self.gate.set(true);
     }
 
     pub fn freeze(&self) {

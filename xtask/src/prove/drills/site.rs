@@ -73,12 +73,16 @@ impl<'a> Site<'a> {
             command.env("REDIS_URL", self.servers.redis_url(self.place));
         }
         if self.postgres {
-            let number = self.databases.replace(self.databases.get() + 1);
-            let name = format!("drill_{}_{number}", self.place);
-            command.env("DATABASE_URL", self.servers.create_database(&name)?);
+            command.env("DATABASE_URL", self.database()?);
             command.env("APP__DATABASE__MIGRATE_ON_START", "true");
         }
         Ok(())
+    }
+
+    /// The URL of a new, empty database.
+    pub fn database(&self) -> Result<String> {
+        let number = self.databases.replace(self.databases.get() + 1);
+        self.servers.create_database(&format!("drill_{}_{number}", self.place))
     }
 
     /// A service with these settings besides, ready.
