@@ -2,9 +2,11 @@
 
 mod api;
 mod clients;
+mod coherence;
 mod crash;
 mod descriptors;
 mod frozen;
+mod history;
 mod hostile;
 mod load;
 mod overload;
@@ -38,7 +40,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 22] = [
+const ALL: [Drill; 23] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -70,6 +72,11 @@ const ALL: [Drill; 22] = [
         needs: Some("postgres"),
         ends_only: true,
         ..drill("finds any page", "by an index, deep ones at no higher cost", pages::cost)
+    },
+    Drill {
+        needs: Some("redis"),
+        ends_only: true,
+        ..drill("stays coherent", "no replica goes back; 250 ms behind, or the TTL", coherence::storm)
     },
     Drill {
         ends_only: true,

@@ -1,0 +1,212 @@
+//! Replicas with one database and one Redis, which they lose, each for itself or all at once, while
+//! clients read and write the same tasks through all of them.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::http::{Connection, Response};
+use crate::prove::service::Service;
+
+use super::Site;
+use super::history::{Answer, GONE, Promise, check};
+use super::peers::Way;
+
+const REPLICAS: usize = 3;
+const CLIENTS: usize = 24;
+const TASKS: usize = 50;
+const OPERATIONS: usize = 100_000;
+/// Of a thousand operations: so many delete, those up to the next number change, the others read.
+const DELETIONS: usize = 10;
+const CHANGED: usize = 190;
+
+const TTL: Duration = Duration::from_secs(2);
+/// What a busy machine adds to either promise.
+const SLACK: Duration = Duration::from_millis(500);
+const PROMISE: Promise =
+    Promise { healthy: Duration::from_millis(250).saturating_add(SLACK), always: TTL.saturating_add(SLACK) };
+/// After a fault: the breaker's pause, the follower's way back, and what was kept before then.
+const RECOVERY: Duration = Duration::from_secs(3);
+const BOUND: Duration = Duration::from_mins(30);
+
+pub fn storm(site: &Site<'_>) -> Result<String> {
+    ensure!(site.postgres && site.redis, "replicas share nothing");
+    let (_, redis) = site.servers.redis_url(site.place).split_once("://").map(owned).context("a URL")?;
+    let server = redis.split('/').next().context("a URL without a host")?;
+    let ways = (0..REPLICAS).map(|_| Way::to(server)).collect::<Result<Vec<_>>>()?;
+    let database = site.database()?;
+    let replicas = ways.iter().map(|way| start(site, &database, way)).collect::<Result<Vec<_>>>()?;
+    let scene = Scene::new(replicas.iter().map(|replica| replica.public).collect())?;
+    let (history, faults) = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| client(&scene))).collect();
+        let faults = trouble(site, &ways, &scene);
+        let all = clients.into_iter().map(|client| client.join().expect("a client does not panic"));
+        (all.collect::<Result<Vec<_>>>(), faults)
+    });
+    let (history, (faults, flushes)) = (history?.concat(), faults?);
+    for replica in replicas {
+        site.stop(replica)?;
+    }
+    let seen = check(&history, &faults, &PROMISE)?;
+    ensure!(seen.judged > history.len() / 10, "only {} reads were judged: too many faults", seen.judged);
+    Ok(format!(
+        "{} operations in {:.0?}, {} faults and {flushes} flushes; {} reads judged while healthy; \
+         the oldest version was overtaken {:.0?} before",
+        history.len(),
+        scene.start.elapsed(),
+        faults.len(),
+        seen.judged,
+        seen.oldest
+    ))
+}
+
+fn owned((scheme, rest): (&str, &str)) -> (String, String) {
+    (scheme.to_owned(), rest.to_owned())
+}
+
+fn start(site: &Site<'_>, database: &str, way: &Way) -> Result<Service> {
+    let redis = format!("redis://{}/{}", way.address(), site.place);
+    let ttl = format!("{}s", TTL.as_secs());
+    let settings = [
+        ("DATABASE_URL", database),
+        ("REDIS_URL", &redis),
+        ("APP__CACHE__TTL", &ttl),
+        ("APP__LOG__ACCESS", "false"),
+    ];
+    site.start(&[site.unlimited(), &settings].concat())
+}
+
+/// What clients share.
+struct Scene {
+    start: Instant,
+    replicas: Vec<SocketAddr>,
+    /// Each a task's number in the history and its path. A deleted one is replaced by the next writer.
+    tasks: Vec<RwLock<(usize, String)>>,
+    numbers: AtomicUsize,
+    begun: AtomicUsize,
+}
+
+impl Scene {
+    fn new(replicas: Vec<SocketAddr>) -> Result<Self> {
+        let mut first = Connection::open(replicas[0])?;
+        let tasks = (0..TASKS).map(|number| Ok(RwLock::new((number, create(&mut first)?))));
+        let tasks = tasks.collect::<Result<Vec<_>>>()?;
+        let numbers = AtomicUsize::new(TASKS);
+        Ok(Self { start: Instant::now(), replicas, tasks, numbers, begun: AtomicUsize::new(0) })
+    }
+
+    fn over(&self) -> bool {
+        self.begun.load(Ordering::SeqCst) >= OPERATIONS || self.start.elapsed() > BOUND
+    }
+
+    fn task(&self, place: usize) -> (usize, String) {
+        self.tasks[place].read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another task in the place of one that is gone, unless someone was faster.
+    fn replace(&self, place: usize, gone: usize, connection: &mut Connection) -> Result<()> {
+        let mut task = self.tasks[place].write().unwrap_or_else(PoisonError::into_inner);
+        if task.0 == gone {
+            *task = (self.numbers.fetch_add(1, Ordering::SeqCst), create(connection)?);
+        }
+        Ok(())
+    }
+}
+
+fn create(connection: &mut Connection) -> Result<String> {
+    let answer = connection.request("POST", "/v1/tasks", "", r#"{"title": "Count the boxes"}"#)?;
+    ensure!(answer.status == 201, "creating answered {}: {}", answer.status, answer.body);
+    answer.header("location").map(str::to_owned).context("no Location")
+}
+
+/// Reads and writes at random, and remembers what it was answered.
+fn client(scene: &Scene) -> Result<Vec<Answer>> {
+    let result = operate(scene);
+    if result.is_err() {
+        // The others need not go on.
+        scene.begun.fetch_add(OPERATIONS, Ordering::SeqCst);
+    }
+    result
+}
+
+fn operate(scene: &Scene) -> Result<Vec<Answer>> {
+    let mut connections =
+        scene.replicas.iter().map(|replica| Connection::open(*replica)).collect::<Result<Vec<_>>>()?;
+    let mut history = Vec::new();
+    while !scene.over() {
+        scene.begun.fetch_add(1, Ordering::SeqCst);
+        let (replica, place) = (fastrand::usize(..REPLICAS), fastrand::usize(..TASKS));
+        let (task, path) = scene.task(place);
+        let (method, body) = match fastrand::usize(..1000) {
+            ..DELETIONS => ("DELETE", ""),
+            DELETIONS..CHANGED => ("PATCH", r#"{"description": "Once more"}"#),
+            _ => ("GET", ""),
+        };
+        let connection = &mut connections[replica];
+        let began = scene.start.elapsed();
+        let answer =
+            connection.request(method, &path, "", body).with_context(|| format!("{method} {path}"))?;
+        let ended = scene.start.elapsed();
+        let version = version(&answer).with_context(|| format!("{method} {path}"))?;
+        let wrote = method != "GET" && answer.status != 404;
+        history.push(Answer { replica, task, wrote, version, began, ended });
+        if method != "GET" && answer.status == 404 {
+            scene.replace(place, task, connection)?;
+        }
+    }
+    Ok(history)
+}
+
+/// Which version an answer tells of. Without Redis, too, requests are answered as always.
+fn version(answer: &Response) -> Result<u64> {
+    match answer.status {
+        200 => answer.json()?["version"].as_u64().context("no version"),
+        204 | 404 => Ok(GONE),
+        status => bail!("answered {status}: {}", answer.body),
+    }
+}
+
+/// Takes Redis away and gives it back, until the clients are done. When it was not as it should be,
+/// each time until all has recovered, and how often it was emptied besides, which is no excuse.
+fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Range<Duration>>, usize)> {
+    let (mut faults, mut flushes): (Vec<Range<Duration>>, _) = (Vec::new(), 0);
+    loop {
+        // Some faults come before all has recovered from the one before.
+        pause(scene, Duration::from_millis(fastrand::u64(500..7000)));
+        if scene.over() {
+            return Ok((faults, flushes));
+        }
+        let one = fastrand::usize(..ways.len());
+        let hit = if fastrand::bool() { ways } else { &ways[one..=one] };
+        let began = scene.start.elapsed();
+        match fastrand::u8(..5) {
+            0 => {
+                site.servers.flush_redis(site.place)?;
+                flushes += 1;
+                continue;
+            }
+            1 | 2 => hit.iter().for_each(Way::cut),
+            _ => hit.iter().for_each(Way::freeze),
+        }
+        // From a short break, which nobody may notice, to one that outlasts every deadline.
+        pause(scene, Duration::from_millis(1 << fastrand::u64(..12)));
+        hit.iter().for_each(Way::mend);
+        let until = scene.start.elapsed() + RECOVERY;
+        match faults.last_mut() {
+            Some(last) if last.end >= began => last.end = until,
+            _ => faults.push(began..until),
+        }
+    }
+}
+
+fn pause(scene: &Scene, length: Duration) {
+    let until = Instant::now() + length;
+    while Instant::now() < until && !scene.over() {
+        thread::sleep(length.min(Duration::from_millis(20)));
+    }
+}
