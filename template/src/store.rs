@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool, Postgres};
+use sqlx::{ConnectOptions, Connection, PgPool, Postgres};
 use time::OffsetDateTime;
 //@ if otlp
 use tracing::{Instrument, Span, info_span};
@@ -88,10 +88,15 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// What a server that works may need beyond the statement timeout, which it holds itself.
+const SLACK: Duration = Duration::from_secs(1);
+
 /// A pool of connections. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    /// After which a server that has not answered is given up, whoever waits for it.
+    patience: Duration,
 }
 
 /// A row of `tasks`; its status is text in the database.
@@ -123,6 +128,7 @@ impl Store {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
         let statement_timeout = config.statement_timeout.as_millis().to_string();
+        let acquire_timeout = config.acquire_timeout;
         let options = PgConnectOptions::from_str(url)?
             .application_name(env!("CARGO_PKG_NAME"))
             .options([("statement_timeout", statement_timeout)])
@@ -131,8 +137,16 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
+            .after_release(move |connection, _| {
+                // The pool asks a connection whether it still works before it takes it back, and waits for ever: a
+                // server that has fallen silent would take the place of each connection that was in use.
+                Box::pin(async move {
+                    let answer = tokio::time::timeout(acquire_timeout, connection.ping()).await;
+                    answer.unwrap_or_else(|_| Err(silent())).map(|()| true)
+                })
+            })
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, patience: config.statement_timeout + SLACK })
     }
 
     /// Readiness: the server answers and the schema is at least as new as this binary's.
@@ -167,7 +181,7 @@ impl Store {
             new.title,
             new.description
         );
-        Ok(timed("create_task", query.fetch_one(&mut *connection)).await?.into())
+        Ok(self.timed("create_task", query.fetch_one(&mut *connection)).await?.into())
     }
 
     /// # Errors
@@ -175,7 +189,7 @@ impl Store {
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
-        let row = timed("get_task", query.fetch_optional(&mut *connection)).await?;
+        let row = self.timed("get_task", query.fetch_optional(&mut *connection)).await?;
         Ok(row.ok_or(Error::NotFound)?.into())
     }
 
@@ -192,11 +206,11 @@ impl Store {
                 after,
                 limit
             );
-            timed("list_tasks_by_status", query.fetch_all(&mut *connection)).await?
+            self.timed("list_tasks_by_status", query.fetch_all(&mut *connection)).await?
         } else {
             let query =
                 sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id > $1 ORDER BY id LIMIT $2", after, limit);
-            timed("list_tasks", query.fetch_all(&mut *connection)).await?
+            self.timed("list_tasks", query.fetch_all(&mut *connection)).await?
         };
         Ok(rows.into_iter().map(Task::from).collect())
     }
@@ -219,7 +233,7 @@ impl Store {
             patch.description.is_some(),
             patch.description.flatten()
         );
-        match timed("update_task", query.fetch_optional(&mut *connection)).await? {
+        match self.timed("update_task", query.fetch_optional(&mut *connection)).await? {
             Some(row) => Ok(row.into()),
             None => Err(missed(&mut connection, id).await),
         }
@@ -244,7 +258,7 @@ impl Store {
             id,
             version
         );
-        let Some(row) = timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
+        let Some(row) = self.timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
             // Nothing changed: it is completed already, has another version, or does not exist.
             let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
             let task: Task = query.fetch_optional(&mut *transaction).await?.ok_or(Error::NotFound)?.into();
@@ -255,7 +269,7 @@ impl Store {
         let task = Task::from(row);
         let job = job(&task);
         if let Some(job) = &job {
-            jobs::insert(&mut transaction, job).await?;
+            self.insert_job(&mut transaction, job).await?;
         }
         transaction.commit().await?;
         Ok((task, job))
@@ -269,7 +283,7 @@ impl Store {
         let mut connection = self.acquire().await?;
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
-        if timed("delete_task", query.execute(&mut *connection)).await?.rows_affected() == 0 {
+        if self.timed("delete_task", query.execute(&mut *connection)).await?.rows_affected() == 0 {
             return Err(missed(&mut connection, id).await);
         }
         Ok(())
@@ -288,6 +302,28 @@ impl Store {
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
         transaction
     }
+
+    /// Bounds and measures a query, under a name of ours, so that no value can end up in it.
+    async fn timed<T>(
+        &self,
+        name: &'static str,
+        query: impl Future<Output = sqlx::Result<T>>,
+    ) -> sqlx::Result<T> {
+        let started = Instant::now();
+        //@ if otlp
+        // Only where something asked for it: polling for jobs would be a trace a second of its own.
+        let span = match Context::current() {
+            Some(_) => {
+                info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql")
+            }
+            None => Span::none(),
+        };
+        let query = query.instrument(span);
+        //@ end
+        let result = tokio::time::timeout(self.patience, query).await;
+        histogram!("db_query_duration_seconds", "query" => name).record(started.elapsed().as_secs_f64());
+        result.unwrap_or_else(|_| Err(silent()))
+    }
 }
 
 /// Why a change that named a version touched no row.
@@ -300,18 +336,6 @@ async fn missed(connection: &mut PoolConnection<Postgres>, id: Uuid) -> Error {
     }
 }
 
-/// Measures a query under a name of ours, so that no value can end up in it.
-async fn timed<T>(name: &'static str, query: impl Future<Output = T>) -> T {
-    let started = Instant::now();
-    //@ if otlp
-    // Only where something asked for it: polling for jobs would be a trace a second of its own.
-    let span = match Context::current() {
-        Some(_) => info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql"),
-        None => Span::none(),
-    };
-    let query = query.instrument(span);
-    //@ end
-    let result = query.await;
-    histogram!("db_query_duration_seconds", "query" => name).record(started.elapsed().as_secs_f64());
-    result
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the server has fallen silent"))
 }

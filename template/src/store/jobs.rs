@@ -8,17 +8,17 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Store, timed};
+use super::{Error, Store};
 use crate::jobs::Job;
 
-pub(super) async fn insert(connection: &mut PgConnection, job: &Job) -> Result<(), Error> {
-    let text = serde_json::to_string(job).expect("a job is always JSON");
-    let query = sqlx::query!("INSERT INTO jobs (id, job) VALUES ($1, $2)", job.id, text);
-    timed("insert_job", query.execute(connection)).await?;
-    Ok(())
-}
-
 impl Store {
+    pub(super) async fn insert_job(&self, connection: &mut PgConnection, job: &Job) -> Result<(), Error> {
+        let text = serde_json::to_string(job).expect("a job is always JSON");
+        let query = sqlx::query!("INSERT INTO jobs (id, job) VALUES ($1, $2)", job.id, text);
+        self.timed("insert_job", query.execute(connection)).await?;
+        Ok(())
+    }
+
     /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
     pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
         let mut connection = self.acquire().await?;
@@ -29,7 +29,7 @@ impl Store {
              RETURNING id, job, attempts",
             lease.as_secs_f64()
         );
-        let Some(row) = timed("claim_job", query.fetch_optional(&mut *connection)).await? else {
+        let Some(row) = self.timed("claim_job", query.fetch_optional(&mut *connection)).await? else {
             return Ok(None);
         };
         match serde_json::from_str::<Job>(&row.job) {
@@ -45,7 +45,7 @@ impl Store {
     pub async fn finish_job(&self, id: Uuid) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
-        timed("finish_job", query.execute(&mut *connection)).await?;
+        self.timed("finish_job", query.execute(&mut *connection)).await?;
         Ok(())
     }
 
@@ -56,7 +56,7 @@ impl Store {
             id,
             after.as_secs_f64()
         );
-        timed("retry_job", query.execute(&mut *connection)).await?;
+        self.timed("retry_job", query.execute(&mut *connection)).await?;
         Ok(())
     }
 
@@ -64,7 +64,7 @@ impl Store {
         let mut connection = self.acquire().await?;
         let query =
             sqlx::query!("UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1", id, reason);
-        timed("fail_job", query.execute(&mut *connection)).await?;
+        self.timed("fail_job", query.execute(&mut *connection)).await?;
         Ok(())
     }
 
@@ -72,7 +72,7 @@ impl Store {
     pub async fn count_jobs(&self) -> Result<usize, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM jobs WHERE failed_at IS NULL"#);
-        let count = timed("count_jobs", query.fetch_one(&mut *connection)).await?;
+        let count = self.timed("count_jobs", query.fetch_one(&mut *connection)).await?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 }

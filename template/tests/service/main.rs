@@ -20,6 +20,9 @@ mod misconfiguration;
 //@ if otlp
 mod otlp;
 //@ end
+//@ if postgres
+mod outages;
+//@ end
 mod pages;
 //@ if postgres
 mod postgres;
@@ -34,6 +37,9 @@ mod rate_limit;
 mod receiver;
 //@ if redis
 mod redis;
+//@ end
+//@ if postgres
+mod schema;
 //@ end
 mod secrets;
 mod wire;

@@ -1,13 +1,10 @@
-//! Postgres: the schema is brought up to date by any number of replicas, what was acknowledged survives a crash,
-//! and a server that is gone is told within the time that was set. Each test has a database of its own.
-
-use std::time::{Duration, Instant};
+//! Postgres: what was acknowledged survives a crash, what was not committed is not told. Each test has a database
+//! of its own.
 
 use reqwest::Url;
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::app::{TestApp, eventually, path_of};
@@ -38,7 +35,7 @@ impl Database {
     }
 
     /// The URL of this database behind a proxy in front of its server.
-    async fn behind_proxy(&self) -> (String, Proxy) {
+    pub async fn behind_proxy(&self) -> (String, Proxy) {
         let mut url: Url = self.url.parse().expect("a URL");
         let host = url.host_str().expect("a host");
         let proxy = Proxy::to(&format!("{host}:{}", url.port().unwrap_or(5432))).await;
@@ -60,11 +57,53 @@ impl Database {
         (url.into(), proxy)
     }
 
-    async fn connect(&self) -> PgConnection {
+    /// The URL of this database for a user who owns it and no more.
+    pub async fn owned(&self) -> String {
+        let name = &self.name;
+        administer(format!("CREATE ROLE {name} LOGIN PASSWORD '{name}'")).await.expect("a role");
+        self.alter(&format!("OWNER TO {name}")).await;
+        let mut url: Url = self.url.parse().expect("a URL");
+        url.set_username(name).expect("a user");
+        url.set_password(Some(name)).expect("a password");
+        url.into()
+    }
+
+    /// Allows the owner so many connections, and ends those that are open.
+    pub async fn limit_connections(&self, count: i32) {
+        administer(format!("ALTER ROLE {} CONNECTION LIMIT {count}", self.name)).await.expect("a limit");
+        self.end_connections().await;
+    }
+
+    /// Changes a setting of the database for all connections, also those that are open: they are ended.
+    pub async fn set(&self, setting: &str) {
+        self.alter(&format!("SET {setting}")).await;
+        self.end_connections().await;
+    }
+
+    async fn alter(&self, what: &str) {
+        administer(format!("ALTER DATABASE {} {what}", self.name)).await.expect("the database is altered");
+    }
+
+    async fn end_connections(&self) {
+        let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname";
+        administer(format!("{all} = '{}'", self.name)).await.expect("connections are ended");
+    }
+
+    /// How many connections services have to it.
+    pub async fn connections(&self) -> i64 {
+        let service = env!("CARGO_PKG_NAME");
+        self.count(&format!(
+            "pg_stat_activity WHERE datname = '{}' AND application_name = '{service}'",
+            self.name
+        ))
+        .await
+    }
+
+    pub async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.expect("the database")
     }
 
-    async fn count(&self, table: &str) -> i64 {
+    pub async fn count(&self, table: &str) -> i64 {
         let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
         sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.expect("a count")
     }
@@ -101,160 +140,6 @@ async fn administer(sql: String) -> sqlx::Result<()> {
     let mut connection = PgConnection::connect(&server()).await?;
     connection.execute(AssertSqlSafe(sql)).await?;
     connection.close().await
-}
-
-/// Checks that are made often, so that a test need not wait long for one.
-const WATCHFUL: [(&str, &str); 4] = [
-    ("APP__HEALTH__INTERVAL", "100ms"),
-    ("APP__HEALTH__TIMEOUT", "100ms"),
-    ("APP__DATABASE__ACQUIRE_TIMEOUT", "400ms"),
-    ("APP__DATABASE__MAX_CONNECTIONS", "2"),
-];
-
-#[tokio::test]
-async fn migrate_brings_the_schema_up_to_date_and_may_be_repeated() {
-    let database = Database::create().await;
-    let launch = || Launch::new(&[("DATABASE_URL", &database.url)]);
-    for _ in 0..2 {
-        let ended = launch().run("migrate").await;
-        assert_eq!(ended.code, Some(0), "{ended:#?}");
-        assert!(ended.out.join("").contains("up to date"), "{ended:#?}");
-    }
-    let app = TestApp::launch(launch().set(&[("APP__DATABASE__MIGRATE_ON_START", "false")])).await;
-    app.create("a").await;
-
-    let ended = Launch::new(&[]).run("migrate").await;
-    assert!(ended.code == Some(1) && !ended.err.is_empty(), "no server is a fault, in words: {ended:#?}");
-}
-
-#[tokio::test]
-async fn replicas_that_start_together_migrate_once_and_share_their_tasks() {
-    let database = Database::create().await;
-    let start = async || TestApp::spawn(&[("DATABASE_URL", &database.url)]).await;
-    let (one, two, three) = tokio::join!(start(), start(), start());
-    let task = one.create("a").await;
-    for app in [&two, &three] {
-        assert_eq!(app.get(&path_of(&task)).await.json(), task);
-    }
-    for app in [one, two, three] {
-        let ended = app.stop().await;
-        assert_eq!(ended.code, Some(0));
-        assert!(
-            !ended.names().contains(&"schema.migration_failed".to_owned()),
-            "they take turns: {ended:#?}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn replica_waits_while_another_migrates() {
-    let database = Database::create().await;
-    let mut other = database.connect().await;
-    // The number is the one in src/store/schema.rs.
-    let taken = format!("SELECT pg_advisory_lock({})", 0x7461_736b);
-    other.execute(AssertSqlSafe(taken)).await.expect("the lock");
-    let mut app = TestApp::starting(Launch::new(&[("DATABASE_URL", &database.url)])).await;
-    let ready = timeout(Duration::from_millis(400), app.process.event("service.ready")).await;
-    assert!(ready.is_err(), "it did not wait");
-    assert_eq!(app.get("/ready").await.json(), json!({ "status": "starting" }));
-    other.close().await.expect("the lock is given back with the connection");
-    app.ready().await;
-}
-
-#[tokio::test]
-async fn schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is() {
-    let database = Database::create().await;
-    let by_hand = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__MIGRATE_ON_START", "false")];
-    let app = TestApp::starting(Launch::new(&WATCHFUL).set(&by_hand)).await;
-    let checked = async || app.admin("/health/ready").await;
-    let empty = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
-    assert_eq!((empty.status, &empty.json()["status"]), (503, &json!("starting")));
-    assert_eq!(app.get("/health").await.status, 200);
-    assert_eq!(Launch::new(&by_hand).run("migrate").await.code, Some(0));
-    let app = app.ready().await;
-
-    let mut connection = database.connect().await;
-    connection.execute("DELETE FROM _sqlx_migrations").await.expect("the schema looks old");
-    let behind = eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
-    assert_eq!(behind.json(), json!({ "status": "unavailable" }));
-    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-                 VALUES (99999999999999, 'of a later release', true, 'x', 0)";
-    connection.execute(newer).await.expect("the schema looks new");
-    eventually(async || app.get("/ready").await.status, |status| *status == 200).await;
-    let rolled_back = TestApp::spawn(&by_hand).await;
-    assert_eq!(rolled_back.get("/ready").await.status, 200, "a rollback starts");
-}
-
-#[tokio::test]
-async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
-    let database = Database::create().await;
-    let (url, proxy) = database.behind_proxy().await;
-    let mut app = TestApp::launch(Launch::new(&WATCHFUL).set(&[("DATABASE_URL", &url)])).await;
-    let task = app.create("a").await;
-
-    proxy.cut();
-    let began = Instant::now();
-    let answer = app.get("/v1/tasks").await;
-    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
-    assert!(!answer.header("retry-after").is_empty());
-    assert!(began.elapsed() < Duration::from_millis(400 + 500), "{:?}", began.elapsed());
-    eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
-    assert_eq!(app.get("/ready").await.json(), json!({ "status": "unavailable" }), "nothing is named");
-    let ready = app.admin("/health/ready").await.json();
-    assert_eq!(
-        (&ready["checks"][0]["name"], &ready["checks"][0]["status"]),
-        (&json!("postgres"), &json!("down"))
-    );
-    assert_eq!(app.get("/health").await.status, 200, "a restart would not mend it");
-    assert!(app.metrics().await.contains("dependency_up{dependency=\"postgres\"} 0\n"));
-
-    proxy.mend();
-    eventually(async || app.get("/ready").await.status, |status| *status == 200).await;
-    let page = app.get("/v1/tasks").await;
-    assert_eq!((page.status, &page.json()["items"][0]["id"]), (200, &task["id"]));
-    app.process.event("dependency.down").await;
-    app.process.event_where("http.request", |line| line["status"] == 503).await;
-    let shown = app.stop().await.out.join("\n");
-    assert!(!shown.contains(&url), "the URL may hold a password");
-}
-
-#[tokio::test]
-async fn exhausted_pool_turns_requests_away_in_time() {
-    let app =
-        TestApp::spawn(&[&WATCHFUL, [("APP__DATABASE__MAX_CONNECTIONS", "1")].as_slice()].concat()).await;
-    let (path, change) = (path_of(&app.create("a").await), json!({ "title": "b" }));
-    let database = app.process.database();
-    let mut connection = database.connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
-    let waiting = app.patch(&path, &change);
-    let refused = async {
-        // The one connection waits for the lock; whoever comes now waits for the connection.
-        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
-        eventually(async || database.count(blocked).await, |count| *count == 1).await;
-        let began = Instant::now();
-        let answer = app.get("/v1/tasks").await;
-        let took = began.elapsed();
-        transaction.rollback().await.expect("the lock is given back");
-        (answer, took)
-    };
-    let (patched, (answer, took)) = tokio::join!(waiting, refused);
-    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
-    assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(400 + 500), "{took:?}");
-    assert_eq!(patched.status, 200, "what waited for the lock goes on");
-}
-
-#[tokio::test]
-async fn statement_that_takes_too_long_is_ended() {
-    let app = TestApp::spawn(&[("APP__DATABASE__STATEMENT_TIMEOUT", "300ms")]).await;
-    let mut connection = app.process.database().connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
-    let answer = app.get("/v1/tasks").await;
-    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
-    for word in ["statement", "canceling", "sql", "tasks\""] {
-        assert!(!answer.body.to_lowercase().contains(word), "{word} in {}", answer.body);
-    }
 }
 
 #[tokio::test]

@@ -21,6 +21,10 @@ struct State {
     cut: bool,
     /// How often that happened: a connection ends with the next one, however short it is.
     cuts: usize,
+    //@ if postgres
+    /// Nothing comes through, and neither end is told.
+    frozen: bool,
+    //@ end
 }
 
 impl Proxy {
@@ -41,12 +45,28 @@ impl Proxy {
 
     /// Closes all connections; new ones are closed as soon as they are made.
     pub fn cut(&self) {
-        self.state.send_modify(|state| *state = State { cut: true, cuts: state.cuts + 1 });
+        self.state.send_modify(|state| {
+            state.cut = true;
+            state.cuts += 1;
+        });
     }
+    //@ if postgres
+
+    /// From now on nothing comes through, but connections stay: those that are open for good, and new ones until
+    /// it is mended.
+    pub fn freeze(&self) {
+        self.state.send_modify(|state| state.frozen = true);
+    }
+    //@ end
 
     /// Takes new connections again.
     pub fn mend(&self) {
-        self.state.send_modify(|state| state.cut = false);
+        self.state.send_modify(|state| {
+            state.cut = false;
+            //@ if postgres
+            state.frozen = false;
+            //@ end
+        });
     }
 }
 
@@ -58,13 +78,23 @@ impl Drop for Proxy {
 
 /// Carries one connection until an end closes it or the proxy is cut.
 async fn carry(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
-    let State { cut, cuts } = *states.borrow_and_update();
-    if cut {
+    let at_first = *states.borrow_and_update();
+    if at_first.cut {
         return;
     }
     let Ok(mut server) = TcpStream::connect(server).await else { return };
+    let over = |state: &State| state.cuts > at_first.cuts;
+    //@ if postgres
+    let over = |state: &State| over(state) || state.frozen;
+    //@ end
     tokio::select! {
         _ = copy_bidirectional(&mut client, &mut server) => {}
-        _ = states.wait_for(|state| state.cuts > cuts) => {}
+        _ = states.wait_for(over) => {}
     }
+    //@ if postgres
+    if states.borrow().cuts == at_first.cuts {
+        // Held until the client gives it up.
+        let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
+    }
+    //@ end
 }

@@ -1,0 +1,186 @@
+//! A database that is gone, silent, full or read-only: requests are told in time, and all is well once it is back.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sqlx::{Connection, Executor};
+
+use crate::app::{Answer, TestApp, eventually, path_of};
+use crate::postgres::Database;
+use crate::process::{Launch, Variables};
+use crate::receiver::Receiver;
+
+/// Checks that are made often, so that a test need not wait long for one.
+pub const WATCHFUL: [(&str, &str); 4] = [
+    ("APP__HEALTH__INTERVAL", "100ms"),
+    ("APP__HEALTH__TIMEOUT", "100ms"),
+    ("APP__DATABASE__ACQUIRE_TIMEOUT", "400ms"),
+    ("APP__DATABASE__MAX_CONNECTIONS", "2"),
+];
+
+/// What a busy machine adds to a deadline.
+const SLACK: Duration = Duration::from_millis(500);
+
+fn assert_unavailable(answer: &Answer) {
+    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")), "{answer:?}");
+    assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+}
+
+/// A service that looks often, with `variables` besides.
+async fn watchful(variables: Variables<'_>) -> TestApp {
+    TestApp::launch(Launch::new(&WATCHFUL).set(variables)).await
+}
+
+async fn turns_ready(app: &TestApp, status: u16) {
+    eventually(async || app.get("/ready").await.status, |now| *now == status).await;
+}
+
+#[tokio::test]
+async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
+    let database = Database::create().await;
+    let (url, proxy) = database.behind_proxy().await;
+    let mut app = TestApp::launch(Launch::new(&WATCHFUL).set(&[("DATABASE_URL", &url)])).await;
+    let task = app.create("a").await;
+
+    proxy.cut();
+    let began = Instant::now();
+    let answer = app.get("/v1/tasks").await;
+    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
+    assert!(!answer.header("retry-after").is_empty());
+    assert!(began.elapsed() < Duration::from_millis(400 + 500), "{:?}", began.elapsed());
+    eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
+    assert_eq!(app.get("/ready").await.json(), json!({ "status": "unavailable" }), "nothing is named");
+    let ready = app.admin("/health/ready").await.json();
+    assert_eq!(
+        (&ready["checks"][0]["name"], &ready["checks"][0]["status"]),
+        (&json!("postgres"), &json!("down"))
+    );
+    assert_eq!(app.get("/health").await.status, 200, "a restart would not mend it");
+    assert!(app.metrics().await.contains("dependency_up{dependency=\"postgres\"} 0\n"));
+
+    proxy.mend();
+    eventually(async || app.get("/ready").await.status, |status| *status == 200).await;
+    let page = app.get("/v1/tasks").await;
+    assert_eq!((page.status, &page.json()["items"][0]["id"]), (200, &task["id"]));
+    app.process.event("dependency.down").await;
+    app.process.event_where("http.request", |line| line["status"] == 503).await;
+    let shown = app.stop().await.out.join("\n");
+    assert!(!shown.contains(&url), "the URL may hold a password");
+}
+
+#[tokio::test]
+async fn exhausted_pool_turns_requests_away_in_time() {
+    let app =
+        TestApp::spawn(&[&WATCHFUL, [("APP__DATABASE__MAX_CONNECTIONS", "1")].as_slice()].concat()).await;
+    let (path, change) = (path_of(&app.create("a").await), json!({ "title": "b" }));
+    let database = app.process.database();
+    let mut connection = database.connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let waiting = app.patch(&path, &change);
+    let refused = async {
+        // The one connection waits for the lock; whoever comes now waits for the connection.
+        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        let began = Instant::now();
+        let answer = app.get("/v1/tasks").await;
+        let took = began.elapsed();
+        transaction.rollback().await.expect("the lock is given back");
+        (answer, took)
+    };
+    let (patched, (answer, took)) = tokio::join!(waiting, refused);
+    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
+    assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(400 + 500), "{took:?}");
+    assert_eq!(patched.status, 200, "what waited for the lock goes on");
+}
+
+#[tokio::test]
+async fn statement_that_takes_too_long_is_ended() {
+    let app = TestApp::spawn(&[("APP__DATABASE__STATEMENT_TIMEOUT", "300ms")]).await;
+    let mut connection = app.process.database().connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let answer = app.get("/v1/tasks").await;
+    assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
+    for word in ["statement", "canceling", "sql", "tasks\""] {
+        assert!(!answer.body.to_lowercase().contains(word), "{word} in {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_nor_jobs() {
+    let (database, receiver) = (Database::create().await, Receiver::start().await);
+    let (url, proxy) = database.behind_proxy().await;
+    let app = watchful(&[
+        ("DATABASE_URL", &url),
+        ("APP__DATABASE__STATEMENT_TIMEOUT", "2s"),
+        ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
+        ("APP__WEBHOOK__URL", &receiver.url),
+    ])
+    .await;
+    let task = app.create("a").await;
+    let mut connection = database.connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE jobs, tasks").await.expect("the locks");
+    let frozen = async {
+        // One connection waits with a worker, the other with the request: there are no more.
+        let blocked = "pg_locks WHERE NOT granted AND relation IN ('jobs'::regclass, 'tasks'::regclass)";
+        eventually(async || database.count(blocked).await, |count| *count == 2).await;
+        proxy.freeze();
+        transaction.rollback().await.expect("the locks are given back");
+    };
+    let began = Instant::now();
+    let (cut_short, ()) = tokio::join!(app.get("/v1/tasks"), frozen);
+    assert!([503, 504].contains(&cut_short.status), "{cut_short:?}");
+    assert!(began.elapsed() < Duration::from_secs(1) + SLACK, "{:?}", began.elapsed());
+
+    let began = Instant::now();
+    assert_unavailable(&app.get("/v1/tasks").await);
+    assert!(began.elapsed() < Duration::from_millis(400) + SLACK, "{:?}", began.elapsed());
+    turns_ready(&app, 503).await;
+
+    // What was open stays silent: only new connections work, as after a failover.
+    proxy.mend();
+    turns_ready(&app, 200).await;
+    assert_eq!(app.complete(&task).await.status, 200);
+    assert_eq!(receiver.calls(1).await[0].json()["data"]["id"], task["id"]);
+    eventually(async || database.connections().await, |count| *count <= 2).await;
+}
+
+#[tokio::test]
+async fn read_only_server_refuses_writes_and_goes_on_reading() {
+    let app = watchful(&[]).await;
+    let database = app.process.database();
+    let task = app.create("a").await;
+    database.set("default_transaction_read_only = on").await;
+    let change = json!({ "title": "b" });
+    let write = async || app.patch(&path_of(&task), &change).await;
+    let refused = eventually(write, |answer| answer.status != 200).await;
+    assert_unavailable(&refused);
+    assert_unavailable(&app.post("/v1/tasks", &change).await);
+    assert_unavailable(&app.complete(&task).await);
+    assert_unavailable(&app.delete(&path_of(&task)).await);
+    assert_eq!(app.get("/v1/tasks").await.status, 200);
+    assert_eq!(app.get(&path_of(&task)).await.status, 200);
+
+    database.set("default_transaction_read_only = off").await;
+    eventually(write, |answer| answer.status == 200).await;
+    assert_eq!(app.complete(&task).await.status, 200);
+}
+
+#[tokio::test]
+async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
+    let database = Database::create().await;
+    let app = watchful(&[("DATABASE_URL", &database.owned().await)]).await;
+    let task = app.create("a").await;
+    database.limit_connections(0).await;
+    turns_ready(&app, 503).await;
+    let began = Instant::now();
+    assert_unavailable(&app.get("/v1/tasks").await);
+    assert!(began.elapsed() < Duration::from_millis(400) + SLACK, "{:?}", began.elapsed());
+
+    database.limit_connections(-1).await;
+    turns_ready(&app, 200).await;
+    assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["id"], task["id"]);
+    assert!(database.connections().await <= 2);
+}
