@@ -2,7 +2,6 @@
 //! clients read and write the same tasks through all of them.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::thread;
@@ -14,7 +13,7 @@ use crate::http::{Connection, Response};
 use crate::prove::service::Service;
 
 use super::Site;
-use super::history::{Answer, GONE, Promise, check};
+use super::history::{Answer, Fault, GONE, Promise, check};
 use super::peers::Way;
 
 const REPLICAS: usize = 3;
@@ -27,7 +26,7 @@ const CHANGED: usize = 190;
 
 const TTL: Duration = Duration::from_secs(2);
 /// What a busy machine adds to either promise.
-const SLACK: Duration = Duration::from_millis(500);
+const SLACK: Duration = Duration::from_millis(750);
 const PROMISE: Promise =
     Promise { healthy: Duration::from_millis(250).saturating_add(SLACK), always: TTL.saturating_add(SLACK) };
 /// After a fault: the breaker's pause, the follower's way back, and what was kept before then.
@@ -53,14 +52,15 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
         site.stop(replica)?;
     }
     let seen = check(&history, &faults, &PROMISE)?;
-    ensure!(seen.judged > history.len() / 10, "only {} reads were judged: too many faults", seen.judged);
+    ensure!(seen.judged > history.len() / 50, "only {} reads were judged: too many faults", seen.judged);
     Ok(format!(
         "{} operations in {:.0?}, {} faults and {flushes} flushes; {} reads judged while healthy; \
-         the oldest version was overtaken {:.0?} before",
+         a version was read at most {:.0?} after it was overtaken, {:.0?} with faults",
         history.len(),
         scene.start.elapsed(),
         faults.len(),
         seen.judged,
+        seen.oldest_healthy,
         seen.oldest
     ))
 }
@@ -73,6 +73,8 @@ fn start(site: &Site<'_>, database: &str, way: &Way) -> Result<Service> {
     let redis = format!("redis://{}/{}", way.address(), site.place);
     let ttl = format!("{}s", TTL.as_secs());
     let settings = [
+        // Not all that takes long on a busy machine is a fault.
+        ("APP__REDIS__TIMEOUT", "500ms"),
         ("DATABASE_URL", database),
         ("REDIS_URL", &redis),
         ("APP__CACHE__TTL", &ttl),
@@ -171,10 +173,10 @@ fn version(answer: &Response) -> Result<u64> {
     }
 }
 
-/// Takes Redis away and gives it back, until the clients are done. When it was not as it should be,
-/// each time until all has recovered, and how often it was emptied besides, which is no excuse.
-fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Range<Duration>>, usize)> {
-    let (mut faults, mut flushes): (Vec<Range<Duration>>, _) = (Vec::new(), 0);
+/// Takes Redis away and gives it back, until the clients are done. When it did, and how often it
+/// emptied it besides, which is no excuse for anything.
+fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Fault>, usize)> {
+    let (mut faults, mut flushes) = (Vec::new(), 0);
     loop {
         // Some faults come before all has recovered from the one before.
         pause(scene, Duration::from_millis(fastrand::u64(500..7000)));
@@ -196,11 +198,8 @@ fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Range<Du
         // From a short break, which nobody may notice, to one that outlasts every deadline.
         pause(scene, Duration::from_millis(1 << fastrand::u64(..12)));
         hit.iter().for_each(Way::mend);
-        let until = scene.start.elapsed() + RECOVERY;
-        match faults.last_mut() {
-            Some(last) if last.end >= began => last.end = until,
-            _ => faults.push(began..until),
-        }
+        let mended = scene.start.elapsed();
+        faults.push(Fault { began, mended, over: mended + RECOVERY, partial: hit.len() < ways.len() });
     }
 }
 

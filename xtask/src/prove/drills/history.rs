@@ -1,7 +1,6 @@
 //! What replicas answered about tasks, and whether one can build on it.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -21,11 +20,35 @@ pub struct Answer {
     pub ended: Duration,
 }
 
+/// A time without Redis.
+#[derive(Clone, Copy)]
+pub struct Fault {
+    pub began: Duration,
+    pub mended: Duration,
+    /// When all has recovered.
+    pub over: Duration,
+    /// Whether some replicas still had it, and so could read there what those without could not
+    /// take back.
+    pub partial: bool,
+}
+
+impl Fault {
+    fn lasts(&self, at: Duration) -> bool {
+        (self.began..self.over).contains(&at)
+    }
+
+    /// Whether a version of any age may be read: where others have it and, for a moment, once it is
+    /// back, it has what was written before.
+    fn excuses(&self, at: Duration) -> bool {
+        self.lasts(at) && (self.partial || at >= self.mended)
+    }
+}
+
 /// How long after a write an older version may still be read.
 pub struct Promise {
     /// While there is no fault.
     pub healthy: Duration,
-    /// Whatever happens.
+    /// With faults, but for what [`Fault::partial`] tells.
     pub always: Duration,
 }
 
@@ -34,8 +57,10 @@ pub struct Promise {
 pub struct Seen {
     /// Reads that began so long after a write, with no fault from then on, that they had to know it.
     pub judged: usize,
-    /// How old the oldest version was that was read, healthy or not.
+    /// How long ago the oldest version that was read had been overtaken: all the time, and where
+    /// no fault came between.
     pub oldest: Duration,
+    pub oldest_healthy: Duration,
 }
 
 /// Answers by their end, each with the newest that had come by then.
@@ -66,8 +91,8 @@ impl Newest {
     }
 }
 
-/// Holds `history` against the promise. `faults` are in order and apart from each other.
-pub fn check(history: &[Answer], faults: &[Range<Duration>], promise: &Promise) -> Result<Seen> {
+/// Holds `history` against the promise.
+pub fn check(history: &[Answer], faults: &[Fault], promise: &Promise) -> Result<Seen> {
     let (mut by_task, mut by_replica) = (BTreeMap::new(), BTreeMap::new());
     for answer in history {
         by_task.entry(answer.task).or_insert_with(Vec::new).push(*answer);
@@ -76,7 +101,7 @@ pub fn check(history: &[Answer], faults: &[Range<Duration>], promise: &Promise) 
     for answers in by_replica.values() {
         never_back(answers)?;
     }
-    let mut seen = Seen { judged: 0, oldest: Duration::ZERO };
+    let mut seen = Seen { judged: 0, oldest: Duration::ZERO, oldest_healthy: Duration::ZERO };
     for answers in by_task.values() {
         fresh(answers, faults, promise, &mut seen)?;
     }
@@ -94,13 +119,17 @@ fn never_back(answers: &[Answer]) -> Result<()> {
 }
 
 /// The answers of all replicas about one task.
-fn fresh(answers: &[Answer], faults: &[Range<Duration>], promise: &Promise, seen: &mut Seen) -> Result<()> {
+fn fresh(answers: &[Answer], faults: &[Fault], promise: &Promise, seen: &mut Seen) -> Result<()> {
     let writes = Newest::of(answers.iter().filter(|answer| answer.wrote).copied());
     for read in answers.iter().filter(|answer| !answer.wrote) {
         let age = writes.overtook(read.version).map_or(Duration::ZERO, |at| read.began.saturating_sub(at));
-        ensure!(age <= promise.always, "overtaken {age:.1?} before it was read: {read:?}");
+        let excused = faults.iter().any(|fault| fault.excuses(read.began));
+        ensure!(age <= promise.always || excused, "overtaken {age:.1?} before it was read: {read:?}");
         seen.oldest = seen.oldest.max(age);
         let Some(healthy_since) = healthy_since(faults, read.began) else { continue };
+        if read.began.saturating_sub(age) >= healthy_since {
+            seen.oldest_healthy = seen.oldest_healthy.max(age);
+        }
         let known_by = read.began.saturating_sub(promise.healthy);
         let Some(write) = writes.before(known_by).filter(|write| write.began >= healthy_since) else {
             continue;
@@ -112,10 +141,10 @@ fn fresh(answers: &[Answer], faults: &[Range<Duration>], promise: &Promise, seen
 }
 
 /// The end of the last fault before `at`; none during one.
-fn healthy_since(faults: &[Range<Duration>], at: Duration) -> Option<Duration> {
-    let before = faults.partition_point(|fault| fault.start <= at);
-    let last = before.checked_sub(1).map_or(Duration::ZERO, |last| faults[last].end);
-    (last <= at).then_some(last)
+fn healthy_since(faults: &[Fault], at: Duration) -> Option<Duration> {
+    let during = faults.iter().any(|fault| fault.lasts(at));
+    let ends = faults.iter().map(|fault| fault.over).filter(|over| *over <= at);
+    (!during).then(|| ends.max().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -139,14 +168,20 @@ mod tests {
     }
 
     fn judge(history: &[Answer], faults: &[(u32, u32)]) -> Result<Seen, String> {
-        let faults: Vec<_> = faults.iter().map(|(start, end)| MS * *start..MS * *end).collect();
+        let whole = |&(began, over): &(u32, u32)| Fault {
+            began: MS * began,
+            mended: MS * over,
+            over: MS * over,
+            partial: false,
+        };
+        let faults: Vec<_> = faults.iter().map(whole).collect();
         check(history, &faults, &PROMISE).map_err(|error| error.to_string())
     }
 
     #[test]
     fn old_version_may_be_read_until_the_promise_ends() {
         let history = [wrote(1, 0), wrote(2, 1000), read(1, 1, 1260), read(1, 2, 1300), read(2, 2, 1300)];
-        assert_eq!(judge(&history, &[]), Ok(Seen { judged: 3, oldest: MS * 250 }));
+        assert_eq!(judge(&history, &[]), Ok(Seen { judged: 3, oldest: MS * 250, oldest_healthy: MS * 250 }));
         let late = [wrote(1, 0), wrote(2, 1000), read(1, 1, 1261)];
         assert!(judge(&late, &[]).is_err_and(|said| said.contains("was not known")));
     }
@@ -161,6 +196,17 @@ mod tests {
         }
         let said = judge(&history(1300), &[(400, 990), (1400, 1500)]);
         assert!(said.is_err(), "neither the fault before nor the one after excuses it");
+    }
+
+    #[test]
+    fn fault_of_some_excuses_any_age_until_it_is_over_and_one_of_all_once_it_is_mended() {
+        let late = [wrote(1, 0), wrote(2, 1000), read(1, 1, 4000)];
+        let fault = Fault { began: MS * 900, mended: MS * 3000, over: MS * 4001, partial: false };
+        let allowed = |fault: Fault| check(&late, &[fault], &PROMISE).is_ok();
+        assert!(allowed(fault));
+        assert!(allowed(Fault { mended: MS * 4001, partial: true, ..fault }));
+        assert!(!allowed(Fault { mended: MS * 4001, ..fault }));
+        assert!(!allowed(Fault { over: MS * 4000, partial: true, ..fault }));
     }
 
     #[test]
