@@ -113,6 +113,8 @@ impl Cache {
         self.forget(task.id).await;
         //@ if redis
         self.shared.supersede(task.id, task.version).await;
+        // Again: until it was superseded there, the old value could be had from there.
+        self.forget(task.id).await;
         //@ end
     }
 
@@ -121,10 +123,12 @@ impl Cache {
         self.forget(id).await;
         //@ if redis
         self.shared.supersede(id, shared::DELETED).await;
+        self.forget(id).await;
         //@ end
     }
 
-    async fn forget(&self, id: Uuid) {
+    /// Reads the task anew when it is next asked for.
+    pub async fn forget(&self, id: Uuid) {
         self.writes.add(id);
         self.memory.invalidate(&id).await;
     }

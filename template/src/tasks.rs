@@ -69,7 +69,7 @@ impl Tasks {
     }
 
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        let task = self.store.update(id, version, patch).await?;
+        let task = self.or_forget(id, self.store.update(id, version, patch).await).await?;
         self.cache.written(&task).await;
         Ok(task)
     }
@@ -85,7 +85,7 @@ impl Tasks {
             first = true;
             self.notify.then(|| webhook::task_completed(task))
         };
-        let (task, job) = self.store.complete(id, version, notify).await?;
+        let (task, job) = self.or_forget(id, self.store.complete(id, version, notify).await).await?;
         self.cache.written(&task).await;
         if let (Some(place), Some(job)) = (place, job) {
             self.queue.push(place, job);
@@ -106,9 +106,18 @@ impl Tasks {
     }
 
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        self.store.delete(id, version).await?;
+        self.or_forget(id, self.store.delete(id, version).await).await?;
         self.cache.deleted(id).await;
         counter!("tasks_total", "event" => "deleted").increment(1);
         Ok(())
+    }
+
+    /// What a write came to. A refusal may tell more than this replica knows: whoever then reads the task must not
+    /// find it as it was.
+    async fn or_forget<T>(&self, id: Uuid, written: Result<T, store::Error>) -> Result<T, store::Error> {
+        if written.is_err() {
+            self.cache.forget(id).await;
+        }
+        written
     }
 }

@@ -2,9 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+//@ if postgres
+use reqwest::Method;
+//@ end
 use reqwest::Url;
 use serde_json::json;
 
+//@ if postgres
+use crate::app::{Answer, json_body};
+//@ end
 use crate::app::{TestApp, eventually, path_of};
 use crate::misconfiguration::{Row, assert_refused};
 use crate::process::{Launch, Variables};
@@ -120,6 +126,21 @@ async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
     }
 }
 
+//@ if postgres
+#[tokio::test]
+async fn replica_whose_write_was_refused_reads_anew() {
+    let (url, proxy) = behind_proxy().await;
+    let (one, two) = replicas(&[("REDIS_URL", &url)]).await;
+    let path = path_of(&one.create("a").await);
+    proxy.cut();
+    assert_eq!(two.get(&path).await.json()["title"], "a");
+    assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    let request = json_body(two.request(Method::PATCH, &path), &json!({ "title": "c" }));
+    assert_eq!(Answer::to(request.header("if-match", "\"1\"")).await.status, 412);
+    assert_eq!(two.get(&path).await.json()["title"], "b", "or the client would never get past it");
+}
+
+//@ end
 #[tokio::test]
 async fn bad_settings_of_redis_are_named() {
     let rows: &[Row] = &[
