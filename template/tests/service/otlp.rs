@@ -78,7 +78,10 @@ async fn collector_that_does_not_answer_can_not_hold_up_the_exit() {
 
 #[tokio::test]
 async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
-    let app = traced("http://127.0.0.1:1").await;
+    // Time enough for the exporter's own retries: what is told is the cause, not the clock.
+    let variables =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"), ("APP__SHUTDOWN__FLUSH_TIMEOUT", "10s")];
+    let app = TestApp::spawn(&variables).await;
     app.create("a").await;
     let ended = app.stop().await;
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
