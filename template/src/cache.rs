@@ -88,7 +88,13 @@ impl Cache {
             }
             self.memory.invalidate(&id).await;
         }
-        load().await.map(Arc::new).map_err(Arc::new)
+        let task = load().await?;
+        //@ if redis
+        self.shared.fill(&task).await;
+        //@ end
+        // It is not kept here, and whatever is may be older.
+        self.forget(id).await;
+        Ok(Arc::new(task))
     }
 
     async fn load<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Entry, Error>
