@@ -18,6 +18,7 @@ use crate::store::Error;
 use crate::task::Task;
 
 //@ if redis
+mod missed;
 pub mod shared;
 
 //@ end
@@ -142,12 +143,15 @@ impl Cache {
 
     /// Follows what other replicas have changed, for ever.
     pub async fn follow(self) {
-        loop {
-            // Changes may have been missed while there was no connection, up to the moment it listens again.
-            self.shared.follow(|| self.forget_all(), |id| self.forget(id)).await;
-            self.forget_all();
-            tokio::time::sleep(shared::RECONNECT).await;
-        }
+        let listen = async {
+            loop {
+                // Changes may have been missed while there was no connection, up to the moment it listens again.
+                self.shared.follow(|| self.forget_all(), |id| self.forget(id)).await;
+                self.forget_all();
+                tokio::time::sleep(shared::RECONNECT).await;
+            }
+        };
+        tokio::join!(listen, self.shared.catch_up());
     }
 
     fn forget_all(&self) {

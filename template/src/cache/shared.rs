@@ -2,7 +2,7 @@
 //! fails it is not asked at all.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -19,6 +19,7 @@ use tracing::{Instrument, info_span};
 //@ end
 use uuid::Uuid;
 
+use super::missed::Missed;
 use crate::config::value::{millis, optional};
 use crate::health::Check;
 use crate::task::Task;
@@ -32,6 +33,9 @@ pub const RECONNECT: Duration = Duration::from_millis(500);
 /// Failures in a row after which Redis is left alone, and for how long.
 const FAILURES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Between two attempts to store what could not be stored.
+const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// Rises when a task is stored in another shape, so that two releases never read each other's entries.
 const TASK: &str = "task:v1";
@@ -77,6 +81,7 @@ pub struct Shared {
     client: Client,
     connection: ConnectionManager,
     breaker: Arc<Breaker>,
+    missed: Arc<Mutex<Missed>>,
     timeout: Duration,
     ttl: Duration,
     namespace: Arc<str>,
@@ -105,6 +110,7 @@ impl Shared {
             client,
             connection,
             breaker: Arc::default(),
+            missed: Arc::default(),
             timeout: config.timeout,
             ttl: config.ttl,
             namespace: namespace.into(),
@@ -120,6 +126,8 @@ impl Shared {
     }
 
     pub(super) async fn get(&self, id: Uuid) -> Option<Task> {
+        // Looked up before Redis is asked: once it is forgotten, Redis has that version or a later one.
+        let least = self.missed().least(id)?;
         let (mut connection, key) = (self.connection.clone(), self.task(id));
         let found = self.bounded("get", async move { connection.get::<_, Option<String>>(key).await }).await;
         let outcome = match &found {
@@ -129,30 +137,59 @@ impl Shared {
         };
         counter!("cache_requests_total", "tier" => "redis", "outcome" => outcome).increment(1);
         // A mark without a task, or one of another shape, is as good as none.
-        serde_json::from_str(found.flatten()?.split_once(':')?.1).ok()
+        let found = found.flatten()?;
+        let (version, json) = found.split_once(':')?;
+        let overtaken = version.parse::<i64>().ok()? < least;
+        if overtaken { None } else { serde_json::from_str(json).ok() }
     }
 
     /// Stores what was loaded, unless a write has overtaken it.
     pub(super) async fn fill(&self, task: &Task) {
         let json = serde_json::to_string(task).expect("a task is always JSON");
-        self.store(task.id, task.version, &json).await;
+        if !self.store(task.id, task.version, &json).await {
+            self.missed().add(task.id, task.version, self.ttl);
+        }
     }
 
     /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
-    /// other replicas.
+    /// other replicas; later, if it can't be done now.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
-        self.store(id, version, "").await;
-        let (mut connection, channel) = (self.connection.clone(), self.key(CHANGES));
-        let told = async move { connection.publish::<_, _, ()>(channel, id.to_string()).await };
-        self.bounded("publish", told).await;
+        if !self.superseded(id, version).await {
+            self.missed().add(id, version, self.ttl);
+        }
     }
 
-    async fn store(&self, id: Uuid, version: i64, json: &str) {
+    async fn superseded(&self, id: Uuid, version: i64) -> bool {
+        let stored = self.store(id, version, "").await;
+        let (mut connection, channel) = (self.connection.clone(), self.key(CHANGES));
+        let told = async move { connection.publish::<_, _, ()>(channel, id.to_string()).await };
+        self.bounded("publish", told).await.is_some() && stored
+    }
+
+    /// Supersedes what could not be superseded when it was written, for ever.
+    pub(super) async fn catch_up(&self) {
+        loop {
+            tokio::time::sleep(CATCH_UP).await;
+            let missed = self.missed().all();
+            for (id, version) in missed {
+                if !self.superseded(id, version).await {
+                    break;
+                }
+                self.missed().done(id, version);
+            }
+        }
+    }
+
+    fn missed(&self) -> MutexGuard<'_, Missed> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn store(&self, id: Uuid, version: i64, json: &str) -> bool {
         // Entries that were filled together don't expire together.
         let ttl = self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string();
         let mut store = STORE.key(self.task(id));
         store.arg(version).arg(json).arg(ttl);
-        self.run::<()>("store", store).await;
+        self.run::<()>("store", store).await.is_some()
     }
 
     /// The result of a script, or none as of any command.
