@@ -24,12 +24,11 @@ use redis::Script;
 //@ end
 use serde::Deserialize;
 
+use super::middleware::Client;
+use super::problem::{Category, Problem};
 //@ if redis
 use crate::cache::shared::Shared;
 //@ end
-
-use super::middleware::Client;
-use super::problem::{Category, Problem};
 
 /// How often clients that have not been seen lately are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);

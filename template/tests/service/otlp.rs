@@ -79,8 +79,11 @@ async fn collector_that_does_not_answer_can_not_hold_up_the_exit() {
 #[tokio::test]
 async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
     // Time enough for the exporter's own retries: what is told is the cause, not the clock.
-    let variables =
-        [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"), ("APP__SHUTDOWN__FLUSH_TIMEOUT", "10s")];
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
+        ("APP__OTLP__SAMPLE_RATIO", "1.0"),
+        ("APP__SHUTDOWN__FLUSH_TIMEOUT", "10s"),
+    ];
     let app = TestApp::spawn(&variables).await;
     app.create("a").await;
     let ended = app.stop().await;
