@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::children::Child;
+use crate::http::get;
 use crate::servers::tail;
 
 const START_BOUND: Duration = Duration::from_secs(10);
@@ -86,6 +87,13 @@ impl Service {
             let waited = self.log.1.wait_timeout(log, left);
             log = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// The value of a series of the metrics, such as `http_connections`; none before there is one.
+    pub fn metric(&self, series: &str) -> Result<Option<f64>> {
+        let page = get(self.admin, "/metrics")?.body;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.map(str::parse).transpose()?)
     }
 
     /// Memory in use, in MiB (Linux).

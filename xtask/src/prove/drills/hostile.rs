@@ -159,9 +159,7 @@ fn attack(service: &Service) -> Result<Duration> {
 }
 
 fn open(service: &Service) -> Result<f64> {
-    let page = get(service.admin, "/metrics")?.body;
-    let gauge = page.lines().find_map(|line| line.strip_prefix("http_connections "));
-    Ok(gauge.context("no http_connections")?.parse()?)
+    service.metric("http_connections")?.context("no http_connections")
 }
 
 impl Client {

@@ -85,9 +85,7 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
 /// Waits until every upload and download is being handled, then fills the queue.
 fn busy(service: &Service, scene: &Scene, tasks: &[String]) -> Result<()> {
     wait_until("uploads and downloads in flight", BOUND, || {
-        let page = get(service.admin, "/metrics")?.body;
-        let gauge = page.lines().find_map(|line| line.strip_prefix("http_requests_in_flight "));
-        let count: f64 = gauge.context("no http_requests_in_flight")?.parse()?;
+        let count = service.metric("http_requests_in_flight")?.context("no http_requests_in_flight")?;
         let begun = scene.begun.load(Ordering::SeqCst);
         Ok(begun == EACH && count >= f64::from(u32::try_from(EACH)?))
     })?;

@@ -1,15 +1,15 @@
 //! Drills of the end: SIGTERM while clients are at work.
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::http::{Connection, get, head};
-use crate::prove::service::Exit;
+use crate::http::{Connection, head};
+use crate::prove::service::{Exit, Service};
 
 use super::Site;
+use super::clients::{long_tasks, wait_until};
 
 pub const TASK: &str = r#"{"title": "Wash the van"}"#;
 const EVENTS: [&str; 6] = [
@@ -65,22 +65,21 @@ pub fn half_sent(site: &Site<'_>) -> Result<String> {
     Ok(format!("504, exit 0 after {:.1?}", exit.after))
 }
 
+/// For the kernel to have taken all that it can hold of the answers.
+const STUCK_BOUND: Duration = Duration::from_millis(7500);
+
 /// A client that asks and asks and reads no answer holds the drain up to its bound and no longer.
 pub fn cut_short(site: &Site<'_>) -> Result<String> {
     let mut settings = site.unlimited().to_vec();
     settings.extend(site.with_pool(&SHORT_DRAIN));
     let service = site.start(&settings)?;
+    long_tasks(service.public, 100)?;
     let mut connection = Connection::open(service.public)?;
-    let body = serde_json::json!({ "title": "Read the manual", "description": "x".repeat(10_000) });
-    for _ in 0..100 {
-        let answer = connection.request("POST", "/v1/tasks", "", &body.to_string())?;
-        ensure!(answer.status == 201, "answered {}: {}", answer.status, answer.body);
-    }
     // Pages of a megabyte each: more than the sockets of both ends can hold.
     for _ in 0..32 {
         connection.send(&head("GET", "/v1/tasks?limit=100", "", 0))?;
     }
-    stuck(service.admin)?;
+    stuck(&service)?;
     service.signal();
     let exit = site.end(service, SHORT_BOUND)?;
     ensure!(exit.code == Some(3), "exit {:?}, not 3", exit.code);
@@ -90,24 +89,13 @@ pub fn cut_short(site: &Site<'_>) -> Result<String> {
 }
 
 /// Waits until the kernel takes no more of the answers, so that no further request is answered.
-fn stuck(admin: SocketAddr) -> Result<()> {
-    let answered = || -> Result<Option<String>> {
-        let page = get(admin, "/metrics")?.body;
-        Ok(page
-            .lines()
-            .find(|line| line.starts_with("http_requests_total{method=\"GET\""))
-            .map(str::to_owned))
-    };
-    let mut before = answered()?;
-    for _ in 0..50 {
+fn stuck(service: &Service) -> Result<Duration> {
+    let answered = || service.metric(r#"http_requests_total{method="GET",route="/v1/tasks",status="200"}"#);
+    wait_until("a client that reads nothing is served no more", STUCK_BOUND, || {
+        let before = answered()?;
         thread::sleep(Duration::from_millis(150));
-        let now = answered()?;
-        if now.is_some() && now == before {
-            return Ok(());
-        }
-        before = now;
-    }
-    bail!("a client that reads nothing is still served")
+        Ok(before.is_some() && before == answered()?)
+    })
 }
 
 /// Whether it stopped in order, with nothing cut.
