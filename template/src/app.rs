@@ -199,7 +199,7 @@ impl Service {
         let sweeper = around.rate_limit.clone().sweep();
         //@ end
         let api = http::router(&config.http, tasks, around)?;
-        let pages = http::admin_router(&health, &telemetry.metrics, &store);
+        let pages = http::admin::router(&health, telemetry, &store);
 
         let service = Self {
             lifecycle,
@@ -234,6 +234,7 @@ impl Service {
             prober.1.probe(checks).await;
         });
         spawn(&mut tasks, "metrics upkeep", telemetry.metrics.clone().upkeep());
+        spawn(&mut tasks, "log filter", telemetry.logs.filter().restore());
         //@ if redis
         spawn(&mut tasks, "cache follower", follower);
         //@ end

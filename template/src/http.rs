@@ -10,7 +10,6 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use bytesize::ByteSize;
 use garde::Validate;
 use ipnet::IpNet;
@@ -26,10 +25,9 @@ use self::problem::{Category, Problem};
 use crate::config::value::{between, list, millis, size};
 use crate::health::{self, Health};
 use crate::server::Limits;
-use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::telemetry::metrics::Metrics;
 
+pub mod admin;
 pub mod client;
 pub mod extract;
 pub mod middleware;
@@ -139,10 +137,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         .merge(openapi::routes(document.to_pretty_json()?))
         .merge(health::public_routes(around.health))
         .fallback(not_found)
-        .method_not_allowed_fallback(async || {
-            let detail = "This path does not take this method; Allow lists those it takes.";
-            Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
-        });
+        .method_not_allowed_fallback(not_allowed);
     Ok(observed(router, cors(&config.cors_allowed_origins)?, around.observer))
 }
 
@@ -156,16 +151,6 @@ fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Rout
         .layer(from_fn_with_state(observer, middleware::observe))
 }
 
-/// The whole admin listener.
-pub fn admin_router(health: &Health, metrics: &Metrics, store: &Store) -> Router {
-    let (metrics, store) = (metrics.clone(), store.clone());
-    let page = async move || {
-        store.observe();
-        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
-    };
-    health::admin_routes(health.clone()).route("/metrics", get(page)).fallback(not_found)
-}
-
 /// The OpenAPI document of the API, as JSON.
 pub fn openapi_document() -> anyhow::Result<String> {
     let api = OpenApiRouter::<Tasks>::with_openapi(openapi::info()).merge(tasks::router());
@@ -175,6 +160,11 @@ pub fn openapi_document() -> anyhow::Result<String> {
 /// What every path answers that no route stands at.
 pub async fn not_found() -> Problem {
     Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is nothing at this path.")
+}
+
+async fn not_allowed() -> Problem {
+    let detail = "This path does not take this method; Allow lists those it takes.";
+    Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
 /// The hook has logged and counted it.
@@ -201,6 +191,7 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
 mod tests {
     use axum::body::{Body, to_bytes};
     use axum::extract::Request;
+    use axum::routing::get;
     use tower::ServiceExt;
 
     use super::*;

@@ -9,6 +9,7 @@ use self::logs::LogWriter;
 use self::metrics::Metrics;
 
 pub mod context;
+pub mod filter;
 pub mod logs;
 pub mod metrics;
 //@ if otlp

@@ -10,13 +10,16 @@ use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::Layer;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use super::context::Context;
+use super::filter::{self, Filter};
+
+/// In bytes, of one value; what is longer is cut. Some come from far away.
+const LONGEST_VALUE: usize = 8192;
 
 /// Lines that may wait for the writer. At a stopped reader this bounds the memory, not the requests.
 const QUEUED_LINES: usize = 16_384;
@@ -51,11 +54,8 @@ impl TryFrom<String> for Format {
 }
 
 fn is_filter(filter: &str, (): &()) -> garde::Result {
-    match filter.parse::<EnvFilter>() {
-        // An empty filter lets nearly nothing through, which nobody asks for with nothing.
-        Ok(_) if !filter.trim().is_empty() => Ok(()),
-        _ => Err(garde::Error::new("expected levels such as \"info\" or \"info,service::jobs=debug\"")),
-    }
+    let expected = "expected levels such as \"info\" or \"info,service::jobs=debug\"";
+    filter::parse(filter).map(drop).ok_or_else(|| garde::Error::new(expected))
 }
 
 /// Owns the writer's thread: dropping it writes what is queued.
@@ -63,6 +63,7 @@ fn is_filter(filter: &str, (): &()) -> garde::Result {
 pub struct LogWriter {
     _guard: WorkerGuard,
     dropped: ErrorCounter,
+    filter: Filter,
 }
 
 impl LogWriter {
@@ -70,23 +71,24 @@ impl LogWriter {
     pub fn dropped(&self) -> ErrorCounter {
         self.dropped.clone()
     }
+
+    pub fn filter(&self) -> Filter {
+        self.filter.clone()
+    }
 }
 
 /// The layer that turns events into lines. It never waits for the reader: beyond the queue, lines are lost and counted.
-pub fn layer<S>(config: &Config) -> (Box<dyn Layer<S> + Send + Sync>, LogWriter)
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-{
+pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWriter) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).lossy(true);
     let (writer, guard) = builder.finish(stdout());
-    let log_writer = LogWriter { _guard: guard, dropped: writer.error_counter() };
+    let dropped = writer.error_counter();
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match config.format {
         Format::Json => layer.event_format(FlatJson).boxed(),
         Format::Pretty => layer.event_format(ForPeople).boxed(),
     };
-    // `load` has refused what does not parse.
-    (layer.with_filter(EnvFilter::new(&config.filter)).boxed(), log_writer)
+    let (lets_through, filter) = Filter::new(&config.filter);
+    (layer.with_filter(lets_through).boxed(), LogWriter { _guard: guard, dropped, filter })
 }
 
 /// A line for people: what `tracing` prints, and the request it belongs to.
@@ -160,11 +162,11 @@ impl Line {
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field.name(), &format!("{value:?}"));
+        self.record_str(field, &format!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field.name(), value);
+        self.field(field.name(), &value[..value.floor_char_boundary(LONGEST_VALUE)]);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {

@@ -48,10 +48,13 @@ mod tests {
         tracing::subscriber::with_default(log, || {
             let context = Context { request_id: "cause".into(), trace: None };
             let _ = catch_unwind(|| context.enter(|| panic!("planted")));
+            let _ = catch_unwind(|| panic!("{}", "ü".repeat(1_000_000)));
         });
         std::panic::set_hook(before);
-        let line = String::from_utf8(lines.0.lock().expect("whole").clone()).expect("text");
-        let event: serde_json::Value = serde_json::from_str(line.trim()).expect("one line of JSON");
+        let text = String::from_utf8(lines.0.lock().expect("whole").clone()).expect("text");
+        assert!(text.lines().all(|line| line.len() < 10_000), "a line is bounded, whatever is told");
+        let first = text.lines().next().expect("a line");
+        let event: serde_json::Value = serde_json::from_str(first).expect("JSON");
         assert_eq!((&event["message"], &event["request_id"]), (&"panic".into(), &"cause".into()), "{event}");
         assert_eq!((&event["reason"], &event["level"]), (&"planted".into(), &"ERROR".into()), "{event}");
         assert!(

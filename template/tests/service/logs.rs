@@ -8,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::app::{Answer, TestApp, path_of};
 use crate::receiver::Receiver;
+use crate::wire::Wire;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -92,4 +93,32 @@ async fn clients_can_not_forge_lines() {
     assert_eq!(requests.len(), 8, "{requests:#?}");
     assert_eq!(requests[0]["request_id"], hostile, "kept, as text");
     assert_eq!(requests[7]["method"], "_OTHER");
+}
+
+#[tokio::test]
+async fn other_lines_are_written_for_a_while_when_an_operator_asks() {
+    let mut app = TestApp::spawn(&[]).await;
+    let (address, admin, client) = (app.address, app.admin, app.client.clone());
+    let change = async |query: &str, filter: &'static str| {
+        let url = format!("http://{admin}/log/filter{query}");
+        Answer::to(client.put(url).body(filter)).await.status
+    };
+    let break_off = async || {
+        let mut wire = Wire::connect(address).await;
+        wire.send("no HTTP\r\n\r\n").await;
+        wire.answer_or_end().await;
+    };
+    break_off().await;
+    for (query, filter) in [("", ""), ("", "service=verbose"), ("?for=2h", "debug"), ("?until=1s", "debug")] {
+        assert_eq!(change(query, filter).await, 400, "{query} {filter}");
+    }
+    assert_eq!(change("?for=1s", "info,service=debug").await, 204);
+    break_off().await;
+    app.process.event("connection.failed").await;
+    app.process.event("log.filter_restored").await;
+    break_off().await;
+    let ended = app.stop().await;
+    let failed = ended.names().iter().filter(|name| *name == "connection.failed").count();
+    assert_eq!(failed, 1, "neither before nor after: {:#?}", ended.out);
+    assert_eq!(ended.event("log.filter_changed")["filter"], "info,service=debug");
 }

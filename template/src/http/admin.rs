@@ -1,0 +1,51 @@
+//! The admin listener, for operators and their tools: probes, metrics, and how much is logged.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::routing::{get, put};
+
+use super::problem::Problem;
+use crate::health::{self, Health};
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+use crate::telemetry::filter::{self, Filter};
+
+/// How long another log filter lasts: a forgotten `debug` must not fill the disks.
+const LASTS: Duration = Duration::from_mins(10);
+const LASTS_AT_MOST: Duration = Duration::from_hours(1);
+
+/// The whole admin listener.
+pub fn router(health: &Health, telemetry: &Telemetry, store: &Store) -> Router {
+    let (metrics, store) = (telemetry.metrics.clone(), store.clone());
+    let page = async move || {
+        store.observe();
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
+    };
+    let filter = put(change_filter).with_state(telemetry.logs.filter());
+    health::admin_routes(health.clone())
+        .route("/metrics", get(page))
+        .route("/log/filter", filter)
+        .fallback(super::not_found)
+        .method_not_allowed_fallback(super::not_allowed)
+}
+
+/// `PUT /log/filter?for=10m` with the filter as its body.
+async fn change_filter(
+    State(logs): State<Filter>,
+    RawQuery(query): RawQuery,
+    text: String,
+) -> Result<StatusCode, Problem> {
+    let filter = filter::parse(&text).ok_or_else(|| {
+        Problem::bad_request("The body must be a filter, such as info,service::jobs=debug.")
+    })?;
+    let time = match query.as_deref().map(|query| query.strip_prefix("for=").map(humantime::parse_duration)) {
+        None => LASTS,
+        Some(Some(Ok(time))) if time <= LASTS_AT_MOST => time,
+        Some(_) => return Err(Problem::bad_request("The query may be for=<time>, at most for=1h.")),
+    };
+    logs.change(&text, filter, time).map_err(|_| Problem::internal())?;
+    Ok(StatusCode::NO_CONTENT)
+}
