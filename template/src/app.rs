@@ -177,6 +177,7 @@ impl Service {
         let webhook = Webhook::new(&config.webhook)?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let runner = Runner::new(config.jobs, queue.clone());
+        let watcher = queue.clone().watch();
         let checks = store.checks();
         //@ if redis
         let checks = checks.into_iter().chain([cache.check()]).collect();
@@ -228,6 +229,7 @@ impl Service {
             prober.1.probe(checks).await;
         });
         spawn(&mut tasks, "metrics upkeep", telemetry.metrics.clone().upkeep());
+        spawn(&mut tasks, "queue watcher", watcher);
         //@ if redis
         spawn(&mut tasks, "cache follower", follower);
         //@ end
