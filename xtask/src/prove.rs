@@ -8,6 +8,7 @@ mod fuzz;
 mod html;
 mod plan;
 mod report;
+mod rules;
 mod service;
 mod size;
 mod steps;

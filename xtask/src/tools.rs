@@ -46,6 +46,9 @@ pub struct Tools {
     pub postgres: PathBuf,
     pub redis: PathBuf,
     pub haproxy: PathBuf,
+    pub prometheus: PathBuf,
+    /// Prometheus's own checker, of the same package.
+    pub promtool: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
 }
@@ -60,6 +63,7 @@ impl Tools {
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
             (haproxy().is_none(), "haproxy"),
+            (on_path("prometheus").and(on_path("promtool")).is_none(), "prometheus"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))
@@ -73,6 +77,8 @@ impl Tools {
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
+            prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
+            promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
             schemathesis: fuzz.then(|| schemathesis::set_up(root, say)).transpose()?,
         })
     }

@@ -1,5 +1,6 @@
 //! The drills: the service as a process of its own, driven from outside as production would.
 
+mod alerts;
 mod api;
 mod clients;
 mod coherence;
@@ -9,9 +10,11 @@ mod frozen;
 mod history;
 mod hostile;
 mod load;
+mod metrics;
 mod overload;
 mod pages;
 mod peers;
+mod prometheus;
 mod rolling;
 mod shutdown;
 mod site;
@@ -40,7 +43,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 23] = [
+const ALL: [Drill; 25] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -51,6 +54,7 @@ const ALL: [Drill; 23] = [
     drill("keeps tasks", "create, read, change, complete, list, delete", api::round_trip),
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
+    drill("shows its metrics", "promtool finds nothing to mend", metrics::page),
     drill("stops under load", "exit 0, no request and no job lost", load::under_load),
     drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),
     drill("ends a half-sent request", "504, then exit 0", shutdown::half_sent),
@@ -89,6 +93,10 @@ const ALL: [Drill; 23] = [
     Drill {
         ends_only: true,
         ..drill("restarts behind HAProxy", "0 failed of 100,000 requests", rolling::restarts)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("raises alerts", "each incident seen by Prometheus and its end too", alerts::raised)
     },
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -160,6 +161,18 @@ impl Way {
             Ok(())
         })?;
         Ok(Self { listening, gate, open })
+    }
+
+    /// The way to the server that `variable` of a service's environment names, which from now on leads through here.
+    pub fn on(command: &mut Command, variable: &str) -> Result<Self> {
+        let set =
+            command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value?.to_str());
+        let url = set.context("the server has no URL")?.to_owned();
+        let from = url.find("127.0.0.1").context("the server is elsewhere")?;
+        let server = url[from..].split('/').next().unwrap_or_default();
+        let way = Self::to(server)?;
+        command.env(variable, url.replace(server, &way.address().to_string()));
+        Ok(way)
     }
 
     pub fn address(&self) -> SocketAddr {
