@@ -65,7 +65,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
         let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
     fs::create_dir_all(&folder)?;
-    let tools = Tools::set_up(root, plan.fuzzes(), &|text| println!("set-up: {text}"))?;
+    let tools = Tools::set_up(root, plan.wanted(), &|text| println!("set-up: {text}"))?;
     let servers = Servers::start(&tools)?;
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;

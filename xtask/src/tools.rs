@@ -14,7 +14,7 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
-mod schemathesis;
+mod python;
 
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
 const CARGO_GENERATE: &str = "0.23.14";
@@ -51,14 +51,23 @@ pub struct Tools {
     pub promtool: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
+    /// A collector of traces; there only for a run that drills it.
+    pub rotel: Option<PathBuf>,
+}
+
+/// What only some runs need.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted {
+    pub fuzzer: bool,
+    pub collector: bool,
 }
 
 impl Tools {
-    /// Finds or installs all of them, the fuzzer where it is needed; `say` is told of each step that takes time.
+    /// Finds or installs all of them, some only where they are `wanted`; `say` is told of each step that takes time.
     ///
     /// # Errors
     /// When one is neither there nor can be installed.
-    pub fn set_up(root: &Path, fuzz: bool, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+    pub fn set_up(root: &Path, wanted: Wanted, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
@@ -79,7 +88,8 @@ impl Tools {
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
             prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
             promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
-            schemathesis: fuzz.then(|| schemathesis::set_up(root, say)).transpose()?,
+            schemathesis: wanted.fuzzer.then(|| python::SCHEMATHESIS.set_up(root, say)).transpose()?,
+            rotel: wanted.collector.then(|| python::ROTEL.set_up(root, say)).transpose()?,
         })
     }
 }

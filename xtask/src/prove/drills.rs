@@ -19,6 +19,7 @@ mod rolling;
 mod shutdown;
 mod site;
 mod start;
+mod traces;
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,10 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 25] = [
+/// The drill that needs a collector.
+pub const COLLECTOR: &str = "traces one request";
+
+const ALL: [Drill; 26] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -97,6 +101,11 @@ const ALL: [Drill; 25] = [
     Drill {
         ends_only: true,
         ..drill("raises alerts", "each incident seen by Prometheus and its end too", alerts::raised)
+    },
+    Drill {
+        needs: Some("otlp"),
+        ends_only: true,
+        ..drill(COLLECTOR, "from the client to the receiver, in someone else's collector", traces::followed)
     },
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];

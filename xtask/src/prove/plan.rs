@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use anyhow::{Result, ensure};
 
+use crate::tools::Wanted;
 use crate::variant::Variant;
 
 use super::check::Subject;
@@ -88,9 +89,11 @@ impl Plan {
         Self { variants, steps, template: false, drills: Vec::new(), times: 1 }
     }
 
-    /// Whether the run needs the fuzzer.
-    pub(super) fn fuzzes(&self) -> bool {
-        self.steps.iter().any(Step::is_fuzz)
+    /// What the run needs that not every one does.
+    pub(super) fn wanted(&self) -> Wanted {
+        let drills = self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL);
+        let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::COLLECTOR);
+        Wanted { fuzzer: self.steps.iter().any(Step::is_fuzz), collector: drills && asked }
     }
 
     #[must_use]

@@ -36,6 +36,23 @@ pub struct Query {
     pub text: String,
 }
 
+/// Those that stand above the panels: of variables, and of what is marked in every panel.
+fn of_the_whole(name: &str, dashboard: &Value) -> Result<Vec<Query>> {
+    let all = |pointer: &str| dashboard.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+    let mut queries = Vec::new();
+    for variable in all("/templating/list").filter(|variable| variable["type"] == "query") {
+        let text = variable["query"]["query"].as_str().unwrap_or_default();
+        let selector = text.strip_prefix("label_values(").and_then(|text| Some(text.rsplit_once(", ")?.0));
+        let text = selector.with_context(|| format!("{name}: no values of a label: {text}"))?.to_owned();
+        queries.push(Query { place: format!("{name}: {}", variable["name"]), text });
+    }
+    for mark in all("/annotations/list") {
+        let text = mark["expr"].as_str().with_context(|| format!("{name}: {mark}"))?.to_owned();
+        queries.push(Query { place: format!("{name}: {}", mark["name"]), text });
+    }
+    Ok(queries)
+}
+
 /// All queries of the dashboards of the service in `dir`.
 ///
 /// # Errors
@@ -45,6 +62,7 @@ pub fn queries(dir: &Path) -> Result<Vec<Query>> {
     for file in files(&dir.join("deploy/grafana/dashboards"))? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let dashboard: Value = serde_json::from_str(&fs::read_to_string(&file)?).context(name.clone())?;
+        queries.extend(of_the_whole(&name, &dashboard)?);
         let panels = dashboard["panels"].as_array().with_context(|| format!("{name} has no panels"))?;
         for panel in panels.iter().filter(|panel| panel["type"] != "row") {
             let place = format!("{name}: {}", panel["title"]);

@@ -64,19 +64,27 @@ impl Gate {
 /// What was told of each task: the ids of its deliveries, of which there should be one.
 pub type Told = BTreeMap<String, BTreeSet<String>>;
 
+/// What a receiver keeps of the calls that it has answered.
+#[derive(Default)]
+struct Calls {
+    told: Told,
+    /// Their `traceparent`.
+    traces: Vec<String>,
+}
+
 /// Takes webhooks and answers them once it is told to.
 pub struct Receiver {
     listening: Listening,
     gate: Gate,
-    told: Arc<Mutex<Told>>,
+    calls: Arc<Mutex<Calls>>,
 }
 
 impl Receiver {
     pub fn start() -> Result<Self> {
-        let (gate, told) = <(Gate, Arc<Mutex<Told>>)>::default();
-        let (opens, tells) = (gate.clone(), Arc::clone(&told));
-        let listening = Listening::start(move |stream| receive(stream, &opens, &tells))?;
-        Ok(Self { listening, gate, told })
+        let (gate, calls) = <(Gate, Arc<Mutex<Calls>>)>::default();
+        let (opens, kept) = (gate.clone(), Arc::clone(&calls));
+        let listening = Listening::start(move |stream| receive(stream, &opens, &kept))?;
+        Ok(Self { listening, gate, calls })
     }
 
     pub fn url(&self) -> String {
@@ -90,11 +98,16 @@ impl Receiver {
 
     /// How many tasks it was told of, and answered for.
     pub fn told_of(&self) -> usize {
-        locked(&self.told).len()
+        locked(&self.calls).told.len()
     }
 
     pub fn told(&self) -> Told {
-        locked(&self.told).clone()
+        locked(&self.calls).told.clone()
+    }
+
+    /// The `traceparent` of each call.
+    pub fn traces(&self) -> Vec<String> {
+        locked(&self.calls).traces.clone()
     }
 }
 
@@ -104,10 +117,10 @@ impl Drop for Receiver {
     }
 }
 
-fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
+fn receive(stream: TcpStream, gate: &Gate, calls: &Mutex<Calls>) -> Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let (mut length, mut delivery) = (0, String::new());
+        let (mut length, mut delivery, mut trace) = (0, String::new(), String::new());
         loop {
             let mut line = String::new();
             stream.read_line(&mut line)?;
@@ -121,6 +134,9 @@ fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
             if name.eq_ignore_ascii_case("webhook-id") {
                 value.trim().clone_into(&mut delivery);
             }
+            if name.eq_ignore_ascii_case("traceparent") {
+                value.trim().clone_into(&mut trace);
+            }
         }
         if length == 0 {
             return Ok(());
@@ -130,7 +146,10 @@ fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
         gate.pass();
         let call: Value = serde_json::from_slice(&body)?;
         let id = call["data"]["id"].as_str().context("a webhook without its task")?;
-        locked(told).entry(id.to_owned()).or_default().insert(delivery);
+        let mut calls = locked(calls);
+        calls.told.entry(id.to_owned()).or_default().insert(delivery);
+        calls.traces.push(trace);
+        drop(calls);
         stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
     }
 }
