@@ -200,10 +200,12 @@ fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     rest.split(to).next().unwrap_or_default()
 }
 
-/// All files of a folder of `deploy/`, as one text.
-fn deployed(folder: &str) -> String {
+/// All files of a kind in a folder of `deploy/`, as one text.
+fn deployed(folder: &str, kind: &str) -> String {
     let files = fs::read_dir(root().join("deploy").join(folder)).expect("a folder");
-    files.map(|file| fs::read_to_string(file.expect("an entry").path()).expect("a file of text")).collect()
+    let files = files.map(|file| file.expect("an entry").path());
+    let files = files.filter(|file| file.extension().is_some_and(|extension| extension == kind));
+    files.map(|file| fs::read_to_string(file).expect("a file of text")).collect()
 }
 
 /// The section of the runbook that `url` leads to, under its heading.
@@ -217,7 +219,7 @@ fn section<'a>(runbook: &'a str, url: &str) -> &'a str {
 #[test]
 fn alerts_have_their_section_in_the_runbook_and_their_tests() {
     let runbook = fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");
-    let (rules, tests) = (deployed("prometheus/rules"), deployed("prometheus/tests"));
+    let (rules, tests) = (deployed("prometheus/rules", "yml"), deployed("prometheus/tests", "yml"));
     let mut alerts = Vec::new();
     for rule in rules.split("- alert: ").skip(1) {
         let alert = rule.lines().next().unwrap_or_default();
@@ -245,7 +247,7 @@ fn alerts_have_their_section_in_the_runbook_and_their_tests() {
 #[test]
 fn dashboards_link_to_sections_that_are_there() {
     let runbook = fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");
-    let dashboards = deployed("grafana/dashboards");
+    let dashboards = deployed("grafana/dashboards", "json");
     let links: Vec<_> = dashboards.split('"').filter(|text| text.contains("/docs/runbook.md#")).collect();
     assert!(links.len() > 5, "{links:?}");
     for link in links {
