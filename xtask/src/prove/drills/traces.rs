@@ -24,18 +24,21 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 /// The client's own span.
 const CLIENT: &str = "b7ad6b7169203331";
 
+const THE_CLIENT: &str = "the client";
+const UNKNOWN: &str = "a span that is not there";
+
 const CREATE: &str = "POST /v1/tasks";
 const GET: &str = "GET /v1/tasks/{id}";
 const COMPLETE: &str = "POST /v1/tasks/{id}/complete";
 /// Which span has which parent.
 const PARENTS: [(&str, &str); 11] = [
-    (CREATE, "the client"),
+    (CREATE, THE_CLIENT),
     ("create_task", CREATE),
-    (GET, "the client"),
+    (GET, THE_CLIENT),
     ("get", GET),
     ("get_task", GET),
     ("store", GET),
-    (COMPLETE, "the client"),
+    (COMPLETE, THE_CLIENT),
     ("complete_task", COMPLETE),
     ("insert_job", COMPLETE),
     ("publish", COMPLETE),
@@ -66,15 +69,35 @@ impl Collector {
         Ok(collector)
     }
 
-    /// The spans of `trace` by their names.
-    fn spans(&self, trace: &str) -> Result<BTreeMap<String, Span>> {
+    /// Whether each span has arrived, and its parent.
+    fn has_all(&self) -> Result<bool> {
+        let spans = self.spans()?;
+        let is_there = |link: &(&str, &str)| {
+            spans.iter().any(|(span, parent)| (span.name.as_str(), parent.as_str()) == *link)
+        };
+        Ok(PARENTS.iter().all(is_there))
+    }
+
+    /// The spans of the trace, each with the name of its parent.
+    fn spans(&self) -> Result<Vec<(Span, String)>> {
         let log = fs::read_to_string(self.home.path().join("log"))?;
-        let spans = log.split("\nSpan #").skip(1).map(Span::read).filter(|(_, span)| span.trace == trace);
-        Ok(spans.collect())
+        let all = || log.split("\nSpan #").skip(1).map(Span::read).filter(|span| span.trace == TRACE);
+        let names: BTreeMap<String, String> = all().map(|span| (span.id, span.name)).collect();
+        let below = |span: Span| {
+            let parent = match names.get(&span.parent) {
+                Some(name) => name,
+                None if span.parent == CLIENT => THE_CLIENT,
+                None => UNKNOWN,
+            };
+            let parent = parent.to_owned();
+            (span, parent)
+        };
+        Ok(all().map(below).collect())
     }
 }
 
 struct Span {
+    name: String,
     trace: String,
     id: String,
     parent: String,
@@ -82,20 +105,20 @@ struct Span {
 }
 
 impl Span {
-    /// One from the collector's log, with its name.
-    fn read(text: &str) -> (String, Self) {
+    /// One from the collector's log.
+    fn read(text: &str) -> Self {
         let field = |name: &str| {
             let value =
                 text.lines().find_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix(':'));
             value.unwrap_or_default().trim().to_owned()
         };
-        let span = Self {
+        Self {
+            name: field("Name"),
             trace: field("Trace ID"),
             id: field("ID"),
             parent: field("Parent ID"),
             text: text.to_owned(),
-        };
-        (field("Name"), span)
+        }
     }
 }
 
@@ -121,24 +144,27 @@ pub fn followed(site: &Site<'_>) -> Result<String> {
     let exit = site.stop(service)?;
     let flush = exit.event("telemetry.flush").context("no telemetry.flush")?;
     ensure!(flush["status"] == "ok", "{flush}");
+    let count = complete(&collector, &receiver)?;
+    Ok(format!("{count} spans, each with its parent, from the client to the receiver"))
+}
 
-    let all =
-        || Ok(PARENTS.iter().all(|(name, _)| collector.spans(TRACE).is_ok_and(|it| it.contains_key(*name))));
-    let arrived = wait_until("all spans at the collector", BOUND, all);
-    let spans = collector.spans(TRACE)?;
-    arrived.with_context(|| format!("it has {:?}", spans.keys()))?;
-    for (name, parent) in PARENTS {
-        let wanted = spans.get(parent).map_or(CLIENT, |span| &span.id);
-        let span = &spans[name];
-        ensure!(span.parent == wanted, "{name} has the parent {}, not {parent} ({wanted})", span.parent);
-    }
-    let traces = receiver.traces();
-    let job = format!("00-{TRACE}-{}-01", spans["webhook"].id);
-    ensure!(traces == [job.as_str()], "the receiver was sent {traces:?}, not {job}");
+/// Holds what has arrived to what should have. Returns how many spans there are.
+fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
+    let arrived = wait_until("all spans, each below its parent", BOUND, || collector.has_all());
+    let spans = collector.spans()?;
+    let links = spans.iter().map(|(span, parent)| format!("{} below {parent}", span.name));
+    let links = links.collect::<Vec<_>>().join(", ");
+    arrived.with_context(|| format!("the collector has {links}"))?;
+    ensure!(!links.contains(UNKNOWN), "a span without its parent: {links}");
+    let named = |name| spans.iter().find(|(span, _)| span.name == name).map(|(span, _)| span).context(name);
+
+    let (sent, job) = (receiver.traces(), format!("00-{TRACE}-{}-01", named("webhook")?.id));
+    ensure!(sent == [job.as_str()], "the receiver was sent {sent:?}, not {job}");
     for (name, attribute) in
         [(GET, "http.response.status_code: Int(200)"), ("webhook", "job.attempt: Int(1)")]
     {
-        ensure!(spans[name].text.contains(attribute), "{name} has no {attribute}:\n{}", spans[name].text);
+        let text = &named(name)?.text;
+        ensure!(text.contains(attribute), "{name} has no {attribute}:\n{text}");
     }
-    Ok(format!("{} spans, each with its parent, from the client to the receiver", spans.len()))
+    Ok(spans.len())
 }
