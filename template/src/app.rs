@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::cache::Cache;
@@ -144,6 +145,8 @@ struct Service {
     store: Store,
     runner: Runner,
     in_flight: InFlight,
+    /// Those whose clients have left, too.
+    writes: TaskTracker,
     public: Stop,
     admin: Stop,
     jobs: Stop,
@@ -183,7 +186,9 @@ impl Service {
         let checks = checks.into_iter().chain([cache.check()]).collect();
         let follower = cache.clone().follow();
         //@ end
-        let tasks = Tasks { store: store.clone(), cache, queue, notify: webhook.enabled() };
+        let writes = TaskTracker::new();
+        let notify = webhook.enabled();
+        let tasks = Tasks { store: store.clone(), cache, queue, notify, writes: writes.clone() };
         let around = http::Surroundings {
             health: health.clone(),
             observer: Observer::new(&config.http, &config.log, lifecycle.clone()),
@@ -202,6 +207,7 @@ impl Service {
             health,
             store,
             runner,
+            writes,
             in_flight: InFlight::default(),
             public: Stop::default(),
             admin: Stop::default(),
@@ -261,19 +267,24 @@ impl Service {
         // Load balancers need a moment to notice; until then new requests are still served.
         tokio::time::sleep(config.grace_delay).await;
         let deadline = Instant::now() + config.drain_timeout;
-        // Requests first: they may still queue jobs.
-        let mut finished = true;
-        for stop in [&self.public, &self.jobs] {
-            stop.drain.cancel();
-            finished &= timeout_at(deadline, stop.ended.cancelled()).await.is_ok();
-        }
+        // Jobs last: requests, and writes whose clients have left, may still queue some.
+        let ended = async {
+            self.public.drain.cancel();
+            self.public.ended.cancelled().await;
+            self.writes.close();
+            self.writes.wait().await;
+            self.jobs.drain.cancel();
+            self.jobs.ended.cancelled().await;
+        };
+        let finished = timeout_at(deadline, ended).await.is_ok();
         self.jobs.abort.cancel();
         self.jobs.ended.cancelled().await;
-        let (in_flight, jobs_lost) = (self.in_flight.count(), self.runner.abandon());
+        let (in_flight, writes, jobs_lost) =
+            (self.in_flight.count(), self.writes.len(), self.runner.abandon());
         if finished && jobs_lost == 0 {
             info!(in_flight, "shutdown.drain_complete");
         } else {
-            warn!(in_flight, jobs_lost, "shutdown.drain_timeout");
+            warn!(in_flight, writes, jobs_lost, "shutdown.drain_timeout");
         }
         self.lifecycle.take(Trigger::DrainEnded);
         self.close().await;

@@ -18,8 +18,9 @@ use crate::store::Error;
 use crate::task::Task;
 
 //@ if redis
+pub mod connection;
 mod missed;
-pub mod shared;
+mod shared;
 
 //@ end
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]

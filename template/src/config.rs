@@ -43,7 +43,7 @@ pub struct Config {
     //@ end
     //@ if redis
     #[garde(dive)]
-    pub redis: crate::cache::shared::Config,
+    pub redis: crate::cache::connection::Config,
     //@ end
     //@ if rate_limit
     #[garde(dive)]

@@ -1,14 +1,18 @@
 //! What can be done with tasks: each use-case over store, cache and jobs, and nothing of HTTP.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use metrics::counter;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::cache::Cache;
 use crate::queue::{Full, Queue};
 use crate::store::{self, Store};
 use crate::task::{NewTask, Status, Task, TaskPatch};
+use crate::telemetry::context::Context;
 use crate::webhook;
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,8 @@ pub struct Tasks {
     pub queue: Arc<Queue>,
     /// Whether completions are told to a webhook.
     pub notify: bool,
+    /// Writes under way.
+    pub writes: TaskTracker,
 }
 
 /// Some tasks in the order of their ids, and where the next ones begin.
@@ -69,12 +75,21 @@ impl Tasks {
     }
 
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        let task = self.or_forget(id, self.store.update(id, version, patch).await).await?;
-        self.cache.written(&task).await;
-        Ok(task)
+        let this = self.clone();
+        self.to_its_end(async move {
+            let task = this.or_forget(id, this.store.update(id, version, patch).await).await?;
+            this.cache.written(&task).await;
+            Ok(task)
+        })
+        .await
     }
 
     pub async fn complete(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
+        let this = self.clone();
+        self.to_its_end(async move { this.complete_and_queue(id, version).await }).await
+    }
+
+    async fn complete_and_queue(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
         // Room in the queue comes first: a completion must not be kept if no one can be told of it.
         let place = match self.notify.then(|| self.queue.reserve()).transpose() {
             Ok(place) => place,
@@ -106,10 +121,25 @@ impl Tasks {
     }
 
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        self.or_forget(id, self.store.delete(id, version).await).await?;
-        self.cache.deleted(id).await;
-        counter!("tasks_total", "event" => "deleted").increment(1);
-        Ok(())
+        let this = self.clone();
+        self.to_its_end(async move {
+            this.or_forget(id, this.store.delete(id, version).await).await?;
+            this.cache.deleted(id).await;
+            counter!("tasks_total", "event" => "deleted").increment(1);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Finishes a write also for a client that leaves or has waited too long: once it is stored, all that must
+    /// follow has to.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        write: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let write = Context::current().unwrap_or_default().scope(write).in_current_span();
+        // Nothing aborts it, so it can only have panicked: a fault of this request.
+        self.writes.spawn(write).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
     }
 
     /// What a write came to. A refusal may tell more than this replica knows: whoever then reads the task must not

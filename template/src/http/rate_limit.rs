@@ -27,7 +27,7 @@ use serde::Deserialize;
 use super::middleware::Client;
 use super::problem::{Category, Problem};
 //@ if redis
-use crate::cache::shared::Shared;
+use crate::cache::connection::Redis;
 //@ end
 
 /// How often clients that have not been seen lately are forgotten.
@@ -126,14 +126,14 @@ pub struct RateLimit {
     /// The stricter before those that more requests share: one who is refused must not use up what all need.
     limiters: Arc<[Limiter; 3]>,
     //@ if redis
-    shared: Shared,
+    redis: Redis,
     //@ end
 }
 
 impl RateLimit {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         //@ if redis
-        let shared = Shared::open(&config.redis)?;
+        let redis = Redis::open(&config.redis)?;
         //@ end
         let config = &config.rate_limit;
         let limiter = |name, per_second, burst, per_client| {
@@ -151,7 +151,7 @@ impl RateLimit {
             // Kept by each process for itself.
             limiters,
             //@ if redis
-            shared,
+            redis,
             //@ end
         })
     }
@@ -203,10 +203,10 @@ impl RateLimit {
             let Policy { name, per_second, burst, .. } = policy;
             // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
             let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
-            take.key(self.shared.key(&budget));
+            take.key(self.redis.key(&budget));
             take.arg(policy.time_for(1).as_micros()).arg(policy.time_for(burst.get()).as_micros());
         }
-        match self.shared.run::<(usize, u64)>("rate_limit", take).await {
+        match self.redis.run::<(usize, u64)>("rate_limit", take).await {
             Some((0, left)) => Verdict { left: u32::try_from(left).unwrap_or(u32::MAX), ..here },
             Some((refused, wait)) => {
                 let policy = limiters[refused - 1].policy;

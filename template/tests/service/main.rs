@@ -8,6 +8,7 @@
 mod api;
 mod app;
 mod configuration;
+mod contract;
 mod documents;
 mod health;
 mod http2;

@@ -13,10 +13,11 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::contract::assert_documented;
 //@ if postgres
 use crate::postgres::Database;
-
 //@ end
+
 /// For whatever a test waits for. Long, since only a test that fails waits it out.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -244,6 +245,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() {
+            let lines = self.out.0.borrow();
+            lines
+                .iter()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .for_each(|line| assert_documented(&line));
+        }
     }
 }
 

@@ -21,7 +21,7 @@ struct State {
     cut: bool,
     /// How often that happened: a connection ends with the next one, however short it is.
     cuts: usize,
-    //@ if postgres
+    //@ if postgres or redis
     /// Nothing comes through, and neither end is told.
     frozen: bool,
     //@ end
@@ -50,7 +50,7 @@ impl Proxy {
             state.cuts += 1;
         });
     }
-    //@ if postgres
+    //@ if postgres or redis
 
     /// From now on nothing comes through, but connections stay: those that are open for good, and new ones until
     /// it is mended.
@@ -63,7 +63,7 @@ impl Proxy {
     pub fn mend(&self) {
         self.state.send_modify(|state| {
             state.cut = false;
-            //@ if postgres
+            //@ if postgres or redis
             state.frozen = false;
             //@ end
         });
@@ -84,14 +84,14 @@ async fn carry(mut client: TcpStream, server: String, mut states: watch::Receive
     }
     let Ok(mut server) = TcpStream::connect(server).await else { return };
     let over = |state: &State| state.cuts > at_first.cuts;
-    //@ if postgres
+    //@ if postgres or redis
     let over = |state: &State| over(state) || state.frozen;
     //@ end
     tokio::select! {
         _ = copy_bidirectional(&mut client, &mut server) => {}
         _ = states.wait_for(over) => {}
     }
-    //@ if postgres
+    //@ if postgres or redis
     if states.borrow().cuts == at_first.cuts {
         // Held until the client gives it up.
         let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;

@@ -2,16 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-//@ if postgres
-use reqwest::Method;
-//@ end
-use reqwest::Url;
+use reqwest::{Method, Url};
 use serde_json::json;
 
 //@ if postgres
-use crate::app::{Answer, json_body};
+use crate::app::Answer;
 //@ end
-use crate::app::{TestApp, eventually, path_of};
+use crate::app::{TestApp, eventually, json_body, path_of};
 use crate::misconfiguration::{Row, assert_refused};
 use crate::process::{Launch, Variables};
 use crate::proxy::Proxy;
@@ -126,6 +123,19 @@ async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
     }
 }
 
+#[tokio::test]
+async fn change_that_was_missed_while_redis_had_vanished_is_not_hidden() {
+    let (url, proxy) = behind_proxy().await;
+    let (one, two) = replicas(&[("REDIS_URL", &url)]).await;
+    let path = path_of(&one.create("a").await);
+    assert_eq!(two.get(&path).await.json()["title"], "a");
+    proxy.freeze();
+    assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    // No connection was closed: only silence tells the second replica that it hears nothing.
+    let took = forgotten(&two, &path, "a").await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
 //@ if postgres
 #[tokio::test]
 async fn replica_whose_write_was_refused_reads_anew() {
@@ -141,6 +151,30 @@ async fn replica_whose_write_was_refused_reads_anew() {
 }
 
 //@ end
+#[tokio::test]
+async fn write_is_finished_though_its_client_has_left() {
+    let (url, proxy) = behind_proxy().await;
+    let often = [("APP__HEALTH__INTERVAL", "100ms"), ("APP__HEALTH__TIMEOUT", "1s")];
+    let slow = [("REDIS_URL", url.as_str()), ("APP__REDIS__TIMEOUT", "500ms")];
+    let app = TestApp::launch(Launch::new(&often).set(&slow)).await;
+    let path = path_of(&app.create("a").await);
+    assert_eq!(app.get(&path).await.json()["title"], "a", "which Redis now has");
+    proxy.freeze();
+    //@ if rate_limit
+    // Or the request would wait for its budget and not come to the write.
+    tokio::join!(app.get("/v1/tasks"), app.get("/v1/tasks"), app.get("/v1/tasks"));
+    //@ end
+    let change = json_body(app.request(Method::PATCH, &path), &json!({ "title": "b" }));
+    change.timeout(Duration::from_millis(200)).send().await.expect_err("Redis is still waited for");
+    assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["title"], "b");
+
+    let ready = async || app.admin("/health/ready").await;
+    eventually(ready, |answer| answer.json()["degraded"] == true).await;
+    proxy.mend();
+    eventually(ready, |answer| answer.json()["degraded"] == false).await;
+    assert_eq!(app.get(&path).await.json()["title"], "b", "and not what Redis had");
+}
+
 #[tokio::test]
 async fn bad_settings_of_redis_are_named() {
     let rows: &[Row] = &[
