@@ -15,6 +15,8 @@ use crate::children::Child;
 use crate::servers::tail;
 
 mod python;
+mod rotel;
+mod schemathesis;
 
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
 const CARGO_GENERATE: &str = "0.23.14";
@@ -51,19 +53,19 @@ pub struct Tools {
     pub promtool: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
-    /// A collector of traces; there only for a run that drills it.
+    /// There only for a run that drills it.
     pub rotel: Option<PathBuf>,
 }
 
-/// What only some runs need.
+/// What a run needs besides what every one does.
 #[derive(Clone, Copy, Default)]
 pub struct Wanted {
-    pub fuzzer: bool,
-    pub collector: bool,
+    pub schemathesis: bool,
+    pub rotel: bool,
 }
 
 impl Tools {
-    /// Finds or installs all of them, some only where they are `wanted`; `say` is told of each step that takes time.
+    /// Finds or installs all that are needed; `say` is told of each step that takes time.
     ///
     /// # Errors
     /// When one is neither there nor can be installed.
@@ -88,8 +90,8 @@ impl Tools {
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
             prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
             promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
-            schemathesis: wanted.fuzzer.then(|| python::SCHEMATHESIS.set_up(root, say)).transpose()?,
-            rotel: wanted.collector.then(|| python::ROTEL.set_up(root, say)).transpose()?,
+            schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
+            rotel: wanted.rotel.then(|| rotel::set_up(root, say)).transpose()?,
         })
     }
 }
@@ -234,6 +236,19 @@ fn install(packages: &[&str]) -> Result<()> {
     }
     let said = fs::read_to_string(log.path()).unwrap_or_default();
     bail!("apt-get failed, so {cure}; the end of what it said:\n{}", tail(&said, 8))
+}
+
+/// Runs a command of an installation to its end.
+fn finish(command: &mut Command) -> Result<()> {
+    let log = tempfile::NamedTempFile::new()?;
+    command.stdout(log.reopen()?).stderr(log.reopen()?);
+    let status = Child::spawn(command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    if status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    let said = fs::read_to_string(log.path()).unwrap_or_default();
+    let program = command.get_program().to_string_lossy();
+    bail!("`{program}` could not install what is needed; the end of what was said:\n{}", tail(&said, 8))
 }
 
 /// Where `program` is on the PATH.

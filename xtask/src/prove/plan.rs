@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 
 use anyhow::{Result, ensure};
 
-use crate::tools::Wanted;
 use crate::variant::Variant;
 
 use super::check::Subject;
@@ -89,11 +88,15 @@ impl Plan {
         Self { variants, steps, template: false, drills: Vec::new(), times: 1 }
     }
 
-    /// What the run needs that not every one does.
-    pub(super) fn wanted(&self) -> Wanted {
-        let drills = self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL);
+    /// Whether the run needs the fuzzer.
+    pub(super) fn fuzzes(&self) -> bool {
+        self.steps.iter().any(Step::is_fuzz)
+    }
+
+    /// Whether the run needs a collector.
+    pub(super) fn traces(&self) -> bool {
         let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::COLLECTOR);
-        Wanted { fuzzer: self.steps.iter().any(Step::is_fuzz), collector: drills && asked }
+        asked && self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL)
     }
 
     #[must_use]
