@@ -22,6 +22,8 @@ use super::shutdown::TASK;
 const CAP: usize = 4;
 /// Before the first incident: nothing fires, though everything is asked for.
 const PEACE: Duration = Duration::from_secs(4);
+/// Within which a request that finds no place is answered.
+const REFUSED: Duration = Duration::from_millis(500);
 const SETTINGS: [(&str, &str); 8] = [
     ("APP__HTTP__MAX_IN_FLIGHT", "4"),
     ("APP__HTTP__BODY_TIMEOUT", "20s"),
@@ -91,12 +93,7 @@ fn incidents(
     let firing = prometheus.firing()?;
     ensure!(firing.is_empty(), "before any incident {firing:?} fired");
 
-    let mut held = Vec::new();
-    for _ in 0..CAP {
-        let mut connection = Connection::open(address)?;
-        connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
-        held.push(connection);
-    }
+    let held = (0..CAP).map(|_| hold(address)).collect::<Result<Vec<_>>>()?;
     let mut raised = fires(prometheus, &["RequestsSaturated", "AvailabilityBudgetBurns"])?;
     for mut connection in held {
         connection.send(TASK)?;
@@ -116,6 +113,19 @@ fn incidents(
     }
     let time = wait_until("no alert fires", BOUND * 2, || Ok(prometheus.firing()?.is_empty()))?;
     Ok((raised, time))
+}
+
+/// A request that takes a place until its body comes, once there is one.
+fn hold(address: SocketAddr) -> Result<Connection> {
+    let deadline = Instant::now() + BOUND;
+    loop {
+        let mut connection = Connection::open(address)?;
+        connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
+        if !connection.answers_within(REFUSED)? {
+            return Ok(connection);
+        }
+        ensure!(Instant::now() < deadline, "no place was free within {BOUND:.0?}");
+    }
 }
 
 /// Waits until all of `alerts` fire.

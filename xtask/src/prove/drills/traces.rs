@@ -41,7 +41,7 @@ const PARENTS: [(&str, &str); 11] = [
     (COMPLETE, THE_CLIENT),
     ("complete_task", COMPLETE),
     ("insert_job", COMPLETE),
-    ("publish", COMPLETE),
+    ("store", COMPLETE),
     ("webhook", COMPLETE),
 ];
 
