@@ -180,6 +180,7 @@ impl Service {
         let webhook = Webhook::new(&config.webhook)?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let runner = Runner::new(config.jobs, queue.clone());
+        let watcher = queue.clone().watch();
         let checks = store.checks();
         //@ if redis
         let checks = checks.into_iter().chain([cache.check()]).collect();
@@ -235,6 +236,7 @@ impl Service {
         });
         spawn(&mut tasks, "metrics upkeep", telemetry.metrics.clone().upkeep());
         spawn(&mut tasks, "log filter", telemetry.logs.filter().restore());
+        spawn(&mut tasks, "queue watcher", watcher);
         //@ if redis
         spawn(&mut tasks, "cache follower", follower);
         //@ end

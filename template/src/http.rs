@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use bytesize::ByteSize;
 use garde::Validate;
 use ipnet::IpNet;
+use metrics::gauge;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tower::util::option_layer;
@@ -26,6 +27,7 @@ use crate::config::value::{between, list, millis, size};
 use crate::health::{self, Health};
 use crate::server::Limits;
 use crate::tasks::Tasks;
+use crate::telemetry::metrics::as_f64;
 
 pub mod admin;
 pub mod client;
@@ -125,6 +127,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         request_timeout: config.request_timeout,
         body_timeout: config.body_timeout,
     };
+    gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     let max_body_size = usize::try_from(config.max_body_size.as_u64())?;
     // Layers wrap what stands above them: the last one sees a request first. These guard the API alone, so that
     // probes answer even when it is full.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use garde::Validate;
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::lifecycle::Stop;
 use crate::queue::Queue;
 use crate::telemetry::context::{Context, Trace};
+use crate::telemetry::metrics::as_f64;
 //@ if otlp
 use crate::telemetry::otlp;
 //@ end
@@ -57,6 +58,8 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Self; 1] = [Self::Webhook];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -97,6 +100,13 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(config: Config, queue: Arc<Queue>) -> Self {
+        gauge!("jobs_queue_depth_max").set(as_f64(config.queue_capacity));
+        // There from the start: an alert on an increase can't see the one that makes a series appear.
+        for kind in Kind::ALL {
+            for outcome in ["failed", "abandoned"] {
+                counter!("jobs_total", "job" => kind.name(), "outcome" => outcome).increment(0);
+            }
+        }
         Self { config, queue }
     }
 
@@ -149,7 +159,8 @@ impl Runner {
         let caused_by = job.context.trace.as_ref();
         let trace = caused_by.map(Trace::child);
         //@ if otlp
-        let span = info_span!("job", otel.name = name, job.id = %job.id, job.attempt = job.attempts);
+        let span =
+            info_span!("job", otel.name = name, job.id = %job.id, job.attempt = i64::from(job.attempts));
         let trace = otlp::adopt(&span, caused_by).or(trace);
         //@ end
         let context = Context { trace, ..job.context.clone() };

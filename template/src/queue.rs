@@ -1,5 +1,6 @@
 //! Where jobs wait: in Postgres, so that they survive the process.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use crate::telemetry::metrics::as_f64;
 
 /// How often an idle worker looks for jobs that other replicas or a retry made due.
 const POLL: Duration = Duration::from_millis(500);
+/// How often the queue is measured while no worker is idle.
+const WATCH: Duration = Duration::from_secs(5);
 
 /// The queue holds as much as `jobs.queue_capacity` allows.
 #[derive(Debug)]
@@ -88,14 +91,23 @@ impl Queue {
         self.set_depth(self.depth.load(Ordering::Relaxed).saturating_sub(1));
     }
 
+    /// Counts what waits, for ever: workers that are busy, or hang, don't.
+    pub async fn watch(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(WATCH).await;
+            self.count().await;
+        }
+    }
+
     /// Gives up what is left, and tells what is lost by that: nothing.
     pub fn abandon(&self) -> Vec<Kind> {
         Vec::new()
     }
 
     async fn count(&self) {
-        if let Ok(count) = self.store.count_jobs().await {
+        if let Ok((count, waited)) = self.store.count_jobs().await {
             self.set_depth(count);
+            gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
         }
     }
 

@@ -164,6 +164,7 @@ impl Store {
         let open = self.pool.size() as usize;
         gauge!("db_pool_connections", "state" => "idle").set(as_f64(idle));
         gauge!("db_pool_connections", "state" => "used").set(as_f64(open.saturating_sub(idle)));
+        gauge!("db_pool_connections_max").set(f64::from(self.pool.options().get_max_connections()));
     }
 
     /// Ends all connections, once their queries have.

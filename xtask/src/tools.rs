@@ -14,6 +14,8 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
+mod python;
+mod rotel;
 mod schemathesis;
 
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
@@ -46,20 +48,33 @@ pub struct Tools {
     pub postgres: PathBuf,
     pub redis: PathBuf,
     pub haproxy: PathBuf,
+    pub prometheus: PathBuf,
+    /// Prometheus's own checker, of the same package.
+    pub promtool: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
+    /// There only for a run that drills it.
+    pub rotel: Option<PathBuf>,
+}
+
+/// What a run needs besides what every one does.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted {
+    pub schemathesis: bool,
+    pub rotel: bool,
 }
 
 impl Tools {
-    /// Finds or installs all of them, the fuzzer where it is needed; `say` is told of each step that takes time.
+    /// Finds or installs all that are needed; `say` is told of each step that takes time.
     ///
     /// # Errors
     /// When one is neither there nor can be installed.
-    pub fn set_up(root: &Path, fuzz: bool, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+    pub fn set_up(root: &Path, wanted: Wanted, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
             (haproxy().is_none(), "haproxy"),
+            (on_path("prometheus").and(on_path("promtool")).is_none(), "prometheus"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))
@@ -73,7 +88,10 @@ impl Tools {
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
-            schemathesis: fuzz.then(|| schemathesis::set_up(root, say)).transpose()?,
+            prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
+            promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
+            schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
+            rotel: wanted.rotel.then(|| rotel::set_up(root, say)).transpose()?,
         })
     }
 }
@@ -218,6 +236,19 @@ fn install(packages: &[&str]) -> Result<()> {
     }
     let said = fs::read_to_string(log.path()).unwrap_or_default();
     bail!("apt-get failed, so {cure}; the end of what it said:\n{}", tail(&said, 8))
+}
+
+/// Runs a command of an installation to its end.
+fn finish(command: &mut Command) -> Result<()> {
+    let log = tempfile::NamedTempFile::new()?;
+    command.stdout(log.reopen()?).stderr(log.reopen()?);
+    let status = Child::spawn(command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    if status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    let said = fs::read_to_string(log.path()).unwrap_or_default();
+    let program = command.get_program().to_string_lossy();
+    bail!("`{program}` could not install what is needed; the end of what was said:\n{}", tail(&said, 8))
 }
 
 /// Where `program` is on the PATH.

@@ -102,7 +102,8 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
     //@ end
     let mut response = answering.await;
     //@ if otlp
-    span.record("http.response.status_code", response.status().as_u16());
+    // Signed, or it would be exported as text.
+    span.record("http.response.status_code", i64::from(response.status().as_u16()));
     //@ end
     record.status = Some(response.status());
     let headers = response.headers_mut();

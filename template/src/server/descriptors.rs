@@ -1,7 +1,10 @@
 //! File descriptors: each connection takes one, and so does all else that the process opens.
 
+use metrics::gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
+
+use crate::telemetry::metrics::as_f64;
 
 /// Kept back for probes, dependencies, files, and what a library opens: while clients take all that is theirs,
 /// the service must still be able to say that it lives.
@@ -24,6 +27,7 @@ pub fn connections_within_limit(wanted: usize) -> usize {
     if allowed < wanted {
         warn!(limit = current, wanted, allowed, "descriptors.few");
     }
+    gauge!("http_connections_max").set(as_f64(allowed));
     allowed
 }
 

@@ -68,11 +68,17 @@ impl Store {
         Ok(())
     }
 
-    /// Jobs that have not ended, of all replicas.
-    pub async fn count_jobs(&self) -> Result<usize, Error> {
+    /// Jobs that have not ended, of all replicas, and for how long the one that is due longest has waited.
+    pub async fn count_jobs(&self) -> Result<(usize, Duration), Error> {
         let mut connection = self.acquire().await?;
-        let query = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM jobs WHERE failed_at IS NULL"#);
-        let count = self.timed("count_jobs", query.fetch_one(&mut *connection)).await?;
-        Ok(usize::try_from(count).unwrap_or(0))
+        let query = sqlx::query!(
+            r#"SELECT count(*) AS "count!",
+                   COALESCE(extract(epoch FROM now() - min(run_at)), 0)::float8 AS "waited!"
+               FROM jobs WHERE failed_at IS NULL"#
+        );
+        let row = self.timed("count_jobs", query.fetch_one(&mut *connection)).await?;
+        // Negative where none is due yet.
+        let waited = Duration::try_from_secs_f64(row.waited).unwrap_or_default();
+        Ok((usize::try_from(row.count).unwrap_or(0), waited))
     }
 }

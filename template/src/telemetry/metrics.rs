@@ -78,10 +78,21 @@ fn describe() {
         "From the request's head to the answer's last byte"
     );
     describe_gauge!("http_requests_in_flight", "Requests whose answer has not been sent whole");
+    describe_gauge!("http_requests_in_flight_max", "Requests beyond which further ones are refused");
     describe_gauge!("http_connections", "Open connections, of both listeners");
+    describe_gauge!(
+        "http_connections_max",
+        "Connections to the public listener beyond which further ones wait"
+    );
     describe_counter!("errors_total", "Answers that report an error, by category");
     describe_counter!("panics_total", "Panics, wherever they happened");
     describe_gauge!("jobs_queue_depth", "Jobs that wait");
+    describe_gauge!("jobs_queue_depth_max", "Jobs beyond which no further one is queued");
+    describe_gauge!(
+        "jobs_queue_oldest_seconds",
+        Unit::Seconds,
+        "For how long the job that is due longest has waited"
+    );
     describe_counter!("jobs_total", "Job runs ended, by outcome");
     describe_histogram!("job_duration_seconds", Unit::Seconds, "One run of a job");
     describe_counter!("tasks_total", "Tasks created, completed and deleted");
@@ -95,6 +106,7 @@ fn describe() {
     describe_gauge!("tokio_global_queue_depth", "Tasks that wait for a worker");
     //@ if postgres
     describe_gauge!("db_pool_connections", "Connections, by state");
+    describe_gauge!("db_pool_connections_max", "Connections that the pool may open");
     describe_histogram!("db_pool_acquire_seconds", Unit::Seconds, "Waiting for a connection");
     describe_histogram!("db_query_duration_seconds", Unit::Seconds, "One query, by name");
     //@ end

@@ -194,6 +194,67 @@ fn links_within_the_documents_lead_somewhere() {
     assert!(links > 20, "{links} links");
 }
 
+/// The text between two marks, or to the end.
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    let rest = text.split_once(from).map(|(_, rest)| rest).unwrap_or_default();
+    rest.split(to).next().unwrap_or_default()
+}
+
+/// All files of a kind in a folder of `deploy/`, as one text.
+fn deployed(folder: &str, kind: &str) -> String {
+    let files = fs::read_dir(root().join("deploy").join(folder)).expect("a folder");
+    let files = files.map(|file| file.expect("an entry").path());
+    let files = files.filter(|file| file.extension().is_some_and(|extension| extension == kind));
+    files.map(|file| fs::read_to_string(file).expect("a file of text")).collect()
+}
+
+/// The section of the runbook that `url` leads to, under its heading.
+fn section<'a>(runbook: &'a str, url: &str) -> &'a str {
+    let (_, wanted) = url.split_once("/docs/runbook.md#").unwrap_or_else(|| panic!("not the runbook: {url}"));
+    let sections = || runbook.split("\n## ").skip(1);
+    let found = sections().find(|section| anchor(section.lines().next().unwrap_or_default()) == wanted);
+    found.unwrap_or_else(|| panic!("no such section: {url}"))
+}
+
+#[test]
+fn alerts_have_their_section_in_the_runbook_and_their_tests() {
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");
+    let (rules, tests) = (deployed("prometheus/rules", "yml"), deployed("prometheus/tests", "yml"));
+    let mut alerts = Vec::new();
+    for rule in rules.split("- alert: ").skip(1) {
+        let alert = rule.lines().next().unwrap_or_default();
+        let section = section(&runbook, between(rule, "runbook_url: ", "\n"));
+        for part in [format!("**Alert:** `{alert}`").as_str(), "**Means:**", "**Look:**", "**Do:**"] {
+            assert!(section.contains(part), "{alert}: no {part} in its section:\n{section}");
+        }
+        for part in ["severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(part), "{alert} has no {part}");
+        }
+        let severity = between(rule, "severity: ", "\n");
+        let cases: Vec<_> =
+            tests.split("- alertname: ").filter(|case| case.lines().next() == Some(alert)).collect();
+        assert!(cases.iter().any(|case| case.contains("exp_alerts: []")), "{alert}: no test without it");
+        let fires = |case: &&str| case.contains(&format!("severity: {severity}\n"));
+        assert!(cases.iter().any(fires), "{alert}, {severity}: no test in which it fires");
+        alerts.push(alert);
+    }
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for name in runbook.split("**Alert:** ").skip(1).filter_map(|rest| quoted(rest).first().copied()) {
+        assert!(alerts.contains(&name), "the runbook has a section for {name}, which is no alert");
+    }
+}
+
+#[test]
+fn dashboards_link_to_sections_that_are_there() {
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");
+    let dashboards = deployed("grafana/dashboards", "json");
+    let links: Vec<_> = dashboards.split('"').filter(|text| text.contains("/docs/runbook.md#")).collect();
+    assert!(links.len() > 5, "{links:?}");
+    for link in links {
+        section(&runbook, link);
+    }
+}
+
 /// The text of a document without its blocks of code.
 fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()

@@ -14,10 +14,14 @@ fn promised() -> impl Iterator<Item = &'static str> {
         "http_requests_total",
         "http_request_duration_seconds",
         "http_requests_in_flight",
+        "http_requests_in_flight_max",
         "http_connections",
+        "http_connections_max",
         "errors_total",
         "panics_total",
         "jobs_queue_depth",
+        "jobs_queue_depth_max",
+        "jobs_queue_oldest_seconds",
         "jobs_total",
         "job_duration_seconds",
         "tasks_total",
@@ -34,6 +38,7 @@ fn promised() -> impl Iterator<Item = &'static str> {
     //@ if postgres
     let names =
         [names, vec!["db_pool_connections", "db_pool_acquire_seconds", "db_query_duration_seconds"]].concat();
+    let names = [names, vec!["db_pool_connections_max"]].concat();
     let names = [names, vec!["dependency_up{dependency=\"postgres\"}"]].concat();
     //@ end
     //@ if redis

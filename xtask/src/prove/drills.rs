@@ -1,5 +1,6 @@
 //! The drills: the service as a process of its own, driven from outside as production would.
 
+mod alerts;
 mod api;
 mod clients;
 mod coherence;
@@ -9,13 +10,16 @@ mod frozen;
 mod history;
 mod hostile;
 mod load;
+mod metrics;
 mod overload;
 mod pages;
 mod peers;
+mod prometheus;
 mod rolling;
 mod shutdown;
 mod site;
 mod start;
+mod traces;
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +44,10 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 23] = [
+/// The drill that needs a collector.
+pub const COLLECTOR: &str = "traces one request";
+
+const ALL: [Drill; 26] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -51,6 +58,7 @@ const ALL: [Drill; 23] = [
     drill("keeps tasks", "create, read, change, complete, list, delete", api::round_trip),
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
+    drill("shows its metrics", "promtool finds nothing to mend", metrics::page),
     drill("stops under load", "exit 0, no request and no job lost", load::under_load),
     drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),
     drill("ends a half-sent request", "504, then exit 0", shutdown::half_sent),
@@ -89,6 +97,15 @@ const ALL: [Drill; 23] = [
     Drill {
         ends_only: true,
         ..drill("restarts behind HAProxy", "0 failed of 100,000 requests", rolling::restarts)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("raises alerts", "each incident seen by Prometheus and its end too", alerts::raised)
+    },
+    Drill {
+        needs: Some("otlp"),
+        ends_only: true,
+        ..drill(COLLECTOR, "from the client to the receiver, in someone else's collector", traces::followed)
     },
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];

@@ -93,6 +93,12 @@ impl Plan {
         self.steps.iter().any(Step::is_fuzz)
     }
 
+    /// Whether the run needs a collector.
+    pub(super) fn traces(&self) -> bool {
+        let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::COLLECTOR);
+        asked && self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL)
+    }
+
     #[must_use]
     pub fn names_as_json(&self) -> String {
         let names: Vec<String> = self.variants.iter().map(ToString::to_string).collect();

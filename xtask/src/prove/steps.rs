@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, fuzz, size, unused};
+use super::{drills, fuzz, rules, size, unused};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -28,10 +28,11 @@ const DRILLS: &str = "drills";
 const FUZZ_NAME: &str = "fuzz";
 
 /// All of them.
-pub const ALL: [Step; 9] = [
+pub const ALL: [Step; 10] = [
     Step { name: GENERATE, run: generate },
     Step { name: "leftovers", run: leftovers },
     Step { name: "size", run: size::check },
+    Step { name: "rules", run: rules::check },
     Step { name: "fmt", run: format },
     Step { name: "clippy", run: lint },
     Step { name: "unused", run: unused::check },

@@ -13,6 +13,9 @@ use crate::jobs::{Job, Kind, Settlement};
 use crate::store::Store;
 use crate::telemetry::metrics::as_f64;
 
+/// How often the queue is measured.
+const WATCH: Duration = Duration::from_secs(5);
+
 /// The queue holds as much as `jobs.queue_capacity` allows.
 #[derive(Debug)]
 pub struct Full;
@@ -101,6 +104,17 @@ impl Queue {
         drop(state);
         if let Settlement::Retry { after } = settlement {
             self.add(Waiting { due: Instant::now() + after, job, _place: None });
+        }
+    }
+
+    /// Measures how long jobs wait, for ever.
+    pub async fn watch(self: Arc<Self>) {
+        loop {
+            let oldest = self.state().waiting.iter().map(|entry| entry.due).min();
+            // Zero where none is due yet.
+            let waited = oldest.map(|due| Instant::now().saturating_duration_since(due)).unwrap_or_default();
+            gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
+            tokio::time::sleep(WATCH).await;
         }
     }
 

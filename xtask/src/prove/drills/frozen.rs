@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 
 use crate::http::{Connection, get, head, request};
 use crate::prove::service::{Exit, Service};
@@ -115,28 +114,16 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
 /// A ready service that reaches the server of `variable` by a way that can be frozen.
 fn behind(site: &Site<'_>, variable: &str) -> Result<(Way, Service)> {
     let mut command = site.command()?;
-    let set = command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value?.to_str());
-    let url = set.context("the server has no URL")?.to_owned();
-    let from = url.find("127.0.0.1").context("the server is elsewhere")?;
-    let server = url[from..].split('/').next().unwrap_or_default();
-    let way = Way::to(server)?;
-    command.env(variable, url.replace(server, &way.address().to_string()));
+    let way = Way::on(&mut command, variable)?;
     let service = Service::launch(command.envs(site.with_pool(&SETTINGS)))?;
     service.ready()?;
     Ok((way, service))
 }
 
-/// Waits for the end, which must come in time. The errors that are due here are kept from the drill
-/// that reads all that was logged.
+/// Waits for the end, which must come in time.
 fn ended(site: &Site<'_>, service: Service, signalled: Instant, due: &[&str]) -> Result<(Exit, Duration)> {
-    let exit = service.wait(BOUND.saturating_sub(signalled.elapsed()))?;
-    let after = signalled.elapsed();
-    let due = |line: &&String| {
-        let event: Value = serde_json::from_str(line).unwrap_or_default();
-        due.iter().any(|name| event["message"] == *name)
-    };
-    site.lines.borrow_mut().extend(exit.lines.iter().filter(|line| !due(line)).cloned());
-    Ok((exit, after))
+    let exit = site.end_despite(service, BOUND.saturating_sub(signalled.elapsed()), due)?;
+    Ok((exit, signalled.elapsed()))
 }
 
 /// Whether the exit code and the log tell the same: 0 and nothing left, or 3 and what was cut.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -63,19 +64,27 @@ impl Gate {
 /// What was told of each task: the ids of its deliveries, of which there should be one.
 pub type Told = BTreeMap<String, BTreeSet<String>>;
 
+/// What a receiver keeps of the calls that it has answered.
+#[derive(Default)]
+struct Calls {
+    told: Told,
+    /// Their `traceparent`.
+    traces: Vec<String>,
+}
+
 /// Takes webhooks and answers them once it is told to.
 pub struct Receiver {
     listening: Listening,
     gate: Gate,
-    told: Arc<Mutex<Told>>,
+    calls: Arc<Mutex<Calls>>,
 }
 
 impl Receiver {
     pub fn start() -> Result<Self> {
-        let (gate, told) = <(Gate, Arc<Mutex<Told>>)>::default();
-        let (opens, tells) = (gate.clone(), Arc::clone(&told));
-        let listening = Listening::start(move |stream| receive(stream, &opens, &tells))?;
-        Ok(Self { listening, gate, told })
+        let (gate, calls) = <(Gate, Arc<Mutex<Calls>>)>::default();
+        let (opens, kept) = (gate.clone(), Arc::clone(&calls));
+        let listening = Listening::start(move |stream| receive(stream, &opens, &kept))?;
+        Ok(Self { listening, gate, calls })
     }
 
     pub fn url(&self) -> String {
@@ -89,11 +98,16 @@ impl Receiver {
 
     /// How many tasks it was told of, and answered for.
     pub fn told_of(&self) -> usize {
-        locked(&self.told).len()
+        locked(&self.calls).told.len()
     }
 
     pub fn told(&self) -> Told {
-        locked(&self.told).clone()
+        locked(&self.calls).told.clone()
+    }
+
+    /// The `traceparent` of each call.
+    pub fn traces(&self) -> Vec<String> {
+        locked(&self.calls).traces.clone()
     }
 }
 
@@ -103,10 +117,10 @@ impl Drop for Receiver {
     }
 }
 
-fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
+fn receive(stream: TcpStream, gate: &Gate, calls: &Mutex<Calls>) -> Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let (mut length, mut delivery) = (0, String::new());
+        let (mut length, mut delivery, mut trace) = (0, String::new(), String::new());
         loop {
             let mut line = String::new();
             stream.read_line(&mut line)?;
@@ -120,6 +134,9 @@ fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
             if name.eq_ignore_ascii_case("webhook-id") {
                 value.trim().clone_into(&mut delivery);
             }
+            if name.eq_ignore_ascii_case("traceparent") {
+                value.trim().clone_into(&mut trace);
+            }
         }
         if length == 0 {
             return Ok(());
@@ -129,7 +146,10 @@ fn receive(stream: TcpStream, gate: &Gate, told: &Mutex<Told>) -> Result<()> {
         gate.pass();
         let call: Value = serde_json::from_slice(&body)?;
         let id = call["data"]["id"].as_str().context("a webhook without its task")?;
-        locked(told).entry(id.to_owned()).or_default().insert(delivery);
+        let mut calls = locked(calls);
+        calls.told.entry(id.to_owned()).or_default().insert(delivery);
+        calls.traces.push(trace);
+        drop(calls);
         stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
     }
 }
@@ -160,6 +180,18 @@ impl Way {
             Ok(())
         })?;
         Ok(Self { listening, gate, open })
+    }
+
+    /// The way to the server that `variable` of a service's environment names, which from now on leads through here.
+    pub fn on(command: &mut Command, variable: &str) -> Result<Self> {
+        let set =
+            command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value?.to_str());
+        let url = set.context("the server has no URL")?.to_owned();
+        let from = url.find("127.0.0.1").context("the server is elsewhere")?;
+        let server = url[from..].split('/').next().unwrap_or_default();
+        let way = Self::to(server)?;
+        command.env(variable, url.replace(server, &way.address().to_string()));
+        Ok(way)
     }
 
     pub fn address(&self) -> SocketAddr {

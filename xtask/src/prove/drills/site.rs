@@ -18,6 +18,9 @@ use crate::servers::Servers;
 pub struct Site<'a> {
     pub servers: &'a Servers,
     pub haproxy: &'a Path,
+    pub prometheus: &'a Path,
+    pub promtool: &'a Path,
+    pub rotel: Option<&'a Path>,
     pub program: PathBuf,
     pub dir: PathBuf,
     pub place: usize,
@@ -41,6 +44,9 @@ impl<'a> Site<'a> {
         Ok(Self {
             servers: &work.context.servers,
             haproxy: &work.context.tools.haproxy,
+            prometheus: &work.context.tools.prometheus,
+            promtool: &work.context.tools.promtool,
+            rotel: work.context.tools.rotel.as_deref(),
             program: program.context("cargo built no program")?,
             dir: work.subject.dir.clone(),
             place: work.subject.place,
@@ -116,8 +122,17 @@ impl<'a> Site<'a> {
 
     /// Waits for the end and keeps the log for the last drill.
     pub fn end(&self, service: Service, bound: Duration) -> Result<Exit> {
+        self.end_despite(service, bound, &[])
+    }
+
+    /// The same, but keeps the errors that are `due` from the drill that reads all that was logged.
+    pub fn end_despite(&self, service: Service, bound: Duration, due: &[&str]) -> Result<Exit> {
         let exit = service.wait(bound)?;
-        self.lines.borrow_mut().extend(exit.lines.iter().cloned());
+        let due = |line: &&String| {
+            let event: Value = serde_json::from_str(line).unwrap_or_default();
+            due.iter().any(|name| event["message"] == *name)
+        };
+        self.lines.borrow_mut().extend(exit.lines.iter().filter(|line| !due(line)).cloned());
         Ok(exit)
     }
 

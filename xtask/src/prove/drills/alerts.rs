@@ -1,0 +1,188 @@
+//! Incidents, as a real Prometheus with the service's own rules sees them: each raises its alert, which ends with it.
+//! And whatever a dashboard or a rule asks for is there.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::http::{Connection, get, head, request};
+use crate::prove::rules::queries;
+use crate::prove::service::Service;
+
+use super::Site;
+use super::clients::wait_until;
+use super::peers::{Receiver, Way};
+use super::prometheus::{BOUND, Prometheus, hastened};
+use super::shutdown::TASK;
+
+const CAP: usize = 4;
+/// Before the first incident: nothing fires, though everything is asked for.
+const PEACE: Duration = Duration::from_secs(4);
+/// Within which a request that finds no place is answered.
+const REFUSED: Duration = Duration::from_millis(500);
+const SETTINGS: [(&str, &str); 8] = [
+    ("APP__HTTP__MAX_IN_FLIGHT", "4"),
+    ("APP__HTTP__BODY_TIMEOUT", "20s"),
+    ("APP__HTTP__REQUEST_TIMEOUT", "20s"),
+    ("APP__HEALTH__INTERVAL", "200ms"),
+    ("APP__HEALTH__TIMEOUT", "200ms"),
+    ("APP__JOBS__MAX_ATTEMPTS", "1"),
+    ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+    ("APP__LOG__ACCESS", "false"),
+];
+/// What the incidents log as errors.
+const DUE: [&str; 2] = ["request.failed", "job.failed"];
+
+/// A service that reaches what it needs by ways that can be cut.
+struct Scene {
+    service: Service,
+    /// With the alert that its end raises.
+    ways: Vec<(&'static str, Way)>,
+    _receiver: Receiver,
+}
+
+impl Scene {
+    fn set(site: &Site<'_>) -> Result<Self> {
+        let receiver = Receiver::start()?;
+        receiver.answer();
+        let mut command = site.command()?;
+        command.envs(site.with_pool(&SETTINGS)).envs(site.unlimited().iter().copied());
+        command.env("APP__WEBHOOK__URL", receiver.url());
+        let mut ways = vec![("JobsFail", Way::on(&mut command, "APP__WEBHOOK__URL")?)];
+        if site.postgres {
+            ways.push(("PostgresDown", Way::on(&mut command, "DATABASE_URL")?));
+        }
+        if site.redis {
+            ways.push(("RedisDown", Way::on(&mut command, "REDIS_URL")?));
+        }
+        let service = Service::launch(&mut command)?;
+        service.ready()?;
+        Ok(Self { service, ways, _receiver: receiver })
+    }
+}
+
+pub fn raised(site: &Site<'_>) -> Result<String> {
+    let Scene { service, ways, _receiver } = Scene::set(site)?;
+    let prometheus = Prometheus::start(site, service.admin)?;
+    let over = AtomicBool::new(false);
+    let (raised, time) = thread::scope(|scope| -> Result<_> {
+        scope.spawn(|| visit(service.public, &over));
+        let incidents = incidents(&prometheus, service.public, &ways);
+        over.store(true, Ordering::SeqCst);
+        incidents
+    })?;
+    let asked = everything_is_there(site, &prometheus)?;
+    drop(prometheus);
+    service.signal();
+    site.end_despite(service, Duration::from_secs(5), &DUE)?;
+    let names = raised.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    Ok(format!("{names} fired, and none {time:.0?} after the last incident; {asked} queries answered"))
+}
+
+/// Overload, then the loss of all that the service talks to. Returns what fired, and how long it took to end.
+fn incidents(
+    prometheus: &Prometheus,
+    address: SocketAddr,
+    ways: &[(&'static str, Way)],
+) -> Result<(BTreeSet<String>, Duration)> {
+    thread::sleep(PEACE);
+    let firing = prometheus.firing()?;
+    ensure!(firing.is_empty(), "before any incident {firing:?} fired");
+
+    let held = (0..CAP).map(|_| hold(address)).collect::<Result<Vec<_>>>()?;
+    let mut raised = fires(prometheus, &["RequestsSaturated", "AvailabilityBudgetBurns"])?;
+    for mut connection in held {
+        connection.send(TASK)?;
+        ensure!(connection.response()?.status == 201, "a request that was taken was not answered");
+    }
+
+    let (receiver, dependencies) = ways.split_first().context("no way")?;
+    receiver.1.cut();
+    raised.extend(fires(prometheus, &[receiver.0])?);
+    for (_, way) in dependencies {
+        way.cut();
+    }
+    let names: Vec<&str> = dependencies.iter().map(|(alert, _)| *alert).collect();
+    raised.extend(fires(prometheus, &names)?);
+    for (_, way) in ways {
+        way.mend();
+    }
+    let time = wait_until("no alert fires", BOUND * 2, || Ok(prometheus.firing()?.is_empty()))?;
+    Ok((raised, time))
+}
+
+/// A request that takes a place until its body comes, once there is one.
+fn hold(address: SocketAddr) -> Result<Connection> {
+    let deadline = Instant::now() + BOUND;
+    loop {
+        let mut connection = Connection::open(address)?;
+        connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
+        if !connection.answers_within(REFUSED)? {
+            return Ok(connection);
+        }
+        ensure!(Instant::now() < deadline, "no place was free within {BOUND:.0?}");
+    }
+}
+
+/// Waits until all of `alerts` fire.
+fn fires(prometheus: &Prometheus, alerts: &[&str]) -> Result<BTreeSet<String>> {
+    let wanted: BTreeSet<String> = alerts.iter().map(|alert| (*alert).to_owned()).collect();
+    let mut firing = BTreeSet::new();
+    let all = || {
+        firing = prometheus.firing()?;
+        Ok(firing.is_superset(&wanted))
+    };
+    wait_until(&format!("{alerts:?} fire"), BOUND, all)?;
+    Ok(wanted)
+}
+
+/// Some of everything that clients do, whatever comes of it.
+fn visit(address: SocketAddr, over: &AtomicBool) {
+    while !over.load(Ordering::SeqCst) {
+        let started = Instant::now();
+        let task = request(address, "POST", "/v1/tasks", TASK).and_then(|answer| answer.json());
+        if let Ok(task) = task
+            && let Some(id) = task["id"].as_str()
+        {
+            let path = format!("/v1/tasks/{id}");
+            for _ in 0..5 {
+                let _ = get(address, &path);
+            }
+            let _ = request(address, "POST", &format!("{path}/complete"), "");
+            let _ = request(address, "DELETE", &path, "");
+        }
+        let _ = get(address, "/nowhere");
+        thread::sleep(Duration::from_millis(50).saturating_sub(started.elapsed()));
+    }
+}
+
+/// Holds every rule and every query of a dashboard to what was scraped. Returns how many there are.
+fn everything_is_there(site: &Site<'_>, prometheus: &Prometheus) -> Result<usize> {
+    let mut asked = 0;
+    for rule in prometheus.rules()? {
+        ensure!(rule.error.is_none(), "{}: {:?}", rule.name, rule.error);
+        ensure!(answered(prometheus, &rule.query)?, "{}: nothing answers {}", rule.name, rule.query);
+        asked += 1;
+        ensure!(rule.alert || prometheus.series(&rule.name)? > 0, "{} was not recorded", rule.name);
+    }
+    for query in queries(&site.dir)? {
+        let text = query.text.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        ensure!(answered(prometheus, &hastened(&text))?, "{}: nothing answers {text}", query.place);
+        asked += 1;
+    }
+    Ok(asked)
+}
+
+/// Whether a query has returned a number. A comparison leaves out what it is not true of: as a number, 0 or 1, it
+/// shows that both of its sides are there.
+fn answered(prometheus: &Prometheus, query: &str) -> Result<bool> {
+    let mut query = query.to_owned();
+    for comparison in [" > ", " < ", " >= ", " <= ", " == ", " != "] {
+        query = query.replace(comparison, &format!("{comparison}bool "));
+    }
+    Ok(prometheus.series(&query)? > 0)
+}

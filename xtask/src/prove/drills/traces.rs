@@ -1,0 +1,170 @@
+//! One trace, from a client through request, query, cache and job to the webhook's receiver, as a collector that
+//! nobody here wrote has received it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+
+use crate::children::{self, Child, Scratch};
+use crate::http::Connection;
+use crate::servers::free_port;
+
+use super::Site;
+use super::clients::wait_until;
+use super::peers::Receiver;
+use super::shutdown::TASK;
+
+const BOUND: Duration = Duration::from_secs(20);
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+/// The client's own span.
+const CLIENT: &str = "b7ad6b7169203331";
+
+const THE_CLIENT: &str = "the client";
+const UNKNOWN: &str = "a span that is not there";
+
+const CREATE: &str = "POST /v1/tasks";
+const GET: &str = "GET /v1/tasks/{id}";
+const COMPLETE: &str = "POST /v1/tasks/{id}/complete";
+/// Which span has which parent.
+const PARENTS: [(&str, &str); 11] = [
+    (CREATE, THE_CLIENT),
+    ("create_task", CREATE),
+    (GET, THE_CLIENT),
+    ("get", GET),
+    ("get_task", GET),
+    ("store", GET),
+    (COMPLETE, THE_CLIENT),
+    ("complete_task", COMPLETE),
+    ("insert_job", COMPLETE),
+    ("store", COMPLETE),
+    ("webhook", COMPLETE),
+];
+
+/// A collector that writes what it receives to a file.
+struct Collector {
+    _child: Child,
+    home: Scratch,
+    address: SocketAddr,
+}
+
+impl Collector {
+    fn start(program: &Path) -> Result<Self> {
+        let home = Scratch::new()?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let log = File::create(home.path().join("log"))?;
+        let mut command = children::tied(program);
+        command.args(["start", "--exporter", "blackhole"]);
+        command.args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"]);
+        command.args(["--otlp-http-endpoint", &address.to_string()]);
+        command.args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{}", free_port()?)]);
+        command.env_clear().current_dir(home.path()).stdout(log.try_clone()?).stderr(log);
+        let child = Child::spawn(&mut command, Signal::TERM)?;
+        let collector = Self { _child: child, home, address };
+        wait_until("the collector listens", BOUND, || Ok(Connection::open(address).is_ok()))?;
+        Ok(collector)
+    }
+
+    /// Whether each span has arrived, and its parent.
+    fn has_all(&self) -> Result<bool> {
+        let spans = self.spans()?;
+        let is_there = |link: &(&str, &str)| {
+            spans.iter().any(|(span, parent)| (span.name.as_str(), parent.as_str()) == *link)
+        };
+        Ok(PARENTS.iter().all(is_there))
+    }
+
+    /// The spans of the trace, each with the name of its parent.
+    fn spans(&self) -> Result<Vec<(Span, String)>> {
+        let log = fs::read_to_string(self.home.path().join("log"))?;
+        let all = || log.split("\nSpan #").skip(1).map(Span::read).filter(|span| span.trace == TRACE);
+        let names: BTreeMap<String, String> = all().map(|span| (span.id, span.name)).collect();
+        let below = |span: Span| {
+            let parent = match names.get(&span.parent) {
+                Some(name) => name,
+                None if span.parent == CLIENT => THE_CLIENT,
+                None => UNKNOWN,
+            };
+            let parent = parent.to_owned();
+            (span, parent)
+        };
+        Ok(all().map(below).collect())
+    }
+}
+
+struct Span {
+    name: String,
+    trace: String,
+    id: String,
+    parent: String,
+    text: String,
+}
+
+impl Span {
+    /// One from the collector's log.
+    fn read(text: &str) -> Self {
+        let field = |name: &str| {
+            let value =
+                text.lines().find_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix(':'));
+            value.unwrap_or_default().trim().to_owned()
+        };
+        Self {
+            name: field("Name"),
+            trace: field("Trace ID"),
+            id: field("ID"),
+            parent: field("Parent ID"),
+            text: text.to_owned(),
+        }
+    }
+}
+
+pub fn followed(site: &Site<'_>) -> Result<String> {
+    let collector = Collector::start(site.rotel.context("rotel was not set up")?)?;
+    let receiver = Receiver::start()?;
+    receiver.answer();
+    let (endpoint, url) = (format!("http://{}", collector.address), receiver.url());
+    let service = site.start(&[
+        ("APP__OTLP__ENDPOINT", &endpoint),
+        ("APP__WEBHOOK__URL", &url),
+        ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+    ])?;
+    let header = format!("traceparent: 00-{TRACE}-{CLIENT}-01\r\n");
+    let mut client = Connection::open(service.public)?;
+    let created = client.request("POST", "/v1/tasks", &header, TASK)?;
+    let path = format!("/v1/tasks/{}", created.json()?["id"].as_str().context("no id")?);
+    let read = client.request("GET", &path, &header, "")?;
+    let completed = client.request("POST", &format!("{path}/complete"), &header, "")?;
+    let answers = [created.status, read.status, completed.status];
+    ensure!(answers == [201, 200, 200], "answered {answers:?}");
+    wait_until("the webhook", BOUND, || Ok(receiver.told_of() == 1))?;
+    let exit = site.stop(service)?;
+    let flush = exit.event("telemetry.flush").context("no telemetry.flush")?;
+    ensure!(flush["status"] == "ok", "{flush}");
+    let count = complete(&collector, &receiver)?;
+    Ok(format!("{count} spans, each with its parent, from the client to the receiver"))
+}
+
+/// Holds what has arrived to what should have. Returns how many spans there are.
+fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
+    let arrived = wait_until("all spans, each below its parent", BOUND, || collector.has_all());
+    let spans = collector.spans()?;
+    let links = spans.iter().map(|(span, parent)| format!("{} below {parent}", span.name));
+    let links = links.collect::<Vec<_>>().join(", ");
+    arrived.with_context(|| format!("the collector has {links}"))?;
+    ensure!(!links.contains(UNKNOWN), "a span without its parent: {links}");
+    let named = |name| spans.iter().find(|(span, _)| span.name == name).map(|(span, _)| span).context(name);
+
+    let (sent, job) = (receiver.traces(), format!("00-{TRACE}-{}-01", named("webhook")?.id));
+    ensure!(sent == [job.as_str()], "the receiver was sent {sent:?}, not {job}");
+    for (name, attribute) in
+        [(GET, "http.response.status_code: Int(200)"), ("webhook", "job.attempt: Int(1)")]
+    {
+        let text = &named(name)?.text;
+        ensure!(text.contains(attribute), "{name} has no {attribute}:\n{text}");
+    }
+    Ok(spans.len())
+}

@@ -1,0 +1,89 @@
+//! The alert rules and their unit tests, read by Prometheus's own tool, and the dashboards that stand beside them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::check::Work;
+
+/// Files, in order, of a folder of the service.
+fn files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.sort();
+    Ok(files)
+}
+
+pub fn check(work: &mut Work<'_>) -> Result<String> {
+    let promtool = &work.context.tools.promtool;
+    let folder = work.subject.dir.join("deploy/prometheus");
+    let mut config = Command::new(promtool);
+    config.args(["check", "config", "--lint=all", "--lint-fatal", "prometheus.yml"]).current_dir(&folder);
+    work.run(&mut config)?;
+    let tests = files(&folder.join("tests"))?;
+    work.run(Command::new(promtool).args(["test", "rules"]).args(&tests))?;
+    let queries = queries(&work.subject.dir)?;
+    Ok(format!("{} files of tests, {} queries of dashboards", tests.len(), queries.len()))
+}
+
+/// A query of a panel.
+pub struct Query {
+    /// The dashboard's file and the panel's title.
+    pub place: String,
+    pub text: String,
+}
+
+/// Those that stand above the panels: of variables, and of what is marked in every panel.
+fn of_the_whole(name: &str, dashboard: &Value) -> Result<Vec<Query>> {
+    let all = |pointer: &str| dashboard.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+    let mut queries = Vec::new();
+    for variable in all("/templating/list").filter(|variable| variable["type"] == "query") {
+        let text = variable["query"]["query"].as_str().unwrap_or_default();
+        let selector = text.strip_prefix("label_values(").and_then(|text| Some(text.rsplit_once(", ")?.0));
+        let text = selector.with_context(|| format!("{name}: no values of a label: {text}"))?.to_owned();
+        queries.push(Query { place: format!("{name}: {}", variable["name"]), text });
+    }
+    for mark in all("/annotations/list") {
+        let text = mark["expr"].as_str().with_context(|| format!("{name}: {mark}"))?.to_owned();
+        queries.push(Query { place: format!("{name}: {}", mark["name"]), text });
+    }
+    Ok(queries)
+}
+
+/// All queries of the dashboards of the service in `dir`.
+///
+/// # Errors
+/// When a panel does not say what it shows, and in which unit.
+pub fn queries(dir: &Path) -> Result<Vec<Query>> {
+    let mut queries = Vec::new();
+    for file in files(&dir.join("deploy/grafana/dashboards"))? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let dashboard: Value = serde_json::from_str(&fs::read_to_string(&file)?).context(name.clone())?;
+        queries.extend(of_the_whole(&name, &dashboard)?);
+        let panels = dashboard["panels"].as_array().with_context(|| format!("{name} has no panels"))?;
+        for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+            let place = format!("{name}: {}", panel["title"]);
+            for said in ["/title", "/description", "/fieldConfig/defaults/unit"] {
+                let said_so = panel.pointer(said).is_some_and(|text| text.as_str() > Some(""));
+                ensure!(said_so, "{place} has no {said}");
+            }
+            let stat = panel["type"] == "stat";
+            let steps = panel.pointer("/fieldConfig/defaults/thresholds/steps").and_then(Value::as_array);
+            ensure!(!stat || steps.is_some(), "{place} has no thresholds");
+            ensure!(
+                panel.pointer("/datasource/uid") == Some(&"${datasource}".into()),
+                "{place}: data source"
+            );
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let text =
+                    target["expr"].as_str().with_context(|| format!("{place} asks nothing"))?.to_owned();
+                queries.push(Query { place: place.clone(), text });
+            }
+        }
+    }
+    ensure!(!queries.is_empty(), "no dashboard asks anything");
+    Ok(queries)
+}
