@@ -16,8 +16,18 @@ use crate::children::Scratch;
 use super::check::Work;
 use super::command::Failed;
 
-/// What the compiler does not miss: what each is there for shows when the service runs.
-const AT_RUN_TIME: [(&str, &str); 0] = [];
+/// What the compiler does not miss, and what each is there for.
+const KEPT: [(&str, &str); 6] = [
+    // How the program speaks to people shows when it runs.
+    ("clap", "error-context"),
+    ("clap", "help"),
+    ("clap", "suggestions"),
+    ("clap", "usage"),
+    // Documented as what `conn::auto` needs, though this release has it without.
+    ("hyper-util", "server-auto"),
+    // The webhook's `https`.
+    ("reqwest", "rustls"),
+];
 
 pub fn check(work: &mut Work<'_>) -> Result<String> {
     let folder = Scratch::new()?;
@@ -33,7 +43,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
             asked += 1;
             trial.leave_out(&manifest, section, &name, &feature)?;
             let needless = trial.tree(work)? != whole && trial.compiles(work)?;
-            if needless && !AT_RUN_TIME.contains(&(&name, &feature)) {
+            if needless && !KEPT.contains(&(name.as_str(), feature.as_str())) {
                 unused.push(format!("{name}/{feature}"));
             }
         }
