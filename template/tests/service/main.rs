@@ -8,6 +8,7 @@
 mod api;
 mod app;
 mod configuration;
+mod deploy;
 mod documents;
 mod health;
 mod http2;
