@@ -4,6 +4,7 @@ mod board;
 mod check;
 mod command;
 mod drills;
+mod files;
 mod fuzz;
 mod html;
 mod plan;
@@ -25,7 +26,7 @@ use anyhow::Result;
 use crate::children::Scratch;
 use crate::generate;
 use crate::servers::Servers;
-use crate::tools::Tools;
+use crate::tools::{Tools, Wanted};
 
 use board::Board;
 use check::Subject;
@@ -64,7 +65,8 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
         let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
     fs::create_dir_all(&folder)?;
-    let tools = Tools::set_up(root, plan.fuzzes(), &|text| println!("set-up: {text}"))?;
+    let wanted = Wanted { schemathesis: plan.fuzzes(), linters: plan.looks_at_files() };
+    let tools = Tools::set_up(root, wanted, &|text| println!("set-up: {text}"))?;
     let servers = Servers::start(&tools)?;
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;

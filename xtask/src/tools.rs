@@ -14,7 +14,11 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
+mod linters;
+mod python;
 mod schemathesis;
+
+pub use linters::Linters;
 
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
 const CARGO_GENERATE: &str = "0.23.14";
@@ -48,14 +52,23 @@ pub struct Tools {
     pub haproxy: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
+    /// There only for a run that looks at files.
+    pub linters: Option<Linters>,
+}
+
+/// What a run needs besides what every one does.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted {
+    pub schemathesis: bool,
+    pub linters: bool,
 }
 
 impl Tools {
-    /// Finds or installs all of them, the fuzzer where it is needed; `say` is told of each step that takes time.
+    /// Finds or installs all that are needed; `say` is told of each step that takes time.
     ///
     /// # Errors
     /// When one is neither there nor can be installed.
-    pub fn set_up(root: &Path, fuzz: bool, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+    pub fn set_up(root: &Path, wanted: Wanted, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
@@ -73,7 +86,8 @@ impl Tools {
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
-            schemathesis: fuzz.then(|| schemathesis::set_up(root, say)).transpose()?,
+            schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
+            linters: wanted.linters.then(|| linters::set_up(root, say)).transpose()?,
         })
     }
 }
@@ -218,6 +232,19 @@ fn install(packages: &[&str]) -> Result<()> {
     }
     let said = fs::read_to_string(log.path()).unwrap_or_default();
     bail!("apt-get failed, so {cure}; the end of what it said:\n{}", tail(&said, 8))
+}
+
+/// Runs a command of an installation to its end.
+fn finish(command: &mut Command) -> Result<()> {
+    let log = tempfile::NamedTempFile::new()?;
+    command.stdout(log.reopen()?).stderr(log.reopen()?);
+    let status = Child::spawn(command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    if status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    let said = fs::read_to_string(log.path()).unwrap_or_default();
+    let program = command.get_program().to_string_lossy();
+    bail!("`{program}` could not install what is needed; the end of what was said:\n{}", tail(&said, 8))
 }
 
 /// Where `program` is on the PATH.

@@ -93,6 +93,11 @@ impl Plan {
         self.steps.iter().any(Step::is_fuzz)
     }
 
+    /// Whether the run needs the linters of files.
+    pub(super) fn looks_at_files(&self) -> bool {
+        self.template || self.steps.iter().any(Step::looks_at_files)
+    }
+
     #[must_use]
     pub fn names_as_json(&self) -> String {
         let names: Vec<String> = self.variants.iter().map(ToString::to_string).collect();

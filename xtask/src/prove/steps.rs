@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, fuzz, size, unused};
+use super::{drills, files, fuzz, size, unused};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -24,14 +24,16 @@ pub struct Step {
 }
 
 const GENERATE: &str = "generate";
+pub const FILES: &str = "files";
 const DRILLS: &str = "drills";
 const FUZZ_NAME: &str = "fuzz";
 
 /// All of them.
-pub const ALL: [Step; 9] = [
+pub const ALL: [Step; 10] = [
     Step { name: GENERATE, run: generate },
     Step { name: "leftovers", run: leftovers },
     Step { name: "size", run: size::check },
+    Step { name: FILES, run: files::check },
     Step { name: "fmt", run: format },
     Step { name: "clippy", run: lint },
     Step { name: "unused", run: unused::check },
@@ -47,6 +49,10 @@ pub const FUZZ: [Step; 2] =
 impl Step {
     pub fn is_fuzz(&self) -> bool {
         self.name == FUZZ_NAME
+    }
+
+    pub fn looks_at_files(&self) -> bool {
+        self.name == FILES
     }
 
     pub fn is_drill(&self) -> bool {
