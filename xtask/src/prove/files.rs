@@ -1,6 +1,9 @@
 //! The files of a service that no compiler reads, each held to its own linter or schema.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,7 +36,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
 /// The workflows and scripts of this repository.
 pub fn check_own(work: &mut Work<'_>) -> Result<String> {
     let files = Files::of(work)?;
-    files.shellcheck(&[files.named(".ci/run")?])?;
+    files.shellcheck(&files.named(".ci/run")?)?;
     let workflows = files.workflows()?;
     Ok(format!("{workflows} workflows"))
 }
@@ -83,31 +86,25 @@ impl<'a> Files<'a> {
         let mut zizmor = self.linter("zizmor");
         zizmor.args(["--offline", "--no-progress", "--color", "never", "--min-severity", "low", ".github"]);
         self.work.run(&mut zizmor)?;
-        self.javascript(&workflows)?;
-        let mut scripts = Vec::new();
         for workflow in &workflows {
             self.schema("github-workflows", workflow)?;
-            for (at, run) in runs(&fs::read_to_string(workflow)?)?.into_iter().enumerate() {
-                let stem = workflow.file_stem().unwrap_or_default().to_string_lossy();
-                let script = self.scratch.path().join(format!("{stem}-{at}.sh"));
-                fs::write(&script, run)?;
-                scripts.push(script);
-            }
         }
-        self.shellcheck(&scripts)?;
+        // It hands the shell in the steps to shellcheck, which it looks for on the PATH.
+        let mut actionlint = self.linter("actionlint");
+        actionlint.arg("-no-color").args(&workflows).env("PATH", self.path()?);
+        self.work.run(&mut actionlint)?;
         Ok(workflows.len())
     }
 
-    fn shellcheck(&self, scripts: &[PathBuf]) -> Result<()> {
-        self.work.run(self.linter("shellcheck").args(["--color=never", "--shell=bash"]).args(scripts))?;
+    fn shellcheck(&self, script: &Path) -> Result<()> {
+        self.work.run(self.linter("shellcheck").arg("--color=never").arg(script))?;
         Ok(())
     }
 
-    fn javascript(&self, files: &[PathBuf]) -> Result<()> {
-        let mut command = Command::new(&self.linters.node);
-        command.arg(self.work.context.root.join("xtask/lint.mjs")).arg(&self.linters.modules).args(files);
-        self.work.run(&mut command)?;
-        Ok(())
+    /// The PATH with the linters on it.
+    fn path(&self) -> Result<OsString> {
+        let own = env::var_os("PATH").unwrap_or_default();
+        Ok(env::join_paths(iter::once(self.linters.bin.clone()).chain(env::split_paths(&own)))?)
     }
 
     /// Builds each kustomization as `kubectl apply -k` would, and holds what comes out to the schemas of the API.
@@ -135,7 +132,9 @@ impl<'a> Files<'a> {
             self.kubernetes(&own)?;
         }
         ensure!(!operators.is_empty(), "no resource for the Prometheus operator");
-        self.javascript(&operators)?;
+        let mut command = Command::new(&self.linters.node);
+        command.arg(self.work.context.root.join("xtask/operator.mjs")).arg(&self.linters.modules);
+        self.work.run(command.args(&operators))?;
         Ok(count)
     }
 
@@ -166,12 +165,4 @@ fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     files.retain(|file| file.extension().is_some_and(|found| found == extension));
     files.sort();
     Ok(files)
-}
-
-/// The scripts of a workflow's steps.
-fn runs(workflow: &str) -> Result<Vec<String>> {
-    let workflow: Value = yaml_serde::from_str(workflow)?;
-    let jobs = workflow["jobs"].as_object().context("a workflow without jobs")?;
-    let steps = jobs.values().filter_map(|job| job["steps"].as_array()).flatten();
-    Ok(steps.filter_map(|step| step["run"].as_str()).map(str::to_owned).collect())
 }

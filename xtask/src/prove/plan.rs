@@ -88,6 +88,14 @@ impl Plan {
         Self { variants, steps, template: false, drills: Vec::new(), times: 1 }
     }
 
+    /// The files alone that no compiler reads: of all variants when nothing else is asked for.
+    #[must_use]
+    pub fn files(asked: &[Variant]) -> Self {
+        let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
+        let steps = steps::ALL.iter().filter(|step| step.makes_the_code() || step.looks_at_files());
+        Self { variants, steps: steps.copied().collect(), template: false, drills: Vec::new(), times: 1 }
+    }
+
     /// Whether the run needs the fuzzer.
     pub(super) fn fuzzes(&self) -> bool {
         self.steps.iter().any(Step::is_fuzz)

