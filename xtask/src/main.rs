@@ -60,6 +60,10 @@ struct Prove {
     /// Only hold the files that no compiler reads to their linters and schemas
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz"])]
     files: bool,
+    /// Only build the image, run what comes out, and run the steps of the workflows: base and the full variant,
+    /// unless told
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files"])]
+    images: bool,
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
@@ -81,9 +85,11 @@ fn run(cli: Cli) -> Result<bool> {
     children::watch_signals()?;
     match cli.command {
         Command::Prove(asked) => {
-            let Prove { variants, template, quick, drills, times, fuzz, files, list_json } = asked;
+            let Prove { variants, template, quick, drills, times, fuzz, files, images, list_json } = asked;
             let plan = if fuzz {
                 prove::Plan::fuzz(&variants)
+            } else if images {
+                prove::Plan::images(&variants)
             } else if files {
                 prove::Plan::files(&variants)
             } else {

@@ -14,6 +14,7 @@ mod size;
 mod steps;
 mod template;
 mod unused;
+mod workflow;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -83,9 +83,19 @@ impl Plan {
     /// The API document alone: of the two ends when nothing else is asked for.
     #[must_use]
     pub fn fuzz(asked: &[Variant]) -> Self {
+        Self::of_ends(asked, &steps::FUZZ)
+    }
+
+    /// The image and the workflows: of the two ends when nothing else is asked for.
+    #[must_use]
+    pub fn images(asked: &[Variant]) -> Self {
+        Self::of_ends(asked, &steps::IMAGES)
+    }
+
+    fn of_ends(asked: &[Variant], steps: &[Step]) -> Self {
         let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
-        let (variants, steps) = (Variant::all().filter(wanted).collect(), steps::FUZZ.to_vec());
-        Self { variants, steps, template: false, drills: Vec::new(), times: 1 }
+        let variants = Variant::all().filter(wanted).collect();
+        Self { variants, steps: steps.to_vec(), template: false, drills: Vec::new(), times: 1 }
     }
 
     /// The files alone that no compiler reads: of all variants when nothing else is asked for.

@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, files, fuzz, size, unused};
+use super::{drills, files, fuzz, size, unused, workflow};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -45,6 +45,10 @@ pub const ALL: [Step; 10] = [
 /// What `--fuzz` takes in their place.
 pub const FUZZ: [Step; 2] =
     [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
+
+/// What `--images` takes in their place.
+pub const IMAGES: [Step; 2] =
+    [Step { name: GENERATE, run: generate }, Step { name: "workflow", run: workflow::run }];
 
 impl Step {
     pub fn is_fuzz(&self) -> bool {
