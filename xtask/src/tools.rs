@@ -61,6 +61,7 @@ pub struct Tools {
 pub struct Wanted {
     pub schemathesis: bool,
     pub linters: bool,
+    pub images: bool,
 }
 
 impl Tools {
@@ -73,6 +74,9 @@ impl Tools {
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
             (haproxy().is_none(), "haproxy"),
+            (wanted.images && on_path("buildah").is_none(), "buildah"),
+            (wanted.images && on_path("mmdebstrap").is_none(), "mmdebstrap"),
+            (wanted.images && on_path("openssl").is_none(), "openssl"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))

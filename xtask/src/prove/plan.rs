@@ -111,6 +111,11 @@ impl Plan {
         self.steps.iter().any(Step::is_fuzz)
     }
 
+    /// Whether the run needs what images are made with.
+    pub(super) fn makes_images(&self) -> bool {
+        self.steps.iter().any(Step::makes_images)
+    }
+
     /// Whether the run needs the linters of files.
     pub(super) fn looks_at_files(&self) -> bool {
         self.template || self.steps.iter().any(Step::looks_at_files)

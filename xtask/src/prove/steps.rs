@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, files, fuzz, size, unused, workflow};
+use super::{drills, files, fuzz, image, size, unused, workflow};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -26,6 +26,7 @@ pub struct Step {
 const GENERATE: &str = "generate";
 pub const FILES: &str = "files";
 const DRILLS: &str = "drills";
+const IMAGE: &str = "image";
 const FUZZ_NAME: &str = "fuzz";
 
 /// All of them.
@@ -47,8 +48,11 @@ pub const FUZZ: [Step; 2] =
     [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
 
 /// What `--images` takes in their place.
-pub const IMAGES: [Step; 2] =
-    [Step { name: GENERATE, run: generate }, Step { name: "workflow", run: workflow::run }];
+pub const IMAGES: [Step; 3] = [
+    Step { name: GENERATE, run: generate },
+    Step { name: "workflow", run: workflow::run },
+    Step { name: IMAGE, run: image::check },
+];
 
 impl Step {
     pub fn is_fuzz(&self) -> bool {
@@ -57,6 +61,10 @@ impl Step {
 
     pub fn looks_at_files(&self) -> bool {
         self.name == FILES
+    }
+
+    pub fn makes_images(&self) -> bool {
+        self.name == IMAGE
     }
 
     pub fn is_drill(&self) -> bool {
