@@ -20,6 +20,8 @@ const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 
 pub struct Store {
     folder: PathBuf,
+    /// How layers lie on each other: by overlayfs, or as copies where the system allows no mounts of it.
+    driver: &'static str,
     /// The name of the image that is built.
     tag: String,
 }
@@ -36,7 +38,10 @@ impl Store {
         ensure!(geteuid().is_root(), "images are built as root");
         let folder = work.context.folder.join("images");
         fs::create_dir_all(&folder)?;
-        let store = Self { folder, tag: format!("localhost/{}", work.subject.name) };
+        let mut store = Self { folder, driver: "overlay", tag: format!("localhost/{}", work.subject.name) };
+        if work.run(store.buildah().arg("images")).is_err() {
+            store.driver = "vfs";
+        }
         let dockerfile = fs::read_to_string(work.subject.dir.join("Dockerfile"))?;
         let base = dockerfile.lines().find_map(|line| line.strip_prefix("FROM ")).context("no FROM")?;
         let base = base.split(' ').next().unwrap_or(base);
@@ -52,7 +57,7 @@ impl Store {
 
     fn buildah(&self) -> Command {
         let mut command = Command::new("buildah");
-        command.args(["--storage-driver", "vfs", "--root"]).arg(self.folder.join("store"));
+        command.args(["--storage-driver", self.driver, "--root"]).arg(self.folder.join(self.driver));
         command.arg("--runroot").arg(self.folder.join("run"));
         command
     }
