@@ -9,6 +9,7 @@ mod fuzz;
 mod html;
 mod image;
 mod plan;
+mod recipes;
 mod report;
 mod service;
 mod size;

