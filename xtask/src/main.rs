@@ -57,7 +57,7 @@ struct Prove {
     /// Only hold the API document against the running service: base and the full variant, unless told
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times"])]
     fuzz: bool,
-    /// Only hold the files that no compiler reads to their linters and schemas
+    /// Only what needs no build: leftovers, and the files that no compiler reads held to their linters and schemas
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz"])]
     files: bool,
     /// Only build the image, run what comes out, and run the steps of the workflows: base and the full variant,

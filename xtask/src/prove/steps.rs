@@ -25,6 +25,7 @@ pub struct Step {
 
 const GENERATE: &str = "generate";
 pub const FILES: &str = "files";
+const LINT: &str = "clippy";
 const DRILLS: &str = "drills";
 const IMAGE: &str = "image";
 const FUZZ_NAME: &str = "fuzz";
@@ -36,7 +37,7 @@ pub const ALL: [Step; 10] = [
     Step { name: "size", run: size::check },
     Step { name: FILES, run: files::check },
     Step { name: "fmt", run: format },
-    Step { name: "clippy", run: lint },
+    Step { name: LINT, run: lint },
     Step { name: "unused", run: unused::check },
     Step { name: "doc", run: document },
     Step { name: "test", run: test },
@@ -62,6 +63,11 @@ impl Step {
 
     pub fn looks_at_files(&self) -> bool {
         self.name == FILES
+    }
+
+    /// Whether it is the first one that compiles anything.
+    pub fn builds(&self) -> bool {
+        self.name == LINT
     }
 
     pub fn makes_images(&self) -> bool {
