@@ -14,9 +14,13 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
+mod cargo_deny;
+mod linters;
 mod python;
 mod rotel;
 mod schemathesis;
+
+pub use linters::Linters;
 
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
 const CARGO_GENERATE: &str = "0.23.14";
@@ -55,13 +59,20 @@ pub struct Tools {
     pub schemathesis: Option<PathBuf>,
     /// There only for a run that drills it.
     pub rotel: Option<PathBuf>,
+    /// There only for a run that looks at files or runs recipes.
+    pub linters: Option<Linters>,
+    /// There only for a run that runs recipes.
+    pub cargo_deny: Option<PathBuf>,
 }
 
 /// What a run needs besides what every one does.
 #[derive(Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a tool of its own")]
 pub struct Wanted {
     pub schemathesis: bool,
     pub rotel: bool,
+    pub linters: bool,
+    pub images: bool,
 }
 
 impl Tools {
@@ -75,6 +86,9 @@ impl Tools {
             (redis_server().is_none(), "redis-server"),
             (haproxy().is_none(), "haproxy"),
             (on_path("prometheus").and(on_path("promtool")).is_none(), "prometheus"),
+            (wanted.images && on_path("buildah").is_none(), "buildah"),
+            (wanted.images && on_path("mmdebstrap").is_none(), "mmdebstrap"),
+            (wanted.images && on_path("openssl").is_none(), "openssl"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))
@@ -92,6 +106,8 @@ impl Tools {
             promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
             schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
             rotel: wanted.rotel.then(|| rotel::set_up(root, say)).transpose()?,
+            linters: (wanted.linters || wanted.images).then(|| linters::set_up(root, say)).transpose()?,
+            cargo_deny: wanted.images.then(|| cargo_deny::set_up(root, say)).transpose()?,
         })
     }
 }
@@ -242,7 +258,7 @@ fn install(packages: &[&str]) -> Result<()> {
 fn finish(command: &mut Command) -> Result<()> {
     let log = tempfile::NamedTempFile::new()?;
     command.stdout(log.reopen()?).stderr(log.reopen()?);
-    let status = Child::spawn(command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
     if status.is_some_and(|status| status.success()) {
         return Ok(());
     }
