@@ -181,7 +181,7 @@ async fn delivery_that_runs_is_finished_during_the_drain() {
 }
 
 #[tokio::test]
-async fn private_addresses_are_called_only_where_allowed() {
+async fn names_that_lead_inside_are_called_only_where_allowed() {
     let receiver = Receiver::start().await;
     let port = receiver.address.rsplit(':').next().expect("a port");
     let url = format!("http://localhost:{port}/");
@@ -189,4 +189,21 @@ async fn private_addresses_are_called_only_where_allowed() {
     app.complete(&app.create("a").await).await;
     let retry = app.process.event("job.retry").await;
     assert!(retry["reason"].to_string().contains("allow_private_addresses"), "{retry}");
+    assert!(receiver.calls(0).await.is_empty(), "no connection was made");
+
+    let allowed = calling(&url, &[]).await;
+    allowed.complete(&allowed.create("a").await).await;
+    receiver.calls(1).await;
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let receiver = Receiver::start().await;
+    receiver.answers(307);
+    let mut app = calling(&format!("{}/hook", receiver.url), &[]).await;
+    app.complete(&app.create("a").await).await;
+    let retry = app.process.event("job.retry").await;
+    assert!(retry["reason"].to_string().contains("307"), "{retry}");
+    let calls = receiver.calls(1).await;
+    assert!(calls.iter().all(|call| call.path == "/hook"), "{calls:?}");
 }
