@@ -16,6 +16,9 @@ use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{Config, Loaded};
+//@ if postgres
+use crate::store::dead_letters;
+//@ end
 use crate::health::Health;
 //@ if rate_limit
 use crate::http::rate_limit::RateLimit;
@@ -59,6 +62,11 @@ pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
 pub fn migrate(loaded: &Loaded) -> Result<()> {
     let _telemetry = Telemetry::install(&loaded.config)?;
     in_runtime(async { Store::open(&loaded.config)?.migrate().await.context("migrate") })
+}
+
+/// Looks after jobs that failed for good. Returns what there is to print.
+pub fn dead_letters(loaded: &Loaded, command: dead_letters::Command) -> Result<String> {
+    in_runtime(async { command.run(&Store::open(&loaded.config)?).await.context("dead letters") })
 }
 //@ end
 

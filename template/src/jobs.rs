@@ -25,6 +25,8 @@ use crate::telemetry::otlp;
 //@ end
 
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
+/// How often the queue's length and age are looked at.
+const OBSERVE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
@@ -122,7 +124,17 @@ impl Runner {
             running.close();
             running.wait().await;
         };
-        let _ = stop.abort.run_until_cancelled(Box::pin(all)).await;
+        let observe = async {
+            loop {
+                self.queue.observe().await;
+                tokio::time::sleep(OBSERVE).await;
+            }
+        };
+        tokio::select! {
+            () = all => {}
+            () = observe => {}
+            () = stop.abort.cancelled() => {}
+        }
     }
 
     /// Gives up what is left, and returns how many jobs are lost by that.

@@ -63,7 +63,7 @@ impl Queue {
             }
             match self.store.claim_job(self.lease).await {
                 Ok(Some(job)) => return Some(job),
-                Ok(None) => self.count().await,
+                Ok(None) => {}
                 Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
             }
             tokio::select! {
@@ -76,27 +76,24 @@ impl Queue {
 
     /// Records what became of a job that was taken.
     pub async fn settle(&self, job: Job, settlement: Settlement) {
-        let settled = match settlement {
-            Settlement::Done => self.store.finish_job(job.id).await,
-            Settlement::Retry { after } => self.store.retry_job(job.id, after).await,
-            Settlement::Failed { reason } => self.store.fail_job(job.id, &reason).await,
-        };
-        if let Err(error) = settled {
+        if let Err(error) = self.store.settle_job(job.id, &settlement).await {
             // Its lease ends and it runs again: at least once is what a durable queue promises.
             warn!(error = %error, id = %job.id, category = "unavailable", "job.settle_failed");
         }
         self.set_depth(self.depth.load(Ordering::Relaxed).saturating_sub(1));
     }
 
+    /// Looks how many jobs there are, which other replicas change too, and how old they are.
+    pub async fn observe(&self) {
+        if let Ok((depth, age)) = self.store.count_jobs().await {
+            self.set_depth(depth);
+            gauge!("jobs_oldest_age_seconds").set(age);
+        }
+    }
+
     /// Gives up what is left, and tells what is lost by that: nothing.
     pub fn abandon(&self) -> Vec<Kind> {
         Vec::new()
-    }
-
-    async fn count(&self) {
-        if let Ok(count) = self.store.count_jobs().await {
-            self.set_depth(count);
-        }
     }
 
     fn set_depth(&self, depth: usize) {

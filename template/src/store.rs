@@ -9,8 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgPool, Postgres};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
 use time::OffsetDateTime;
+use tracing::warn;
 //@ if otlp
 use tracing::{Instrument, Span, info_span};
 //@ end
@@ -25,6 +26,7 @@ use crate::telemetry::context::Context;
 //@ end
 use crate::telemetry::metrics::as_f64;
 
+pub mod dead_letters;
 pub mod jobs;
 pub mod schema;
 
@@ -41,6 +43,9 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[garde(custom(millis(10, 600_000)))]
     pub statement_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(1, 600_000)))]
+    pub slow_query_threshold: Duration,
     #[garde(skip)]
     pub migrate_on_start: bool,
 }
@@ -97,9 +102,12 @@ pub struct Store {
     pool: PgPool,
     /// After which a server that has not answered is given up, whoever waits for it.
     patience: Duration,
+    /// From which a query is told of.
+    slow: Duration,
 }
 
-/// A row of `tasks`; its status is text in the database.
+/// A row of `tasks`; its status is text in the database. Queries name its columns: a plan that is kept for `*` fails
+/// once a later release has added one.
 struct Row {
     id: Uuid,
     title: String,
@@ -146,7 +154,8 @@ impl Store {
                 })
             })
             .connect_lazy_with(options);
-        Ok(Self { pool, patience: config.statement_timeout + SLACK })
+        let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
+        Ok(Self { pool, patience, slow })
     }
 
     /// Readiness: the server answers and the schema is at least as new as this binary's.
@@ -176,7 +185,8 @@ impl Store {
         let query = sqlx::query_as!(
             Row,
             "INSERT INTO tasks (id, title, description, status, version, created_at, updated_at)
-             VALUES ($1, $2, $3, 'open', 1, now(), now()) RETURNING *",
+             VALUES ($1, $2, $3, 'open', 1, now(), now())
+             RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             Uuid::now_v7(),
             new.title,
             new.description
@@ -187,9 +197,17 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        let mut connection = self.acquire().await?;
-        let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
-        let row = self.timed("get_task", query.fetch_optional(&mut *connection)).await?;
+        self.read(&mut *self.acquire().await?, id).await
+    }
+
+    async fn read(&self, connection: &mut PgConnection, id: Uuid) -> Result<Task, Error> {
+        let query = sqlx::query_as!(
+            Row,
+            "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
+             WHERE id = $1",
+            id
+        );
+        let row = self.timed("get_task", query.fetch_optional(connection)).await?;
         Ok(row.ok_or(Error::NotFound)?.into())
     }
 
@@ -201,15 +219,21 @@ impl Store {
         let rows = if let Some(status) = status {
             let query = sqlx::query_as!(
                 Row,
-                "SELECT * FROM tasks WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
+                "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
+                 WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
                 status.name(),
                 after,
                 limit
             );
             self.timed("list_tasks_by_status", query.fetch_all(&mut *connection)).await?
         } else {
-            let query =
-                sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id > $1 ORDER BY id LIMIT $2", after, limit);
+            let query = sqlx::query_as!(
+                Row,
+                "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
+                 WHERE id > $1 ORDER BY id LIMIT $2",
+                after,
+                limit
+            );
             self.timed("list_tasks", query.fetch_all(&mut *connection)).await?
         };
         Ok(rows.into_iter().map(Task::from).collect())
@@ -226,7 +250,8 @@ impl Store {
             "UPDATE tasks SET title = COALESCE($3, title),
                  description = CASE WHEN $4 THEN $5 ELSE description END,
                  version = version + 1, updated_at = now()
-             WHERE id = $1 AND version = COALESCE($2, version) RETURNING *",
+             WHERE id = $1 AND version = COALESCE($2, version)
+             RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             id,
             version,
             patch.title,
@@ -235,7 +260,7 @@ impl Store {
         );
         match self.timed("update_task", query.fetch_optional(&mut *connection)).await? {
             Some(row) => Ok(row.into()),
-            None => Err(missed(&mut connection, id).await),
+            None => Err(self.missed(&mut connection, id).await),
         }
     }
 
@@ -250,18 +275,19 @@ impl Store {
         version: Option<i64>,
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
-        let mut transaction = self.begin().await?;
+        let mut connection = self.acquire().await?;
+        let mut transaction = connection.begin().await?;
         let query = sqlx::query_as!(
             Row,
             "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()
-             WHERE id = $1 AND status = 'open' AND version = COALESCE($2, version) RETURNING *",
+             WHERE id = $1 AND status = 'open' AND version = COALESCE($2, version)
+             RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             id,
             version
         );
         let Some(row) = self.timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
             // Nothing changed: it is completed already, has another version, or does not exist.
-            let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
-            let task: Task = query.fetch_optional(&mut *transaction).await?.ok_or(Error::NotFound)?.into();
+            let task = self.read(&mut transaction, id).await?;
             let fits =
                 version.is_none_or(|version| version == task.version) && task.status == Status::Completed;
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
@@ -271,7 +297,7 @@ impl Store {
         if let Some(job) = &job {
             self.insert_job(&mut transaction, job).await?;
         }
-        transaction.commit().await?;
+        self.timed("commit", transaction.commit()).await?;
         Ok((task, job))
     }
 
@@ -284,9 +310,14 @@ impl Store {
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
         if self.timed("delete_task", query.execute(&mut *connection)).await?.rows_affected() == 0 {
-            return Err(missed(&mut connection, id).await);
+            return Err(self.missed(&mut connection, id).await);
         }
         Ok(())
+    }
+
+    /// Why a change that named a version touched no row.
+    async fn missed(&self, connection: &mut PgConnection, id: Uuid) -> Error {
+        self.read(connection, id).await.err().unwrap_or(Error::VersionMismatch)
     }
 
     async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
@@ -296,14 +327,8 @@ impl Store {
         connection
     }
 
-    async fn begin(&self) -> Result<sqlx::Transaction<'static, Postgres>, sqlx::Error> {
-        let started = Instant::now();
-        let transaction = self.pool.begin().await;
-        histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        transaction
-    }
-
-    /// Bounds and measures a query, under a name of ours, so that no value can end up in it.
+    /// Bounds and measures a query, and tells of one that is slow: under a name of ours, so that no value can end up
+    /// in it.
     async fn timed<T>(
         &self,
         name: &'static str,
@@ -321,18 +346,13 @@ impl Store {
         let query = query.instrument(span);
         //@ end
         let result = tokio::time::timeout(self.patience, query).await;
-        histogram!("db_query_duration_seconds", "query" => name).record(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        let duration_seconds = took.as_secs_f64();
+        histogram!("db_query_duration_seconds", "query" => name).record(duration_seconds);
+        if took >= self.slow {
+            warn!(query = name, duration_seconds, "database.slow_query");
+        }
         result.unwrap_or_else(|_| Err(silent()))
-    }
-}
-
-/// Why a change that named a version touched no row.
-async fn missed(connection: &mut PoolConnection<Postgres>, id: Uuid) -> Error {
-    match sqlx::query!("SELECT version FROM tasks WHERE id = $1", id).fetch_optional(&mut **connection).await
-    {
-        Ok(Some(_)) => Error::VersionMismatch,
-        Ok(None) => Error::NotFound,
-        Err(error) => error.into(),
     }
 }
 

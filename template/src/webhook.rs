@@ -156,7 +156,7 @@ impl Resolve for Resolver {
     }
 }
 
-/// What no one on the internet has (IANA's registries of special-purpose addresses). Of IPv6 only 2000::/3 is given
+/// What no one on the internet has (IANA's registries of special-purpose addresses). Of IPv6 only `2000::/3` is given
 /// out, less what carries an IPv4 address along (Teredo, 6to4) or stands in examples.
 static INNER: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
     let v4 = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 \

@@ -82,6 +82,7 @@ fn describe() {
     describe_counter!("errors_total", "Answers that report an error, by category");
     describe_counter!("panics_total", "Panics, wherever they happened");
     describe_gauge!("jobs_queue_depth", "Jobs that wait");
+    describe_gauge!("jobs_oldest_age_seconds", Unit::Seconds, "How long ago the oldest of them was queued");
     describe_counter!("jobs_total", "Job runs ended, by outcome");
     describe_histogram!("job_duration_seconds", Unit::Seconds, "One run of a job");
     describe_counter!("tasks_total", "Tasks created, completed and deleted");

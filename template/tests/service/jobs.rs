@@ -164,6 +164,26 @@ async fn full_queue_refuses_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn queue_tells_how_long_it_is_and_how_old() {
+    let receiver = Receiver::start().await;
+    receiver.answers(None);
+    let app = calling(&receiver.url, &[("APP__JOBS__CONCURRENCY", "1")]).await;
+    for title in ["a", "b"] {
+        app.complete(&app.create(title).await).await;
+    }
+    let gauges = async || {
+        let page = app.metrics().await;
+        ["jobs_queue_depth ", "jobs_oldest_age_seconds "].map(|name| {
+            let value = page.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+            value.unwrap_or_default()
+        })
+    };
+    eventually(gauges, |[depth, age]| *depth >= 1.0 && (1.0..60.0).contains(age)).await;
+    receiver.answers(204);
+    eventually(gauges, |gauges| *gauges == [0.0, 0.0]).await;
+}
+
+#[tokio::test]
 async fn delivery_that_runs_is_finished_during_the_drain() {
     let receiver = Receiver::start().await;
     receiver.answers(None);

@@ -18,6 +18,7 @@ fn promised() -> impl Iterator<Item = &'static str> {
         "errors_total",
         "panics_total",
         "jobs_queue_depth",
+        "jobs_oldest_age_seconds",
         "jobs_total",
         "job_duration_seconds",
         "tasks_total",

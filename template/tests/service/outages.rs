@@ -108,6 +108,29 @@ async fn statement_that_takes_too_long_is_ended() {
 }
 
 #[tokio::test]
+async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
+    let slow = Duration::from_millis(200);
+    let mut app = TestApp::spawn(&[("APP__DATABASE__SLOW_QUERY_THRESHOLD", "200ms")]).await;
+    let path = path_of(&app.create("canary").await);
+    let (database, change) = (app.process.database(), json!({ "title": "another canary" }));
+    let mut connection = database.connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let unlocked = async {
+        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        tokio::time::sleep(slow).await;
+        transaction.rollback().await.expect("the lock is given back");
+    };
+    let (patched, ()) = tokio::join!(app.patch(&path, &change), unlocked);
+    assert_eq!(patched.status, 200);
+    let told = app.process.event_where("database.slow_query", |line| line["query"] == "update_task").await;
+    assert!(told["duration_seconds"].as_f64() >= Some(slow.as_secs_f64()), "{told}");
+    assert_eq!((&told["level"], told["request_id"].is_string()), (&json!("WARN"), true), "{told}");
+    assert!(!told.to_string().contains("canary"), "{told}");
+}
+
+#[tokio::test]
 async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_nor_jobs() {
     let (database, receiver) = (Database::create().await, Receiver::start().await);
     let (url, proxy) = database.behind_proxy().await;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use metrics::gauge;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -74,7 +74,6 @@ impl Queue {
                 if let Some(index) = state.waiting.iter().position(|entry| draining || entry.due <= now) {
                     let taken = state.waiting.remove(index).map(|entry| entry.job);
                     state.running.extend(taken.as_ref().map(|job| job.kind));
-                    Self::publish(&state);
                     return taken;
                 }
                 state.waiting.iter().map(|entry| entry.due).min()
@@ -108,19 +107,22 @@ impl Queue {
     pub fn abandon(&self) -> Vec<Kind> {
         let State { waiting, running: mut lost } = std::mem::take(&mut *self.state());
         lost.extend(waiting.iter().map(|entry| entry.job.kind));
-        Self::publish(&State::default());
         lost
     }
 
-    fn add(&self, entry: Waiting) {
-        let mut state = self.state();
-        state.waiting.push_back(entry);
-        Self::publish(&state);
-        self.changed.notify_one();
+    /// Publishes how many jobs wait, and for how long the oldest has, which its id tells (UUIDv7).
+    #[expect(clippy::unused_async, reason = "where jobs are durable this asks a server")]
+    pub async fn observe(&self) {
+        let state = self.state();
+        let made = state.waiting.iter().filter_map(|entry| entry.job.id.get_timestamp()).map(|at| at.to_unix()).min();
+        let age = made.and_then(|(secs, nanos)| (UNIX_EPOCH + Duration::new(secs, nanos)).elapsed().ok());
+        gauge!("jobs_queue_depth").set(as_f64(state.waiting.len()));
+        gauge!("jobs_oldest_age_seconds").set(age.unwrap_or_default().as_secs_f64());
     }
 
-    fn publish(state: &State) {
-        gauge!("jobs_queue_depth").set(as_f64(state.waiting.len()));
+    fn add(&self, entry: Waiting) {
+        self.state().waiting.push_back(entry);
+        self.changed.notify_one();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
