@@ -140,6 +140,8 @@ impl Store {
         let options = PgConnectOptions::from_str(url)?
             .application_name(env!("CARGO_PKG_NAME"))
             .options([("statement_timeout", statement_timeout)])
+            // Of no use here, and more than pgbouncer lets through.
+            .extra_float_digits(None)
             // Queries are measured under their names; their text in the log would say less.
             .disable_statement_logging();
         let pool = PgPoolOptions::new()

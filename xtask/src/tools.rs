@@ -46,6 +46,7 @@ pub struct Tools {
     pub postgres: PathBuf,
     pub redis: PathBuf,
     pub haproxy: PathBuf,
+    pub pgbouncer: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
 }
@@ -59,7 +60,8 @@ impl Tools {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
-            (haproxy().is_none(), "haproxy"),
+            (daemon("haproxy").is_none(), "haproxy"),
+            (daemon("pgbouncer").is_none(), "pgbouncer"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))
@@ -72,7 +74,8 @@ impl Tools {
             cargo_generate: cargo_generate(root, say)?,
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
-            haproxy: haproxy().context("no haproxy was found: install haproxy")?,
+            haproxy: daemon("haproxy").context("no haproxy was found: install haproxy")?,
+            pgbouncer: daemon("pgbouncer").context("no pgbouncer was found: install pgbouncer")?,
             schemathesis: fuzz.then(|| schemathesis::set_up(root, say)).transpose()?,
         })
     }
@@ -147,7 +150,7 @@ fn new_enough(program: &Path) -> bool {
 }
 
 /// The three numbers of `cargo generate-generate 0.23.14` and its like.
-fn version(text: &str) -> Option<[u64; 3]> {
+pub(crate) fn version(text: &str) -> Option<[u64; 3]> {
     let last = text.split_whitespace().last()?;
     let numbers: Vec<u64> = last.split('.').map_while(|part| part.parse().ok()).collect();
     numbers.try_into().ok()
@@ -173,9 +176,9 @@ fn redis_server() -> Option<PathBuf> {
     on_path("redis-server").or_else(|| on_path("valkey-server"))
 }
 
-fn haproxy() -> Option<PathBuf> {
-    // Debian keeps it where the PATH of a user does not lead.
-    on_path("haproxy").or_else(|| Some(PathBuf::from("/usr/sbin/haproxy")).filter(|file| file.is_file()))
+/// Debian keeps daemons where the PATH of a user does not lead.
+fn daemon(name: &str) -> Option<PathBuf> {
+    on_path(name).or_else(|| Some(Path::new("/usr/sbin").join(name)).filter(|file| file.is_file()))
 }
 
 /// Debian would start the servers of the packages; ours are private ones, so a policy (Debian

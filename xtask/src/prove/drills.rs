@@ -12,6 +12,7 @@ mod load;
 mod overload;
 mod pages;
 mod peers;
+mod pooler;
 mod rolling;
 mod shutdown;
 mod site;
@@ -40,7 +41,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 23] = [
+const ALL: [Drill; 24] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -72,6 +73,11 @@ const ALL: [Drill; 23] = [
         needs: Some("postgres"),
         ends_only: true,
         ..drill("finds any page", "by an index, deep ones at no higher cost", pages::cost)
+    },
+    Drill {
+        needs: Some("postgres"),
+        ends_only: true,
+        ..drill("works through pgbouncer", "in transaction mode, no request and no job lost", pooler::through)
     },
     Drill {
         needs: Some("redis"),

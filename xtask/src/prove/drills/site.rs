@@ -18,6 +18,7 @@ use crate::servers::Servers;
 pub struct Site<'a> {
     pub servers: &'a Servers,
     pub haproxy: &'a Path,
+    pub pgbouncer: &'a Path,
     pub program: PathBuf,
     pub dir: PathBuf,
     pub place: usize,
@@ -41,6 +42,7 @@ impl<'a> Site<'a> {
         Ok(Self {
             servers: &work.context.servers,
             haproxy: &work.context.tools.haproxy,
+            pgbouncer: &work.context.tools.pgbouncer,
             program: program.context("cargo built no program")?,
             dir: work.subject.dir.clone(),
             place: work.subject.place,
