@@ -8,6 +8,7 @@ mod descriptors;
 mod frozen;
 mod history;
 mod hostile;
+mod limits;
 mod load;
 mod overload;
 mod pages;
@@ -41,7 +42,7 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-const ALL: [Drill; 24] = [
+const ALL: [Drill; 25] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -83,6 +84,11 @@ const ALL: [Drill; 24] = [
         needs: Some("redis"),
         ends_only: true,
         ..drill("stays coherent", "no replica goes back; 250 ms behind, or the TTL", coherence::storm)
+    },
+    Drill {
+        needs: Some("rate_limit"),
+        ends_only: true,
+        ..drill("limits to the rate", "5 % off alone, 10 % for three replicas with Redis", limits::accuracy)
     },
     Drill {
         ends_only: true,
