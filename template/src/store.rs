@@ -1,5 +1,6 @@
 //! Tasks in Postgres. Only this module and its child know SQL.
 
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -136,7 +137,6 @@ impl Store {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
         let statement_timeout = config.statement_timeout.as_millis().to_string();
-        let acquire_timeout = config.acquire_timeout;
         let options = PgConnectOptions::from_str(url)?
             .application_name(env!("CARGO_PKG_NAME"))
             .options([("statement_timeout", statement_timeout)])
@@ -147,14 +147,6 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
-            .after_release(move |connection, _| {
-                // The pool asks a connection whether it still works before it takes it back, and waits for ever: a
-                // server that has fallen silent would take the place of each connection that was in use.
-                Box::pin(async move {
-                    let answer = tokio::time::timeout(acquire_timeout, connection.ping()).await;
-                    answer.unwrap_or_else(|_| Err(silent())).map(|()| true)
-                })
-            })
             .connect_lazy_with(options);
         let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
         Ok(Self { pool, patience, slow })
@@ -322,11 +314,11 @@ impl Store {
         self.read(connection, id).await.err().unwrap_or(Error::VersionMismatch)
     }
 
-    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let started = Instant::now();
         let connection = self.pool.acquire().await;
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        connection
+        Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
     }
 
     /// Bounds and measures a query, and tells of one that is slow: under a name of ours, so that no value can end up
@@ -355,6 +347,33 @@ impl Store {
             warn!(query = name, duration_seconds, "database.slow_query");
         }
         result.unwrap_or_else(|_| Err(silent()))
+    }
+}
+
+/// A connection of the pool, which asks it whether it still works before it takes it back, and waits for ever: a server
+/// that has fallen silent would keep the place of each that was in use.
+struct Leased {
+    connection: PoolConnection<Postgres>,
+    patience: Duration,
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        tokio::spawn(tokio::time::timeout(self.patience, self.connection.return_to_pool()));
+    }
+}
+
+impl Deref for Leased {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Leased {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
     }
 }
 

@@ -47,7 +47,9 @@ impl Store {
 
     pub(super) async fn schema_is_current(&self) -> Result<(), String> {
         let query = sqlx::query_scalar!(r#"SELECT max(version) FROM _sqlx_migrations WHERE success"#);
-        let found = query.fetch_one(&self.pool).await.map_err(|error| describe(error.into()))?.unwrap_or(0);
+        let found =
+            async { self.timed("schema_version", query.fetch_one(&mut *self.acquire().await?)).await };
+        let found = found.await.map_err(|error| describe(error.into()))?.unwrap_or(0);
         if found < newest() {
             return Err(format!("schema is at {found}, this binary needs {}", newest()));
         }

@@ -84,7 +84,8 @@ impl Database {
         administer(format!("ALTER DATABASE {} {what}", self.name)).await.expect("the database is altered");
     }
 
-    async fn end_connections(&self) {
+    /// Ends all connections, as a restart does.
+    pub async fn end_connections(&self) {
         let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname";
         administer(format!("{all} = '{}'", self.name)).await.expect("connections are ended");
     }
