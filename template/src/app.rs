@@ -16,9 +16,6 @@ use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::config::{Config, Loaded};
-//@ if postgres
-use crate::store::dead_letters;
-//@ end
 use crate::health::Health;
 //@ if rate_limit
 use crate::http::rate_limit::RateLimit;
@@ -29,6 +26,9 @@ use crate::lifecycle::{self, Lifecycle, State, Stop, StopSignals, Trigger};
 use crate::queue::Queue;
 use crate::server::{self, InFlight, Limits};
 use crate::store::Store;
+//@ if postgres
+use crate::store::dead_letters;
+//@ end
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics;

@@ -131,7 +131,7 @@ impl Runner {
             }
         };
         tokio::select! {
-            () = all => {}
+            () = Box::pin(all) => {}
             () = observe => {}
             () = stop.abort.cancelled() => {}
         }
