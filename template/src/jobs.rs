@@ -132,7 +132,7 @@ impl Runner {
         };
         tokio::select! {
             () = Box::pin(all) => {}
-            () = observe => {}
+            () = Box::pin(observe) => {}
             () = stop.abort.cancelled() => {}
         }
     }
