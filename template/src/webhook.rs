@@ -129,8 +129,13 @@ impl Webhook {
 }
 
 fn refusal(status: StatusCode) -> Failure {
-    // Timed out, in conflict, too early, too many: of what is the client's fault these pass.
-    let passing = matches!(status.as_u16(), 408 | 409 | 425 | 429);
+    let passing = matches!(
+        status,
+        StatusCode::REQUEST_TIMEOUT
+            | StatusCode::CONFLICT
+            | StatusCode::TOO_EARLY
+            | StatusCode::TOO_MANY_REQUESTS
+    );
     Failure { reason: format!("answered {status}"), retry: passing || !status.is_client_error() }
 }
 

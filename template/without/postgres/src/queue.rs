@@ -114,7 +114,8 @@ impl Queue {
     #[expect(clippy::unused_async, reason = "where jobs are durable this asks a server")]
     pub async fn observe(&self) {
         let state = self.state();
-        let made = state.waiting.iter().filter_map(|entry| entry.job.id.get_timestamp()).map(|at| at.to_unix()).min();
+        let made =
+            state.waiting.iter().filter_map(|entry| Some(entry.job.id.get_timestamp()?.to_unix())).min();
         let age = made.and_then(|(secs, nanos)| (UNIX_EPOCH + Duration::new(secs, nanos)).elapsed().ok());
         gauge!("jobs_queue_depth").set(as_f64(state.waiting.len()));
         gauge!("jobs_oldest_age_seconds").set(age.unwrap_or_default().as_secs_f64());
