@@ -55,6 +55,7 @@ pub struct Tools {
     pub prometheus: PathBuf,
     /// Prometheus's own checker, of the same package.
     pub promtool: PathBuf,
+    pub pgbouncer: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
     /// There only for a run that drills it.
@@ -84,7 +85,8 @@ impl Tools {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
-            (haproxy().is_none(), "haproxy"),
+            (daemon("haproxy").is_none(), "haproxy"),
+            (daemon("pgbouncer").is_none(), "pgbouncer"),
             (on_path("prometheus").and(on_path("promtool")).is_none(), "prometheus"),
             (wanted.images && on_path("buildah").is_none(), "buildah"),
             (wanted.images && on_path("mmdebstrap").is_none(), "mmdebstrap"),
@@ -101,7 +103,8 @@ impl Tools {
             cargo_generate: cargo_generate(root, say)?,
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
-            haproxy: haproxy().context("no haproxy was found: install haproxy")?,
+            haproxy: daemon("haproxy").context("no haproxy was found: install haproxy")?,
+            pgbouncer: daemon("pgbouncer").context("no pgbouncer was found: install pgbouncer")?,
             prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
             promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
             schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
@@ -181,7 +184,7 @@ fn new_enough(program: &Path) -> bool {
 }
 
 /// The three numbers of `cargo generate-generate 0.23.14` and its like.
-fn version(text: &str) -> Option<[u64; 3]> {
+pub(crate) fn version(text: &str) -> Option<[u64; 3]> {
     let last = text.split_whitespace().last()?;
     let numbers: Vec<u64> = last.split('.').map_while(|part| part.parse().ok()).collect();
     numbers.try_into().ok()
@@ -207,9 +210,9 @@ fn redis_server() -> Option<PathBuf> {
     on_path("redis-server").or_else(|| on_path("valkey-server"))
 }
 
-fn haproxy() -> Option<PathBuf> {
-    // Debian keeps it where the PATH of a user does not lead.
-    on_path("haproxy").or_else(|| Some(PathBuf::from("/usr/sbin/haproxy")).filter(|file| file.is_file()))
+/// Debian keeps daemons where the PATH of a user does not lead.
+fn daemon(name: &str) -> Option<PathBuf> {
+    on_path(name).or_else(|| Some(Path::new("/usr/sbin").join(name)).filter(|file| file.is_file()))
 }
 
 /// Debian would start the servers of the packages; ours are private ones, so a policy (Debian

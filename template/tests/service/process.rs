@@ -115,10 +115,10 @@ impl Launch {
     }
     //@ end
 
-    /// Starts the binary with a command, such as `serve`.
+    /// Starts the binary with a command and its arguments, such as `serve`.
     pub fn start(self, command: &str) -> Process {
         let mut child = Command::new(env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME"))))
-            .arg(command)
+            .args(command.split(' '))
             .env_clear()
             .envs(&self.variables)
             .current_dir(&self.folder)
