@@ -1,0 +1,148 @@
+//! Running git.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::signals;
+
+/// What would point git somewhere else than at the folder it runs in: set when it is git that runs us, in a hook.
+const FOREIGN: [&str; 9] = [
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_QUARANTINE_PATH",
+    "GIT_WORK_TREE",
+];
+/// `merge-tree --write-tree` came with it.
+const OLDEST: (u32, u32) = (2, 38);
+
+/// git in a folder.
+#[derive(Clone, Debug)]
+pub struct Git {
+    folder: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
+    shielded: bool,
+}
+
+impl Git {
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), environment: Vec::new(), shielded: false }
+    }
+
+    /// The same with an index of its own.
+    pub fn with_index(&self, index: &Path) -> Self {
+        let mut git = self.clone();
+        git.environment.push(("GIT_INDEX_FILE", index.into()));
+        git
+    }
+
+    /// The same out of a Ctrl-C's reach, for what must not stop half-way.
+    pub fn shielded(&self) -> Self {
+        Self { shielded: true, ..self.clone() }
+    }
+
+    /// Its standard output.
+    pub fn run(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+        self.feed(arguments, &[])
+    }
+
+    /// Its standard output as one line.
+    pub fn line(&self, arguments: &[&str]) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.run(arguments)?).trim_end().to_owned())
+    }
+
+    /// Its standard output when it is given `input`.
+    pub fn feed(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+        let output = self.output(arguments, input)?;
+        if !output.status.success() {
+            bail!("git {} failed: {}", verb(arguments), last_words(&output.stderr));
+        }
+        Ok(output.stdout)
+    }
+
+    /// Runs it to its end, whichever that is.
+    pub fn output(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+        let mut command = Command::new("git");
+        command.args(arguments).current_dir(&self.folder);
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
+        // Objects that nothing refers to are nobody's commits, but git wants a name on each.
+        for role in ["AUTHOR", "COMMITTER"] {
+            command
+                .env(format!("GIT_{role}_NAME"), "slipway")
+                .env(format!("GIT_{role}_EMAIL"), "slipway@localhost");
+        }
+        // Reading must not take locks that a program next to us may want; what is said is shown, not translated.
+        command.env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if self.shielded {
+            command.process_group(0);
+        } else {
+            signals::check()?;
+        }
+        let output = piped(&mut command, input)?;
+        if !self.shielded {
+            signals::check()?;
+        }
+        Ok(output)
+    }
+}
+
+fn piped(command: &mut Command, input: &[u8]) -> Result<Output> {
+    let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("git can't be run: install git 2.38 or newer")?;
+    let stdin = child.stdin.take();
+    thread::scope(|scope| {
+        if let Some(mut stdin) = stdin {
+            // When git ends early, its status says why.
+            scope.spawn(move || drop(stdin.write_all(input)));
+        }
+        Ok(child.wait_with_output()?)
+    })
+}
+
+/// Fails when git is too old to merge trees.
+pub fn new_enough() -> Result<()> {
+    let said = Git::at(Path::new(".")).line(&["version"])?;
+    let number = said.split(' ').nth(2).unwrap_or_default();
+    let mut parts = number.split('.').map(|part| part.parse().unwrap_or_default());
+    let found = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if found < OLDEST {
+        bail!("git {number} can't merge trees: install git {}.{} or newer", OLDEST.0, OLDEST.1);
+    }
+    Ok(())
+}
+
+fn verb<'a>(arguments: &[&'a str]) -> &'a str {
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "-c" => drop(words.next()),
+            word => return word,
+        }
+    }
+    ""
+}
+
+/// What a program said last, on one line.
+pub fn last_words(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let error = lines.iter().rposition(|line| line.starts_with("fatal: ") || line.starts_with("error: "));
+    let from = error.unwrap_or_else(|| lines.len().saturating_sub(1));
+    lines.get(from).map_or("it said nothing".to_owned(), |line| {
+        line.trim_start_matches("fatal: ").trim_start_matches("error: ").to_owned()
+    })
+}
