@@ -12,6 +12,7 @@ mod service;
 mod size;
 mod steps;
 mod template;
+mod transitions;
 mod unused;
 
 use std::fs;

@@ -95,7 +95,7 @@ fn generate(work: &mut Work<'_>) -> Result<String> {
 
 /// How many times more threads want to run than the machine can run, 1 or above: 1 in CI, and what
 /// others are doing on a shared machine is no fault of the template.
-fn overload() -> f64 {
+pub fn overload() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: f64 = load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
