@@ -65,9 +65,21 @@ impl Git {
     pub fn feed(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
         let output = self.output(arguments, input)?;
         if !output.status.success() {
-            bail!("git {} failed: {}", verb(arguments), last_words(&output.stderr));
+            let said = last_words(&output.stderr);
+            // Of a full disk git often says no more than which file it could not write.
+            let cause = if said.contains("write") {
+                self.room().err().map(|error| format!(": {error}"))
+            } else {
+                None
+            };
+            bail!("git {} failed: {said}{}", verb(arguments), cause.unwrap_or_default());
         }
         Ok(output.stdout)
+    }
+
+    /// Whether there is room to write where it works.
+    fn room(&self) -> std::io::Result<()> {
+        tempfile::tempfile_in(&self.folder)?.write_all(&vec![1; 1 << 20])
     }
 
     /// Runs it to its end, whichever that is.
@@ -130,19 +142,25 @@ fn verb<'a>(arguments: &[&'a str]) -> &'a str {
     while let Some(word) = words.next() {
         match *word {
             "-c" => drop(words.next()),
+            word if word.starts_with('-') => {}
             word => return word,
         }
     }
     ""
 }
 
-/// What a program said last, on one line.
+/// What a program gave as its reasons, or said last, on one line.
 pub fn last_words(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let error = lines.iter().rposition(|line| line.starts_with("fatal: ") || line.starts_with("error: "));
-    let from = error.unwrap_or_else(|| lines.len().saturating_sub(1));
-    lines.get(from).map_or("it said nothing".to_owned(), |line| {
-        line.trim_start_matches("fatal: ").trim_start_matches("error: ").to_owned()
-    })
+    let reason =
+        |line: &&str| line.strip_prefix("fatal: ").or(line.strip_prefix("error: ")).map(str::to_owned);
+    let mut reasons: Vec<String> = lines.iter().filter_map(reason).collect();
+    // One for each of a hundred files would hide the cause.
+    reasons.truncate(2);
+    match lines.last() {
+        Some(last) if reasons.is_empty() => (*last).to_owned(),
+        Some(_) => reasons.join("; "),
+        None => "it said nothing".to_owned(),
+    }
 }

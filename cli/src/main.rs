@@ -37,7 +37,7 @@ enum Exit {
 fn main() -> ExitCode {
     let exit = run(Args::parse()).unwrap_or_else(|error| {
         if error.is::<signals::Interrupted>() {
-            eprintln!("slipway: {error}; nothing was changed");
+            eprintln!("slipway: interrupted; nothing was changed");
             return Exit::Interrupted;
         }
         eprintln!("error: {error:#}");

@@ -54,13 +54,14 @@ pub fn described(line: &[u8]) -> Result<(PathBuf, std::str::Split<'_, char>)> {
     Ok((OsStr::from_bytes(&line[tab + 1..]).into(), words))
 }
 
-/// Writes a tree of `files`, by way of an index at `index`.
+/// Writes a tree of `files`, by way of an index at `index` that is not there yet.
 pub fn write(git: &Git, files: &Files, index: &Path) -> Result<String> {
     let git = git.with_index(index);
-    git.run(&["read-tree", "--empty"])?;
     let lines: Vec<u8> = files.iter().flat_map(|(path, entry)| index_line(path, entry, 0)).collect();
     git.feed(&["update-index", "-z", "--index-info"], &lines)?;
-    git.line(&["write-tree"])
+    let tree = git.line(&["write-tree"])?;
+    fs::remove_file(index)?;
+    Ok(tree)
 }
 
 /// What `update-index --index-info` takes: the entry of `path` at `stage`.

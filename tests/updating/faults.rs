@@ -53,6 +53,11 @@ fn steps(service: &Service) -> usize {
     count
 }
 
+/// The steps that touch the service, and some of those before.
+fn telling(steps: usize) -> impl Iterator<Item = usize> {
+    (1..=steps).filter(move |at| at + 8 > steps || at % 5 == 0)
+}
+
 /// What there is of the service, without the shims and git's record of past resets.
 fn state(service: &Service) -> impl PartialEq + std::fmt::Debug + use<> {
     let (_, known, left) = service.state();
@@ -69,9 +74,7 @@ fn ctrl_c_at_every_step() {
     let mut interrupted = 0;
     for at in 1..=steps {
         // As a terminal does it: to slipway, and to whatever it runs in the same group.
-        let output = broken_off(&service, at, "kill -INT -- -$(ps -o pgid= $PPID | tr -d ' '); sleep 0.05")
-            .output()
-            .unwrap();
+        let output = broken_off(&service, at, "kill -s INT 0; sleep 0.05").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(130) => {
@@ -92,7 +95,7 @@ fn a_program_that_fails_at_every_step() {
     let service = Service::generate(&[]);
     let before = state(&service);
     let steps = steps(&service);
-    for at in 1..steps {
+    for at in telling(steps).filter(|at| *at < steps) {
         let output =
             broken_off(&service, at, "echo 'fatal: No space left on device' >&2; exit 128").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -106,7 +109,7 @@ fn a_program_that_fails_at_every_step() {
 fn a_kill_at_every_step() {
     let service = Service::generate(&[]);
     let before = state(&service);
-    for at in 1..=steps(&service) {
+    for at in telling(steps(&service)) {
         let mut command = broken_off(&service, at, "kill -KILL $PPID");
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         // The next run makes it good.
@@ -142,7 +145,7 @@ fn a_full_disk() {
     let disk = tempfile::tempdir().unwrap();
     let program = service.command(&SET);
     let mut refused = 0;
-    for room in (0..).map(|step| step * 200) {
+    for room in (0..).map(|step| step * 300) {
         let mut command = Command::new("unshare");
         command.args([
             "--user",

@@ -57,6 +57,9 @@ struct Prove {
     /// Only hold the API document against the running service: base and the full variant, unless told
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times"])]
     fuzz: bool,
+    /// Only switch the toggles of twelve services that their owners have changed, then lint and test them
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "variants"])]
+    transitions: bool,
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
@@ -78,9 +81,11 @@ fn run(cli: Cli) -> Result<bool> {
     children::watch_signals()?;
     match cli.command {
         Command::Prove(asked) => {
-            let Prove { variants, template, quick, drills, times, fuzz, list_json } = asked;
+            let Prove { variants, template, quick, drills, times, fuzz, transitions, list_json } = asked;
             let plan = if fuzz {
                 prove::Plan::fuzz(&variants)
+            } else if transitions {
+                prove::Plan::transitions()
             } else {
                 prove::Plan::new(prove::Asked { variants, template, quick, drills, times })?
             };

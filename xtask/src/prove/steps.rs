@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, fuzz, size, unused};
+use super::{drills, fuzz, size, transitions, unused};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -43,6 +43,14 @@ pub const ALL: [Step; 9] = [
 /// What `--fuzz` takes in their place.
 pub const FUZZ: [Step; 2] =
     [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
+
+/// What `--transitions` takes in their place.
+pub const TRANSITIONS: [Step; 4] = [
+    Step { name: GENERATE, run: transitions::become_variant },
+    Step { name: "fmt", run: format },
+    Step { name: "clippy", run: lint },
+    Step { name: "test", run: test },
+];
 
 impl Step {
     pub fn is_fuzz(&self) -> bool {

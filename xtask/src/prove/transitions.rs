@@ -23,7 +23,23 @@ use super::check::Work;
 use super::command::clean;
 use super::{LANES, locked, steps};
 
-const NAME: &str = "orders";
+pub const NAME: &str = "orders";
+/// Those that are compiled and tested with their owners' code, which has a table of its own where there is a database
+/// to begin with.
+const COMPILED: [(&str, &str); 12] = [
+    ("base", "redis"),
+    ("base", "rate_limit"),
+    ("base", "otlp"),
+    ("base", "postgres+redis+rate_limit+otlp"),
+    ("redis", "base"),
+    ("rate_limit+otlp", "postgres+rate_limit+otlp"),
+    ("redis+rate_limit+otlp", "redis"),
+    ("postgres", "postgres+redis"),
+    ("postgres", "postgres+redis+rate_limit+otlp"),
+    ("postgres+otlp", "postgres+rate_limit"),
+    ("postgres+redis+rate_limit+otlp", "postgres"),
+    ("postgres+redis+rate_limit+otlp", "postgres+redis+otlp"),
+];
 /// For all of them together.
 const BOUND: Duration = Duration::from_mins(5);
 
@@ -38,6 +54,36 @@ pub fn untouched(work: &mut Work<'_>) -> Result<String> {
 /// Makes every transition of services with their owners' code in them.
 pub fn edited(work: &mut Work<'_>) -> Result<String> {
     each(work, owner::edit)
+}
+
+/// The variants before and after.
+pub fn compiled() -> impl Iterator<Item = (Variant, Variant)> {
+    let parsed = |name: &str| name.parse().expect("a variant, as a test sees");
+    COMPILED.into_iter().map(move |(from, to)| (parsed(from), parsed(to)))
+}
+
+/// Generates what the subject was, lets its owners at it, and makes it what it is to be.
+pub fn become_variant(work: &mut Work<'_>) -> Result<String> {
+    let (from, to) =
+        work.subject.from.zip(work.subject.variant).context("only transitions have two variants")?;
+    let program = build(work)?;
+    let parent = work.context.folder.join("services").join(work.subject.title.replace(' ', "-"));
+    let service = Service::generate(work, from, &parent, owner::edit)?;
+    let before = owner::lines(&service.folder)?;
+    let cargo_generate = &work.context.tools.cargo_generate;
+    let call = Call { program: &program, cargo_generate, template: work.context.snapshot.path() };
+    let (code, said) = call.set(&service.folder, to)?;
+    ensure!(code == Some(0), "{said}");
+    work.subject.dir = service.folder;
+    let own = owner::own(&generated_lines(work, from)?, &before);
+    let lost = owner::lost(&own, &owner::lines(&work.subject.dir)?);
+    ensure!(lost.is_empty(), "{} lines of its owners are lost, such as {}", lost.len(), lost[0]);
+    Ok(format!("{} files of its owners", own.len()))
+}
+
+fn generated_lines(work: &Work<'_>, variant: Variant) -> Result<owner::Lines> {
+    let folder = Scratch::new()?;
+    owner::lines(&Service::generate(work, variant, folder.path(), |_, _| Ok(()))?.folder)
 }
 
 /// Makes every transition of services that `edit` was let at, compares every file, and takes it back.
@@ -216,4 +262,16 @@ fn contents(folder: &Path) -> Result<Files> {
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::compiled;
+
+    #[test]
+    fn those_that_are_compiled_are_as_many_as_they_are_different() {
+        let all: std::collections::BTreeSet<_> = compiled().collect();
+        assert_eq!(all.len(), 12);
+        assert!(all.iter().all(|(from, to)| from != to && (to.has("postgres") || !from.has("postgres"))));
+    }
 }
