@@ -169,7 +169,14 @@ fn message(title: &str, merged: &Merged) -> String {
 /// Prints the difference that `merged` makes.
 fn show(service: &Service, merged: &Merged) -> Result<()> {
     let colour = if std::io::stdout().is_terminal() { "--color=always" } else { "--color=never" };
-    let diff = merged.scratch.git.run(&["diff", "--find-renames", colour, &service.tree, &merged.tree])?;
+    let diff = merged.scratch.git.run(&[
+        "diff",
+        "--find-renames",
+        "--no-ext-diff",
+        colour,
+        &service.tree,
+        &merged.tree,
+    ])?;
     std::io::stdout().write_all(&diff)?;
     Ok(())
 }

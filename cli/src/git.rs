@@ -39,6 +39,11 @@ impl Git {
         Self { folder: folder.to_owned(), environment: Vec::new(), shielded: false }
     }
 
+    /// git on the bare repository at `folder`. Named, since some have git refuse those that it only comes across.
+    pub fn bare(folder: &Path) -> Self {
+        Self { environment: vec![("GIT_DIR", folder.into())], ..Self::at(folder) }
+    }
+
     /// The same with an index of its own.
     pub fn with_index(&self, index: &Path) -> Self {
         let mut git = self.clone();
@@ -85,7 +90,8 @@ impl Git {
     /// Runs it to its end, whichever that is.
     pub fn output(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
         let mut command = Command::new("git");
-        command.args(arguments).current_dir(&self.folder);
+        // What it prints is read by us, whatever someone likes to see on a terminal.
+        command.args(["-c", "color.ui=false"]).args(arguments).current_dir(&self.folder);
         for name in FOREIGN {
             command.env_remove(name);
         }

@@ -72,7 +72,7 @@ impl Scratch {
         let mut borrowed = service.objects.canonicalize()?.into_os_string().into_vec();
         borrowed.push(b'\n');
         fs::write(repository.join("objects/info/alternates"), borrowed)?;
-        Ok(Self { git: Git::at(&repository), folder })
+        Ok(Self { git: Git::bare(&repository), folder })
     }
 
     /// A file of its own.

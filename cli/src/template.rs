@@ -184,7 +184,7 @@ fn fetched(url: &str, revision: &str) -> Result<Checkout> {
     let (repository, folder) = (ours.path().join("git"), ours.path().join("template"));
     Git::at(ours.path()).run(&["init", "--quiet", "--bare", "git"])?;
     fs::create_dir(&folder)?;
-    let git = Git::at(&repository).with_index(&ours.path().join("index"));
+    let git = Git::bare(&repository).with_index(&ours.path().join("index"));
     git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, revision])
         .with_context(|| format!("the template at {url} could not be fetched at {revision}"))?;
     git.run(&["read-tree", "FETCH_HEAD"])?;

@@ -157,3 +157,34 @@ fn modes_are_kept() {
     assert_eq!(fs::metadata(service.folder.join("src/app.rs")).unwrap().permissions().mode() & 0o111, 0);
     assert_eq!(git(&service.folder, &["diff", "--name-only"]), "");
 }
+
+/// Settings that people have, each of which changes what git prints or refuses.
+const SETTINGS: &str = "[safe]\nbareRepository = explicit\n[color]\nui = always\n[core]\nautocrlf = true\npager = false\n\
+                        [merge]\nrenames = false\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
+                        external = false\n[status]\nshort = true\nbranch = true\n[init]\ndefaultBranch = trunk\n";
+
+#[test]
+fn whatever_their_settings_are() {
+    let service = Service::generate(&[]);
+    git(&service.folder, &["mv", "src/jobs.rs", "src/work.rs"]);
+    commit(&service.folder, "ours");
+    let settings = service.parent.path().join("gitconfig");
+    fs::write(&settings, SETTINGS).unwrap();
+    let mut command = service.command(&["set", "redis=true", "otlp=false"]);
+    crate::support::said(
+        command
+            .env("GIT_CONFIG_GLOBAL", &settings)
+            .env("GIT_DIR", "/nowhere")
+            .env("GIT_INDEX_FILE", "/nowhere"),
+        0,
+    );
+    assert!(service.read("src/work.rs").contains("\r\n"), "as git writes files here");
+    assert!(!service.folder.join("src/jobs.rs").exists(), "renames are followed");
+    for (path, (text, executable)) in contents(&service.folder) {
+        service.write(&path, &text.replace("\r\n", "\n"));
+        assert!(!executable, "{path}");
+    }
+    fs::rename(service.folder.join("src/work.rs"), service.folder.join("src/jobs.rs")).unwrap();
+    commit(&service.folder, "set");
+    service.is_generated(&["redis=true", "otlp=false"]);
+}
