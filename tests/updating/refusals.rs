@@ -185,7 +185,7 @@ fn a_git_that_is_too_old_or_missing() {
     let shims = tempfile::tempdir().unwrap();
     let mut command = service.command(&["set", "redis=true"]);
     service.refuses_as(command.env("PATH", shims.path()), "git can't be run: install git 2.38 or newer");
-    crate::faults::shim(shims.path(), "if [ \"$1\" = version ]; then echo git version 2.30.2; exit; fi");
+    crate::faults::shim(shims.path(), "case \"$*\" in *version) echo git version 2.30.2; exit;; esac");
     let mut command = service.command(&["set", "redis=true"]);
     service.refuses_as(
         command.env("PATH", shims.path()),

@@ -3,6 +3,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use xtask::machine;
+
 use crate::support::{Service, git, said, slipway, template, version};
 
 #[test]
@@ -71,7 +73,7 @@ fn status_says_what_is_recorded() {
     }
 }
 
-/// On a machine of one's own a quarter of this; the best of a few counts, since a test shares the machine.
+/// On a machine of one's own it takes a quarter of this; what others are doing on a shared one is no fault of ours.
 #[test]
 fn it_answers_before_one_looks_away() {
     let service = Service::generate(&[]);
@@ -83,9 +85,10 @@ fn it_answers_before_one_looks_away() {
         };
         (0..5).map(run).min().unwrap()
     };
+    let bound = |seconds| Duration::from_secs(seconds).mul_f64(machine::overload());
     let (status, set) = (best(&["status"]), best(&["set", "redis=true", "postgres=true", "--dry-run"]));
-    assert!(status < Duration::from_secs(1), "status took {status:?}");
-    assert!(set < Duration::from_secs(3), "set took {set:?}");
+    assert!(status < bound(1), "status took {status:?}");
+    assert!(set < bound(3), "set took {set:?}");
 }
 
 #[test]

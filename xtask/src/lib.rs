@@ -5,6 +5,7 @@ pub mod demo;
 pub mod generate;
 mod http;
 pub mod lock;
+pub mod machine;
 pub mod owner;
 pub mod prove;
 mod servers;

@@ -16,12 +16,13 @@ use walkdir::WalkDir;
 
 use crate::children::Scratch;
 use crate::generate::{self, Request};
+use crate::machine;
 use crate::owner;
 use crate::variant::{TOGGLES, Variant};
 
 use super::check::Work;
 use super::command::clean;
-use super::{LANES, locked, steps};
+use super::{LANES, locked};
 
 pub const NAME: &str = "orders";
 /// Those that are compiled and tested with their owners' code, which has a table of its own where there is a database
@@ -126,7 +127,7 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
     ensure!(count == planned, "{count} of {planned} transitions were made");
     let time = started.elapsed();
     // What others are doing on a shared machine is no fault of ours.
-    let bound = BOUND.mul_f64(steps::overload());
+    let bound = BOUND.mul_f64(machine::overload());
     ensure!(time < bound, "the transitions took {time:.0?}, more than {bound:.0?}");
     work.subject.facts.insert("transitions", f64::from(u32::try_from(count)?));
     Ok(format!("{count} of {planned} transitions"))
