@@ -1,9 +1,9 @@
 //! Where owners and the template meet.
 
-use xtask::owner::{edit, lines, lost, own, remove_example};
+use xtask::owner::{edit, lines, lost, own};
 use xtask::variant::Variant;
 
-use crate::support::{Service, commit, contents, git};
+use crate::support::{Service, commit, git};
 
 #[test]
 fn what_is_theirs_stays_where_lines_do_not_meet() {
@@ -25,20 +25,6 @@ fn what_is_theirs_stays_where_lines_do_not_meet() {
             "and merged there"
         );
         commit(&service.folder, "set");
-    }
-}
-
-#[test]
-fn a_removed_example_stays_removed() {
-    let service = Service::generate(&[]);
-    remove_example(&service.folder).unwrap();
-    commit(&service.folder, "ours");
-    service.run(&["set", "redis=true", "postgres=true", "owner=harbour"], 0);
-    let found = contents(&service.folder);
-    for path in
-        ["src/http/tasks.rs", "src/task.rs", "src/tasks.rs", "tests/service/api.rs", "tests/service/pages.rs"]
-    {
-        assert!(!found.contains_key(path), "{path} is back");
     }
 }
 

@@ -7,10 +7,12 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use xtask::generate;
+use xtask::owner::remove_example;
 
 use crate::support::{Service, commit, contents, generated, git, release, replace, repository, version};
 
 const MIGRATION: &str = "migrations/0002_priorities.sql";
+const LISTS: &str = "tests/service/lists.rs";
 const REMARK: &str = "Imports point one way: `main` → `app` → everything;";
 
 /// A template with three releases: 0.2.0 changes a file, renames one, removes one, asks a new question and adds a
@@ -39,6 +41,11 @@ fn releases() -> &'static Path {
         fs::rename(template.join("src/http/client.rs"), template.join("src/http/sender.rs")).unwrap();
         fs::remove_file(template.join("deny.toml")).unwrap();
         fs::write(template.join(MIGRATION), "ALTER TABLE tasks ADD COLUMN priority integer;\n").unwrap();
+        let task = template.join("src/task.rs");
+        let text = fs::read_to_string(&task).unwrap();
+        fs::write(&task, format!("// Better.\n{text}")).unwrap();
+        fs::write(template.join(LISTS), "//! More of the example.\n").unwrap();
+        replace(&root.join("ownership.toml"), "example = [\n", &format!("example = [\n    \"{LISTS}\",\n"));
         let question = "region = { type = \"string\", default = \"eu\", prompt = \"Where it runs\" }\n";
         replace(
             &root.join("cargo-generate.toml"),
@@ -201,6 +208,19 @@ fn what_they_changed_renamed_or_removed_takes_part() {
     );
     assert!(service.read("src/states.rs").starts_with("//! The one state machine"), "new, under their name");
     for gone in ["src/lifecycle.rs", "src/http/client.rs", "clippy.toml", "deny.toml"] {
+        assert!(!service.folder.join(gone).exists(), "{gone} is back");
+    }
+}
+
+#[test]
+fn a_removed_example_is_not_brought_back() {
+    let service = service(&["postgres=true"]);
+    remove_example(&service.folder).unwrap();
+    commit(&service.folder, "ours");
+    let said = service.run(&["update"], 0);
+    assert!(said.contains("src/task.rs stays removed"), "{said}");
+    assert!(said.contains(&format!("{LISTS} is not brought")), "{said}");
+    for gone in ["src/http/tasks.rs", "src/task.rs", "src/tasks.rs", "tests/service/api.rs", LISTS] {
         assert!(!service.folder.join(gone).exists(), "{gone} is back");
     }
 }
