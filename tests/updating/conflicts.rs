@@ -28,6 +28,19 @@ fn what_is_theirs_stays_where_lines_do_not_meet() {
     }
 }
 
+/// Where `cargo add` puts a dependency is where the template puts those of a toggle.
+#[test]
+fn dependencies_are_no_conflict_for_being_neighbours() {
+    let service = Service::generate(&[]);
+    let last = "uuid = { version = \"1\", features = [\"serde\", \"v7\"] }\n";
+    service.replace("Cargo.toml", last, &format!("{last}itoa = \"1\"\n"));
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=true", "rate_limit=false"], 0);
+    let manifest = service.read("Cargo.toml");
+    assert!(manifest.contains("\nitoa = \"1\"\n") && manifest.contains("\nredis = {"), "{manifest}");
+    assert!(!manifest.contains("governor"), "{manifest}");
+}
+
 #[test]
 fn lines_that_both_changed_are_marked_and_none_is_lost() {
     let service = Service::generate(&[]);
