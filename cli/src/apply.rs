@@ -79,8 +79,8 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     let staging = service::staging(top, git_folder)?;
     let Ok(owner) = fs::read_to_string(staging.join(OWNER)) else {
-        // Nothing was begun in it yet, if it is there at all.
-        let _ = fs::remove_dir_all(&staging);
+        // Ours and nothing begun in it yet, or someone else's, or not there at all.
+        let _ = fs::remove_dir(&staging);
         return Ok(());
     };
     let alive = Command::new("kill").args(["-0", owner.trim()]).stderr(Stdio::null()).status();

@@ -52,9 +52,12 @@ pub fn untouched(work: &mut Work<'_>) -> Result<String> {
     each(work, |_, _| Ok(()))
 }
 
-/// Makes every transition of services with their owners' code in them.
+/// Makes every transition of services with their owners' code in them, and without the example.
 pub fn edited(work: &mut Work<'_>) -> Result<String> {
-    each(work, owner::edit)
+    each(work, |folder, variant| {
+        owner::edit(folder, variant)?;
+        owner::remove_example(folder)
+    })
 }
 
 /// The variants before and after.
