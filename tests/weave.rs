@@ -340,3 +340,29 @@ fn a_lock_that_changed_is_stale_until_it_is_woven() {
     assert!(fixture.check().unwrap_err().contains("template/Cargo.lock.liquid"), "the lock has moved on");
     assert!(fixture.fault().contains("template/Cargo.lock is out of date"));
 }
+
+#[test]
+fn a_migration_that_may_have_run_is_never_edited() {
+    let fixture = Fixture::new();
+    fixture.write("template/migrations/0001_a.sql", "select 1;\n");
+    let lacks = fixture.fault();
+    let line = lacks.split_once("add it under [migrations]: ").unwrap().1.to_owned();
+    fixture.write("ownership.toml", &format!("[migrations]\n{line}\n"));
+    fixture.weave();
+    fixture.write("template/migrations/0001_a.sql", "select 2;\n");
+    assert!(fixture.fault().contains("template/migrations/0001_a.sql: was edited, but services have run it"));
+    fixture.write("template/migrations/0001_a.sql", "select 1;\n--@ if redis\nselect 2;\n--@ end\n");
+    assert!(fixture.fault().contains("varies with a toggle, which would edit it where it has run"));
+    fs::remove_file(fixture.0.path().join("template/migrations/0001_a.sql")).unwrap();
+    assert!(fixture.fault().contains("the migration 0001_a.sql is gone, but services have run it"));
+}
+
+#[test]
+fn what_is_owned_is_there() {
+    let fixture = Fixture::new();
+    fixture.write("template/src/a.rs", "\n");
+    fixture.write("ownership.toml", "seeds = [\"src/a.rs\"]\nexample = [\"src\", \"src/b.rs\"]\n");
+    assert_eq!(fixture.fault(), "ownership.toml: `src/b.rs` isn't in template/, correct or delete it");
+    fixture.write("ownership.toml", "seeds = [\n");
+    assert!(fixture.fault().starts_with("ownership.toml: is no TOML, correct it"));
+}

@@ -5,6 +5,8 @@ pub mod demo;
 pub mod generate;
 mod http;
 pub mod lock;
+pub mod machine;
+pub mod owner;
 pub mod prove;
 mod servers;
 pub mod tools;

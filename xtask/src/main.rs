@@ -67,6 +67,9 @@ struct Prove {
     /// Only leave out each feature of each dependency in turn: base and the full variant, unless told
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files", "images"])]
     features: bool,
+    /// Only switch the toggles of twelve services that their owners have changed, then lint and test them
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files", "images", "features", "variants"])]
+    transitions: bool,
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
@@ -88,8 +91,19 @@ fn run(cli: Cli) -> Result<bool> {
     children::watch_signals()?;
     match cli.command {
         Command::Prove(asked) => {
-            let Prove { variants, template, quick, drills, times, fuzz, files, images, features, list_json } =
-                asked;
+            let Prove {
+                variants,
+                template,
+                quick,
+                drills,
+                times,
+                fuzz,
+                files,
+                images,
+                features,
+                transitions,
+                list_json,
+            } = asked;
             let plan = if fuzz {
                 prove::Plan::fuzz(&variants)
             } else if images {
@@ -98,6 +112,8 @@ fn run(cli: Cli) -> Result<bool> {
                 prove::Plan::features(&variants)
             } else if files {
                 prove::Plan::files(&variants)
+            } else if transitions {
+                prove::Plan::transitions()
             } else {
                 prove::Plan::new(prove::Asked { variants, template, quick, drills, times })?
             };

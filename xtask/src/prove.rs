@@ -17,6 +17,7 @@ mod service;
 mod size;
 mod steps;
 mod template;
+mod transitions;
 mod unused;
 mod workflow;
 

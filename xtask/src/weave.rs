@@ -9,6 +9,7 @@ mod faults;
 pub mod fence;
 pub mod names;
 pub mod tree;
+mod updates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -31,7 +31,10 @@ async fn events_come_in_order_and_the_exit_is_clean() {
         order.retain(|name| milestones.contains(&name.as_str()));
         assert_eq!(order, milestones);
         let start = ended.event("service.start");
-        assert_eq!((start["version"].as_str(), start["env"].as_str()), (Some("0.1.0"), Some("production")));
+        assert_eq!(
+            (start["version"].as_str(), start["env"].as_str()),
+            (Some(env!("CARGO_PKG_VERSION")), Some("production"))
+        );
         assert_eq!(ended.event("shutdown.begin")["in_flight"], 0);
         assert_eq!(ended.event("shutdown.begin")["reason"], name);
         assert_eq!(ended.event("shutdown.drain_complete")["in_flight"], 0);

@@ -87,6 +87,7 @@ impl Board {
 
 fn again(subject: &Subject) -> String {
     match subject.variant {
+        Some(_) if subject.from.is_some() => "cargo prove --transitions".into(),
         Some(variant) => format!("cargo prove --variant {variant}"),
         None => "cargo prove".into(),
     }

@@ -14,6 +14,7 @@ use super::board::Board;
 use super::command::Failed;
 use super::drills::Drilled;
 use super::steps::Step;
+use super::transitions;
 
 /// How a check ended.
 pub enum Outcome {
@@ -47,6 +48,8 @@ pub struct Subject {
     pub place: usize,
     pub title: String,
     pub variant: Option<Variant>,
+    /// What it was before it became this variant, unless it was generated as such.
+    pub from: Option<Variant>,
     /// The service's name.
     pub name: String,
     pub steps: Vec<Step>,
@@ -63,6 +66,11 @@ impl Subject {
         Self::new(place, variant.to_string(), Some(variant), name, steps)
     }
 
+    pub fn transition(place: usize, from: Variant, to: Variant, steps: &[Step]) -> Self {
+        let title = format!("{from} to {to}");
+        Self { from: Some(from), ..Self::new(place, title, Some(to), transitions::NAME, steps) }
+    }
+
     pub fn template(place: usize, steps: &[Step]) -> Self {
         Self::new(place, "the template itself".into(), None, "template", steps)
     }
@@ -72,6 +80,7 @@ impl Subject {
             place,
             title,
             variant,
+            from: None,
             name: name.into(),
             steps: steps.to_vec(),
             checks: Vec::new(),
@@ -113,7 +122,7 @@ impl Subject {
     }
 
     fn log_of(&self, context: &Context, step: &str) -> PathBuf {
-        let folder = self.variant.map_or("template".into(), |variant| variant.to_string());
+        let folder = if self.variant.is_some() { self.title.replace(' ', "-") } else { "template".into() };
         let folder = context.folder.join("logs").join(folder);
         // A failure shows as soon as the first command can't write there.
         let _ = fs::create_dir_all(&folder);

@@ -11,6 +11,7 @@ use super::check::Subject;
 use super::drills;
 use super::steps::{self, Step};
 use super::template;
+use super::transitions;
 
 /// A name for each variant's service: of the shapes that people choose, so that none of them is
 /// only ever proven as `orders`.
@@ -50,6 +51,8 @@ pub struct Asked {
 /// The variants and steps of a run.
 pub struct Plan {
     pub variants: Vec<Variant>,
+    /// The variant that each of `variants` is made from, where they are not generated.
+    pub from: Vec<Variant>,
     pub steps: Vec<Step>,
     /// Whether the template's own checks run.
     pub template: bool,
@@ -77,7 +80,7 @@ impl Plan {
         let steps = steps::ALL.iter().filter(wanted).copied().collect();
         let variants = Variant::all().filter(|one| all || variants.contains(one)).collect();
         let template = (all || template) && drills.is_empty();
-        Ok(Self { variants, steps, template, drills, times })
+        Ok(Self { variants, from: Vec::new(), steps, template, drills, times })
     }
 
     /// The API document alone: of the two ends when nothing else is asked for.
@@ -101,7 +104,14 @@ impl Plan {
     fn of_ends(asked: &[Variant], steps: &[Step]) -> Self {
         let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
         let variants = Variant::all().filter(wanted).collect();
-        Self { variants, steps: steps.to_vec(), template: false, drills: Vec::new(), times: 1 }
+        Self {
+            variants,
+            from: Vec::new(),
+            steps: steps.to_vec(),
+            template: false,
+            drills: Vec::new(),
+            times: 1,
+        }
     }
 
     /// What needs no build, the files that no compiler reads among it: of all variants when nothing else is asked for.
@@ -109,7 +119,22 @@ impl Plan {
     pub fn files(asked: &[Variant]) -> Self {
         let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
         let steps = steps::ALL.iter().take_while(|step| !step.builds());
-        Self { variants, steps: steps.copied().collect(), template: false, drills: Vec::new(), times: 1 }
+        Self {
+            variants,
+            from: Vec::new(),
+            steps: steps.copied().collect(),
+            template: false,
+            drills: Vec::new(),
+            times: 1,
+        }
+    }
+
+    /// Services with their owners' code that became other variants.
+    #[must_use]
+    pub fn transitions() -> Self {
+        let (from, variants) = transitions::compiled().unzip();
+        let steps = steps::TRANSITIONS.to_vec();
+        Self { variants, from, steps, template: false, drills: Vec::new(), times: 1 }
     }
 
     /// Whether the run needs the fuzzer.
@@ -148,6 +173,12 @@ impl Plan {
     /// What there is to prove: the variants, the costliest first so that no lane ends long after
     /// the other, then the template itself, whose build the full variant's has prepared.
     pub(super) fn subjects(&self) -> VecDeque<Subject> {
+        if !self.from.is_empty() {
+            let pairs = self.from.iter().zip(&self.variants).enumerate();
+            return pairs
+                .map(|(place, (from, to))| Subject::transition(place, *from, *to, &self.steps))
+                .collect();
+        }
         let named = Variant::all().zip(NAMES).enumerate();
         let planned = named.filter(|(_, (variant, _))| self.variants.contains(variant));
         let mut subjects: VecDeque<Subject> = planned

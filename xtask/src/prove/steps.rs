@@ -1,20 +1,19 @@
 //! The steps that every variant takes, in their order: the cheap ones first.
 
 use std::fs;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::generate::{self, Request};
+use crate::machine;
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, features, files, fuzz, image, recipes, rules, size, unused, workflow};
+use super::{drills, features, files, fuzz, image, recipes, rules, size, transitions, unused, workflow};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -60,6 +59,14 @@ pub const IMAGES: [Step; 4] = [
 /// What `--features` takes in their place.
 pub const FEATURES: [Step; 2] =
     [Step { name: GENERATE, run: generate }, Step { name: "features", run: features::check }];
+
+/// What `--transitions` takes in their place.
+pub const TRANSITIONS: [Step; 4] = [
+    Step { name: GENERATE, run: transitions::become_variant },
+    Step { name: "fmt", run: format },
+    Step { name: "clippy", run: lint },
+    Step { name: "test", run: test },
+];
 
 impl Step {
     pub fn is_fuzz(&self) -> bool {
@@ -118,18 +125,9 @@ fn generate(work: &mut Work<'_>) -> Result<String> {
     }
     work.subject.facts.insert("generation_ms", best.as_secs_f64() * 1000.0);
     // Twice: a machine that others share may be half as fast as one of one's own. The report has the time.
-    let bound = GENERATION_BOUND.mul_f64(overload().max(2.0));
+    let bound = GENERATION_BOUND.mul_f64(machine::overload().max(2.0));
     ensure!(best < bound, "generation took {best:.0?}, more than {bound:.0?}");
     Ok(format!("{best:.0?}"))
-}
-
-/// How many times more threads want to run than the machine can run, 1 or above: 1 in CI, and what
-/// others are doing on a shared machine is no fault of the template.
-fn overload() -> f64 {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load: f64 = load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    (load / f64::from(u16::try_from(cores).unwrap_or(u16::MAX))).max(1.0)
 }
 
 fn leftovers(work: &mut Work<'_>) -> Result<String> {

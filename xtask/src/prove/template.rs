@@ -1,5 +1,5 @@
 //! The checks of the template itself: that the siblings are fresh, that the quick tests pass, that
-//! the living service passes in place, and that the full variant is the same code.
+//! each variant becomes each other, and that the living service passes in place.
 
 use std::process::Command;
 
@@ -11,12 +11,15 @@ use super::check::Work;
 use super::command::clean;
 use super::files;
 use super::steps::{self, Step};
+use super::transitions;
 
 pub const STEPS: &[Step] = &[
     Step { name: "weave", run: siblings },
     Step { name: "tooling", run: tooling },
     Step { name: steps::FILES, run: own_files },
     Step { name: "tests", run: quick_tests },
+    Step { name: "transitions", run: transitions::untouched },
+    Step { name: "transitions: edited", run: transitions::edited },
     Step { name: "in place: fmt", run: |work| in_place(work, steps::format) },
     Step { name: "in place: clippy", run: |work| in_place(work, steps::lint) },
     Step { name: "in place: test", run: |work| in_place(work, steps::test) },

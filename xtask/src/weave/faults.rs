@@ -8,6 +8,7 @@ use toml_edit::{DocumentMut, Item};
 use super::config::{self, Config};
 use super::names;
 use super::tree::{self, Source, Tree};
+use super::updates;
 use crate::lock;
 use crate::variant::{TOGGLES, Variant};
 
@@ -31,6 +32,7 @@ pub fn find(root: &Path, config: &Config, tree: &Tree) -> Vec<String> {
     }
     faults.extend(of_hooks(root));
     faults.extend(of_record(root, config, tree));
+    faults.extend(updates::find(root, tree));
     faults
 }
 

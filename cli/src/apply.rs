@@ -1,0 +1,347 @@
+//! Brings a merge into the index and the work tree of a service, whole or not at all.
+//!
+//! All that takes room or may fail is prepared aside first; then files change places by renames alone, with what
+//! was there kept until the end. A run that is killed amid the renames is undone by the next one: git's own lock on
+//! the index, which is held meanwhile, keeps everyone else from building on half of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use walkdir::WalkDir;
+
+use crate::merge::Merged;
+use crate::service::{self, Service};
+use crate::signals;
+use crate::tree::{self, Entry};
+
+/// What the folder with a prepared change holds: the paths that it is about, each after a `+` when there is a new
+/// version and a `-` when not, and ended by a zero.
+const JOURNAL: &str = "journal";
+/// The process that works.
+const OWNER: &str = "pid";
+/// There once git's lock is held.
+const LOCKED: &str = "locked";
+/// The message of the commit to come.
+const MESSAGE: &str = "message";
+/// The files to come, and those that were there.
+const NEW: &str = "new";
+const OLD: &str = "old";
+
+/// What a file was and what it becomes.
+type Change<'a> = (Option<&'a Entry>, Option<&'a Entry>);
+type Changes<'a> = BTreeMap<PathBuf, Change<'a>>;
+
+/// Puts `merged` into the service's index and work tree, with `message` ready for the commit.
+pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
+    let changes = changes(service, merged);
+    let leaving: BTreeSet<&Path> =
+        changes.iter().filter(|(_, (old, _))| old.is_some()).map(|(path, _)| path.as_path()).collect();
+    for path in changes.keys().filter(|path| !leaving.contains(path.as_path())) {
+        nothing_in_the_way(&service.top, path, &leaving)?;
+    }
+    let mut staging = Staging::new(service.staging()?, service.git_folder.join("index.lock"))?;
+    share(service, merged, &changes)?;
+    stage(service, merged, &changes, &staging)?;
+    fs::write(staging.folder.join(MESSAGE), message)?;
+    fs::write(staging.folder.join(JOURNAL), journal(&changes))?;
+    signals::check()?;
+
+    // From here on Ctrl-C comes too late; it takes milliseconds.
+    let paths: Vec<(PathBuf, bool)> =
+        changes.iter().map(|(path, (_, new))| (path.clone(), new.is_some())).collect();
+    let swapped = swap(&service.top, &staging.folder, &paths)
+        .and_then(|()| Ok(fs::rename(&staging.lock, service.git_folder.join("index"))?));
+    if let Err(error) = swapped {
+        if let Err(stuck) = undo(&service.top, &staging.folder, &paths) {
+            let kept = staging.keep();
+            bail!(
+                "{error:#}; what was moved lies in {} ({stuck:#}): run slipway again to put it back",
+                kept.display()
+            );
+        }
+        return Err(error);
+    }
+    staging.done = true;
+    fs::rename(staging.folder.join(MESSAGE), service.git_folder.join("MERGE_MSG"))?;
+    drop(staging);
+    // Only spares git a look at each new file.
+    let _ = service.git.shielded().output(&["update-index", "-q", "--refresh"], &[]);
+    Ok(())
+}
+
+/// Undoes what a run left that was killed amid its renames.
+pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
+    let staging = service::staging(top, git_folder)?;
+    let Ok(owner) = fs::read_to_string(staging.join(OWNER)) else {
+        // Ours and nothing begun in it yet, or someone else's, or not there at all.
+        let _ = fs::remove_dir(&staging);
+        return Ok(());
+    };
+    let alive = Command::new("kill").args(["-0", owner.trim()]).stderr(Stdio::null()).status();
+    if alive.is_ok_and(|status| status.success()) {
+        bail!("another slipway is at work here (process {owner}): wait for it, then run this again");
+    }
+    let lock = git_folder.join("index.lock");
+    let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
+    if locked && !pending {
+        // It was done but for this.
+        let _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG"));
+    } else if let Ok(journal) = fs::read(staging.join(JOURNAL)) {
+        undo(top, &staging, &read_journal(&journal))?;
+        eprintln!("slipway: an earlier run was killed half-way; it is undone");
+    }
+    if locked && pending {
+        fs::remove_file(lock)?;
+    }
+    fs::remove_dir_all(&staging)?;
+    Ok(())
+}
+
+/// The files that differ, or are in conflict, by their paths from the top of the work tree.
+fn changes<'a>(service: &'a Service, merged: &'a Merged) -> Changes<'a> {
+    let paths = service.files.keys().chain(merged.files.keys()).chain(merged.conflicts.keys());
+    let change = |path: &'a PathBuf| (path, (service.files.get(path), merged.files.get(path)));
+    paths
+        .map(change)
+        .filter(|(path, (old, new))| old != new || merged.conflicts.contains_key(*path))
+        .map(|(path, change)| (service.prefix.join(path), change))
+        .collect()
+}
+
+fn journal(changes: &Changes<'_>) -> Vec<u8> {
+    let line = |(path, (_, new)): (&PathBuf, &Change<'_>)| {
+        let mark: &[u8] = if new.is_some() { b"+" } else { b"-" };
+        [mark, path.as_os_str().as_bytes(), b"\0"].concat()
+    };
+    changes.iter().flat_map(line).collect()
+}
+
+/// The paths of a change, and whether each has a new version.
+fn read_journal(journal: &[u8]) -> Vec<(PathBuf, bool)> {
+    let lines = journal.split(|byte| *byte == 0).filter_map(<[u8]>::split_first);
+    lines.map(|(mark, path)| (OsStr::from_bytes(path).into(), *mark == b'+')).collect()
+}
+
+/// Fails when a new file would take the place of one that git doesn't know.
+fn nothing_in_the_way(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Result<()> {
+    let cure = "which is not in git: move it or commit it, then run this again";
+    for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        let there = fs::symlink_metadata(top.join(above));
+        if there.is_ok_and(|there| !there.is_dir()) && !leaving.contains(above) {
+            bail!("{} would go below {}, {cure}", path.display(), above.display());
+        }
+    }
+    if fs::symlink_metadata(top.join(path)).is_err() {
+        return Ok(());
+    }
+    for entry in WalkDir::new(top.join(path)) {
+        let entry = entry?;
+        let there = entry.path().strip_prefix(top)?;
+        if !entry.file_type().is_dir() && !leaving.contains(there) {
+            bail!("{} would take the place of {}, {cure}", path.display(), there.display());
+        }
+    }
+    Ok(())
+}
+
+/// The folder in which a change is prepared, and git's lock. Both go when it is dropped, which before the swap leaves
+/// everything as it was.
+struct Staging {
+    folder: PathBuf,
+    lock: PathBuf,
+    /// Whether the lock has become the index.
+    done: bool,
+}
+
+impl Staging {
+    fn new(folder: PathBuf, lock: PathBuf) -> Result<Self> {
+        fs::create_dir(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        // Not held yet, so not to be removed either.
+        let mut staging = Self { folder, lock, done: true };
+        fs::write(staging.folder.join(OWNER), std::process::id().to_string())?;
+        match File::create_new(&staging.lock) {
+            Ok(_) => staging.done = false,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!(
+                "another git is at work here ({} exists): wait for it, then run this again",
+                staging.lock.display()
+            ),
+            Err(error) => return Err(error).context("git's index can't be locked"),
+        }
+        fs::write(staging.folder.join(LOCKED), "")?;
+        Ok(staging)
+    }
+
+    /// Leaves everything as it is, for the next run.
+    fn keep(self) -> PathBuf {
+        std::mem::ManuallyDrop::new(self).folder.clone()
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = fs::remove_file(&self.lock);
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Gives the service the objects that only the scratch repository has.
+fn share(service: &Service, merged: &Merged, changes: &Changes<'_>) -> Result<()> {
+    let stages = merged.conflicts.values().flat_map(|stages| stages.numbered().map(|(_, entry)| entry));
+    let new = changes.values().filter_map(|(_, new)| *new).chain(stages);
+    let ids: BTreeSet<&str> = new.filter(|entry| entry.is_file()).map(|entry| entry.id.as_str()).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let ids: String = ids.into_iter().flat_map(|id| [id, "\n"]).collect();
+    let pack = merged.scratch.git.feed(&["pack-objects", "--stdout", "-q"], ids.as_bytes())?;
+    service.git.feed(&["unpack-objects", "-q"], &pack)?;
+    Ok(())
+}
+
+/// Writes the new files and the new index aside.
+fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &Staging) -> Result<()> {
+    let (new, old) = (staging.folder.join(NEW), staging.folder.join(OLD));
+    fs::create_dir(&new)?;
+    fs::create_dir(&old)?;
+    let there = || changes.iter().filter_map(|(path, (_, new))| Some((path, (*new)?)));
+    if there().next().is_some() {
+        // By way of git, so that files get the line endings and filters that its attributes call for.
+        let git = service.git.with_index(&staging.folder.join("index"));
+        let lines: Vec<u8> = there().flat_map(|(path, entry)| tree::index_line(path, entry, 0)).collect();
+        git.feed(&["update-index", "-z", "--index-info"], &lines)?;
+        git.run(&["checkout-index", "--all", "--quiet", &format!("--prefix={}/", new.display())])?;
+        for (path, _) in there() {
+            fs::symlink_metadata(new.join(path))
+                .with_context(|| format!("{} was not written", path.display()))?;
+        }
+    }
+    fs::copy(service.git_folder.join("index"), &staging.lock).context("git's index can't be copied")?;
+    let nothing = Entry { mode: "0".into(), id: "0".repeat(service.tree.len()) };
+    let mut lines = Vec::new();
+    for (path, (_, new)) in changes {
+        let conflict = merged.conflicts.get(path.strip_prefix(&service.prefix)?);
+        let entry = new.filter(|_| conflict.is_none()).unwrap_or(&nothing);
+        lines.extend(tree::index_line(path, entry, 0));
+        for (stage, entry) in conflict.iter().flat_map(|stages| stages.numbered()) {
+            lines.extend(tree::index_line(path, entry, stage));
+        }
+    }
+    let git = service.git.with_index(&staging.lock);
+    git.feed(&["update-index", "-z", "--index-info"], &lines)?;
+    Ok(())
+}
+
+/// Moves what was there out of the way and what is new into its place.
+fn swap(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
+    for (path, _) in paths {
+        relocate(&top.join(path), &staging.join(OLD).join(path))?;
+        remove_empty_folders(top, path);
+    }
+    for (path, _) in paths {
+        relocate(&staging.join(NEW).join(path), &top.join(path))?;
+    }
+    Ok(())
+}
+
+/// Undoes what [`swap`] did, however far it came.
+fn undo(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
+    for (path, has_new) in paths {
+        let new = staging.join(NEW).join(path);
+        if *has_new && fs::symlink_metadata(&new).is_err() {
+            relocate(&top.join(path), &new)?;
+            remove_empty_folders(top, path);
+        }
+    }
+    for (path, _) in paths {
+        relocate(&staging.join(OLD).join(path), &top.join(path))?;
+    }
+    Ok(())
+}
+
+/// Moves `from`, if it is there, to `to`.
+fn relocate(from: &Path, to: &Path) -> Result<()> {
+    if fs::symlink_metadata(from).is_err() {
+        return Ok(());
+    }
+    let moved = fs::create_dir_all(to.parent().unwrap_or(to)).and_then(|()| fs::rename(from, to));
+    moved.with_context(|| format!("{} can't be moved to {}", from.display(), to.display()))
+}
+
+/// Removes the folders above `path` that hold nothing any more.
+fn remove_empty_folders(top: &Path, path: &Path) {
+    let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+    for folder in above {
+        if fs::remove_dir(top.join(folder)).is_err() {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    fn paths() -> Vec<(PathBuf, bool)> {
+        [("a/changed", true), ("b/gone", false), ("c/d/new", true), ("turned", false), ("turned/into", true)]
+            .map(|(path, new)| (path.into(), new))
+            .to_vec()
+    }
+
+    fn contents(folder: &Path) -> Vec<(PathBuf, String)> {
+        let files = WalkDir::new(folder).sort_by_file_name().into_iter().map(Result::unwrap);
+        files
+            .filter(|entry| entry.file_type().is_file())
+            .map(|entry| {
+                (
+                    entry.path().strip_prefix(folder).unwrap().to_owned(),
+                    fs::read_to_string(entry.path()).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    fn write(folder: &Path, files: &[(&str, &str)]) {
+        for (path, text) in files {
+            fs::create_dir_all(folder.join(path).parent().unwrap()).unwrap();
+            fs::write(folder.join(path), text).unwrap();
+        }
+    }
+
+    /// Stops a swap after each of its moves, as a kill would, and undoes it from what is on disk.
+    #[test]
+    fn a_swap_is_undone_from_wherever_it_stopped() {
+        for stop in 0..=2 * paths().len() {
+            let (top, staging) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let (top, staging) = (top.path(), staging.path());
+            write(top, &[("a/changed", "old"), ("b/gone", "old"), ("turned", "old"), ("untouched", "old")]);
+            write(&staging.join(NEW), &[("a/changed", "new"), ("c/d/new", "new"), ("turned/into", "new")]);
+            let before = contents(top);
+            let out = stop.min(paths().len());
+            for (path, _) in &paths()[..out] {
+                relocate(&top.join(path), &staging.join(OLD).join(path)).unwrap();
+                remove_empty_folders(top, path);
+            }
+            for (path, _) in &paths()[..stop - out] {
+                relocate(&staging.join(NEW).join(path), &top.join(path)).unwrap();
+            }
+            if stop == 2 * paths().len() {
+                let now: Vec<PathBuf> = contents(top).into_iter().map(|(path, _)| path).collect();
+                assert_eq!(now, ["a/changed", "c/d/new", "turned/into", "untouched"].map(PathBuf::from));
+            }
+            undo(top, staging, &read_journal(b"+a/changed\0-b/gone\0+c/d/new\0-turned\0+turned/into\0"))
+                .unwrap();
+            assert_eq!(contents(top), before, "stopped after {stop} moves");
+            undo(top, staging, &paths()).unwrap();
+            assert_eq!(contents(top), before, "undone twice");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+use semver::Version;
+
+/// Keeps a service that slipway generated up to date with its template
+///
+/// Exit codes: 0 done, 1 conflicts are left to resolve, 2 refused or failed and nothing was changed,
+/// 130 interrupted and nothing was changed.
+#[derive(Parser)]
+#[command(version)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show the version and the answers that this service records, and what an update would change
+    Status {
+        #[command(flatten)]
+        template: Template,
+    },
+    /// Merge what the template changed since the recorded version into this service
+    Update {
+        /// The version to go to, older ones included; the newest unless told
+        #[arg(long, value_name = "VERSION", value_parser = version)]
+        to: Option<Version>,
+        #[command(flatten)]
+        from: From,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Change answers: switch a part on or off, or another owner or description
+    Set {
+        /// Such as `redis=true` or `owner=harbour`
+        #[arg(required = true, value_name = "QUESTION=ANSWER", value_parser = answer)]
+        answers: Vec<(String, String)>,
+        #[command(flatten)]
+        from: From,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Generate a new service in a folder of its name; asks what isn't answered here
+    New {
+        /// The service's name: a-z, 0-9 and single hyphens
+        name: String,
+        /// Such as `redis=true` or `owner=harbour`
+        #[arg(value_name = "QUESTION=ANSWER", value_parser = answer)]
+        answers: Vec<(String, String)>,
+        /// The version of the template; the newest unless told
+        #[arg(long, value_name = "VERSION", value_parser = version)]
+        version: Option<Version>,
+        #[command(flatten)]
+        template: Template,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Template {
+    /// The template's repository or a folder with it; otherwise the one that `template` in slipway.toml names, or
+    /// the repository that slipway was installed from
+    #[arg(long, value_name = "PATH|URL")]
+    pub template: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct From {
+    /// The branch or tag of the template that this service was generated from, where it was no release
+    #[arg(long, value_name = "BRANCH|TAG")]
+    pub from: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct Common {
+    #[command(flatten)]
+    pub template: Template,
+    /// Only show the difference that it would make
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A version, also as its tag is written.
+fn version(text: &str) -> Result<Version, String> {
+    Version::parse(text.strip_prefix('v').unwrap_or(text))
+        .map_err(|error| format!("{error}; a version looks like 0.1.0"))
+}
+
+fn answer(text: &str) -> Result<(String, String), String> {
+    let (question, answer) = text.split_once('=').ok_or("write QUESTION=ANSWER, like redis=true")?;
+    Ok((question.trim().to_owned(), answer.to_owned()))
+}

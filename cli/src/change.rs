@@ -1,0 +1,182 @@
+//! `slipway update` and `slipway set`: the recorded state and the wanted one generated, their difference merged.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+
+use anyhow::{Result, bail, ensure};
+use semver::Version;
+use tempfile::TempDir;
+
+use crate::Exit;
+use crate::apply;
+use crate::args::Common;
+use crate::generate::generate;
+use crate::merge::{self, Merged, Sides};
+use crate::record::Answers;
+use crate::service::Service;
+use crate::template::{Checkout, Template};
+
+/// A state of the service that can be generated.
+pub struct State {
+    pub template: Checkout,
+    pub answers: Answers,
+}
+
+/// `slipway update`.
+pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Result<Exit> {
+    let service = Service::find()?;
+    let template = open(&service, common)?;
+    let record = &service.record;
+    let to = to.unwrap_or(template.newest());
+    if *to == record.version && from.is_none() {
+        println!("{} is at version {to} already", record.name);
+        return Ok(Exit::Done);
+    }
+    let recorded = recorded(&service, &template, from)?;
+    let wanted = State { template: template.checkout(to)?, answers: record.answers.clone() };
+    let title = format!("Update to slipway {to}");
+    let exit = change(&service, &recorded, &wanted, &title, true, common.dry_run)?;
+    for question in
+        wanted.template.questions()?.iter().filter(|question| !record.answers.contains_key(&question.name))
+    {
+        println!("new question `{0}`: its default is taken, `slipway set {0}=…` changes it", question.name);
+    }
+    Ok(exit)
+}
+
+/// `slipway set`.
+pub fn set(asked: &[(String, String)], from: Option<&str>, common: &Common) -> Result<Exit> {
+    let service = Service::find()?;
+    let template = open(&service, common)?;
+    let recorded = recorded(&service, &template, from)?;
+    let questions = recorded.template.questions()?;
+    let mut answers = service.record.answers.clone();
+    for (name, answer) in asked {
+        let Some(question) = questions.iter().find(|question| question.name == *name) else {
+            let names: Vec<&str> = questions.iter().map(|question| question.name.as_str()).collect();
+            bail!("there is no question \"{name}\"; there are {}", names.join(", "));
+        };
+        ensure!(
+            !question.is_bool || ["true", "false"].contains(&answer.as_str()),
+            "{name} can't be \"{answer}\": allowed are true and false"
+        );
+        answers.insert(name.clone(), answer.clone());
+    }
+    if answers == service.record.answers {
+        println!("{} has these answers already", service.record.name);
+        return Ok(Exit::Done);
+    }
+    let changed: Vec<String> = answers
+        .iter()
+        .filter(|(question, answer)| service.record.answers.get(*question) != Some(answer))
+        .map(|(question, answer)| format!("{question} = {answer}"))
+        .collect();
+    let title = format!("Set {}", changed.join(", "));
+    let wanted = State { template: recorded.template.again(), answers };
+    change(&service, &recorded, &wanted, &title, false, common.dry_run)
+}
+
+fn open(service: &Service, common: &Common) -> Result<Template> {
+    if !common.dry_run {
+        service.ready_to_change()?;
+    }
+    Template::open(common.template.template.as_deref(), service.record.template.as_deref())
+}
+
+/// The state that the service records.
+pub fn recorded(service: &Service, template: &Template, from: Option<&str>) -> Result<State> {
+    let template = match from {
+        Some(revision) => template.checkout_revision(revision)?,
+        None => template.checkout(&service.record.version)?,
+    };
+    Ok(State { template, answers: service.record.answers.clone() })
+}
+
+/// What `service` would be after a change from `recorded` to `wanted`.
+pub fn merged(service: &Service, recorded: &State, wanted: &State, update: bool) -> Result<Merged> {
+    let folder = TempDir::with_prefix("slipway-")?;
+    let generated = |state: &State, place: &str| -> Result<PathBuf> {
+        let parent = folder.path().join(place);
+        fs::create_dir(&parent)?;
+        generate(&state.template, &service.record.name, &state.answers, &parent)
+    };
+    let (from, to) = (generated(recorded, "recorded")?, generated(wanted, "wanted")?);
+    let label = format!("slipway-{}", wanted.template.version);
+    let ownership = wanted.template.ownership()?;
+    let sides = Sides { recorded: &from, wanted: &to, label: &label, ownership: &ownership, update };
+    merge::merge(service, &sides)
+}
+
+fn change(
+    service: &Service,
+    recorded: &State,
+    wanted: &State,
+    title: &str,
+    update: bool,
+    dry_run: bool,
+) -> Result<Exit> {
+    let merged = merged(service, recorded, wanted, update)?;
+    if dry_run {
+        show(service, &merged)?;
+    } else {
+        apply::apply(service, &merged, &message(title, &merged))?;
+    }
+    for note in &merged.notes {
+        println!("note: {note}");
+    }
+    if merged.conflicts.is_empty() {
+        if !dry_run {
+            println!(
+                "{title}: merged and staged. Review it with `git diff --staged`, then `git commit`; `git reset --merge` takes it back."
+            );
+        }
+        return Ok(Exit::Done);
+    }
+    for message in &merged.messages {
+        println!("{}", message.text);
+    }
+    let count = merged.conflicts.len();
+    let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
+    if dry_run {
+        println!("{title}: you and the template would be in conflict in {files}.");
+    } else {
+        println!(
+            "{title}: merged, but you and the template changed the same lines of {files}. Edit what is between <<<<<<< and >>>>>>>, \
+             `git add` each, then `git commit`; `git reset --merge` takes it all back."
+        );
+    }
+    Ok(Exit::Conflicts)
+}
+
+/// The message of the commit to come.
+fn message(title: &str, merged: &Merged) -> String {
+    let mut message = format!("{title}\n");
+    for (at, note) in merged.notes.iter().enumerate() {
+        let gap = if at == 0 { "\n" } else { "" };
+        let _ = writeln!(message, "{gap}- {note}");
+    }
+    if !merged.conflicts.is_empty() {
+        message += "\n# Conflicts:\n";
+        for path in merged.conflicts.keys() {
+            let _ = writeln!(message, "#\t{}", path.display());
+        }
+    }
+    message
+}
+
+/// Prints the difference that `merged` makes.
+fn show(service: &Service, merged: &Merged) -> Result<()> {
+    let colour = if std::io::stdout().is_terminal() { "--color=always" } else { "--color=never" };
+    let diff = merged.scratch.git.run(&[
+        "diff",
+        "--find-renames",
+        "--no-ext-diff",
+        colour,
+        &service.tree,
+        &merged.tree,
+    ])?;
+    std::io::stdout().write_all(&diff)?;
+    Ok(())
+}

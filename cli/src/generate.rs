@@ -1,0 +1,86 @@
+//! Generating a service: by the installed cargo-generate, so that what comes out is what it makes.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::record::Answers;
+use crate::signals;
+use crate::template::Checkout;
+
+const CURE: &str = "cargo-generate can't be run: `cargo install cargo-generate --version 0.23.14 --locked`, or name \
+                    the program in CARGO_GENERATE";
+
+/// Generates `name` of `template` below `parent`, with its defaults for what isn't answered; gives back its folder.
+pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Path) -> Result<PathBuf> {
+    let mut command = command(template, name);
+    // A user's configuration would add answers of theirs. It wants a file here.
+    command
+        .args(["--config", "/dev/null", "--silent", "--vcs", "none", "--no-workspace", "--destination"])
+        .arg(parent);
+    let asked = template.questions()?;
+    // An older version has no place for a newer one's answers.
+    for (question, answer) in
+        answers.iter().filter(|(question, _)| asked.iter().any(|it| it.name == **question))
+    {
+        command.args(["--define", &format!("{question}={answer}")]);
+    }
+    signals::check()?;
+    let output = command.stdin(Stdio::null()).output().context(CURE)?;
+    signals::check()?;
+    if !output.status.success() {
+        bail!("cargo-generate made nothing of version {}: {}", template.version, reason(&output));
+    }
+    Ok(parent.join(name))
+}
+
+/// Runs cargo-generate for a person, who is asked what isn't answered. Whether it succeeded.
+pub fn interactive(template: &Checkout, name: &str, answers: &Answers, silent: bool) -> Result<bool> {
+    let mut command = command(template, name);
+    for (question, answer) in answers {
+        command.args(["--define", &format!("{question}={answer}")]);
+    }
+    if silent {
+        command.arg("--silent");
+    }
+    Ok(command.status().context(CURE)?.success())
+}
+
+fn command(template: &Checkout, name: &str) -> Command {
+    let mut command = Command::new(env::var_os("CARGO_GENERATE").unwrap_or_else(|| "cargo-generate".into()));
+    for (key, _) in env::vars_os() {
+        if key.to_str().is_some_and(|key| key.starts_with("CARGO_GENERATE_")) {
+            command.env_remove(key);
+        }
+    }
+    command.arg("generate").arg("--path").arg(&template.folder).args(["--name", name]);
+    // It refuses to run when it can't tell who the author is, as in a container without $USER.
+    command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
+    command
+}
+
+/// Why cargo-generate refused, without its colours and pictures.
+fn reason(output: &Output) -> String {
+    let said = [&*output.stderr, &*output.stdout].concat();
+    let said = String::from_utf8_lossy(&said);
+    let plain: Vec<String> = said.lines().map(plain).filter(|line| !line.is_empty()).collect();
+    let from = plain.iter().rposition(|line| line.starts_with("Error:") || line.contains("rror:"));
+    plain.get(from.unwrap_or_default()..).unwrap_or_default().join(" ")
+}
+
+fn plain(line: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        kept += before;
+        rest = after.split_once('m').map_or("", |(_, text)| text);
+    }
+    kept += rest;
+    kept.chars()
+        .filter(|character| character.is_ascii() || character.is_alphabetic())
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}

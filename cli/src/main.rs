@@ -1,0 +1,59 @@
+//! Runs inside a service that slipway generated: says what it was made of, brings it to a newer version of the
+//! template, and switches its parts on and off, each time by a merge that git does.
+
+mod apply;
+mod args;
+mod change;
+mod generate;
+mod git;
+mod merge;
+mod new;
+mod ownership;
+mod record;
+mod service;
+mod signals;
+mod status;
+mod template;
+mod tree;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+
+use args::{Args, Command};
+
+/// How a run ends. clap exits with 2 as well when it is called wrongly.
+enum Exit {
+    Done = 0,
+    /// Both sides changed the same lines: the owner has to say which it is to be.
+    Conflicts = 1,
+    /// Nothing was changed.
+    Refused = 2,
+    /// As shells have it for SIGINT. Nothing was changed.
+    Interrupted = 130,
+}
+
+fn main() -> ExitCode {
+    let exit = run(Args::parse()).unwrap_or_else(|error| {
+        if error.is::<signals::Interrupted>() {
+            eprintln!("slipway: interrupted; nothing was changed");
+            return Exit::Interrupted;
+        }
+        eprintln!("error: {error:#}");
+        Exit::Refused
+    });
+    ExitCode::from(exit as u8)
+}
+
+fn run(args: Args) -> Result<Exit> {
+    signals::watch()?;
+    match args.command {
+        Command::Status { template } => status::run(template.template.as_deref()),
+        Command::Update { to, from, common } => change::update(to.as_ref(), from.from.as_deref(), &common),
+        Command::Set { answers, from, common } => change::set(&answers, from.from.as_deref(), &common),
+        Command::New { name, answers, version, template } => {
+            new::run(&name, &answers, version.as_ref(), template.template.as_deref())
+        }
+    }
+}

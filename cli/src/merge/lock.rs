@@ -1,0 +1,263 @@
+//! `Cargo.lock` merged by its packages, as cargo would have written it: lines of a lock that fit together may still
+//! be no lock, and lines that don't fit may well.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use semver::Version;
+use toml_edit::{DocumentMut, Item, Table};
+
+/// A package.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Id {
+    name: String,
+    version: Version,
+    /// None: a crate of the service.
+    source: Option<String>,
+}
+
+/// Packages of which cargo takes one: of a name, a source, and compatible versions.
+type Class = (String, Option<String>, String);
+
+#[derive(Clone, Debug)]
+struct Package {
+    checksum: Option<String>,
+    needs: BTreeSet<Class>,
+}
+
+/// The packages by their classes.
+#[derive(Debug)]
+struct Lock {
+    head: String,
+    packages: BTreeMap<Class, (Id, Package)>,
+}
+
+/// The lock of a service whose lock is `ours`, after what changed from `base` to `theirs`. Nothing where one isn't
+/// as cargo writes it, or says more than versions.
+pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
+    let (base, ours, theirs) = (Lock::parse(base)?, Lock::parse(ours)?, Lock::parse(theirs)?);
+    if ours.head != theirs.head {
+        return None;
+    }
+    let mut packages = BTreeMap::new();
+    let mut waiting: Vec<Class> =
+        ours.packages.keys().filter(|(_, source, _)| source.is_none()).cloned().collect();
+    while let Some(class) = waiting.pop() {
+        if packages.contains_key(&class) {
+            continue;
+        }
+        let (id, package) = chosen(&class, &base, &ours, &theirs)?;
+        waiting.extend(package.needs.iter().cloned());
+        packages.insert(class, (id, package));
+    }
+    Some(Lock { head: ours.head, packages }.to_text())
+}
+
+/// What becomes of a package that has to be there.
+fn chosen(class: &Class, base: &Lock, ours: &Lock, theirs: &Lock) -> Option<(Id, Package)> {
+    let [base, ours, theirs] = [base, ours, theirs].map(|lock| lock.packages.get(class));
+    let (ours, theirs) = match (ours, theirs) {
+        (Some(ours), Some(theirs)) => (ours, theirs),
+        (Some(one), None) | (None, Some(one)) => return Some(one.clone()),
+        (None, None) => return None,
+    };
+    let was = base.map(|(id, _)| &id.version);
+    let own = class.1.is_none();
+    if !own && ours.0.version != theirs.0.version {
+        let take_theirs = match () {
+            () if was == Some(&ours.0.version) => true,
+            () if was == Some(&theirs.0.version) => false,
+            () => ours.0.version.cmp(&theirs.0.version) == Ordering::Less,
+        };
+        return Some(if take_theirs { theirs } else { ours }.clone());
+    }
+    // The same package with other features needs other packages.
+    let nothing = BTreeSet::new();
+    let before = base.filter(|(id, _)| own || id == &ours.0).map_or(&nothing, |(_, package)| &package.needs);
+    let (one, other) = (&ours.1.needs, &theirs.1.needs);
+    let kept = |class: &&Class| {
+        let gone = before.contains(class) && !(one.contains(class) && other.contains(class));
+        !gone
+    };
+    let needs = one.union(other).filter(kept).cloned().collect();
+    Some((ours.0.clone(), Package { checksum: ours.1.checksum.clone(), needs }))
+}
+
+impl Lock {
+    fn parse(text: &str) -> Option<Self> {
+        let document: DocumentMut = text.parse().ok()?;
+        if document.iter().any(|(key, _)| !["version", "package"].contains(&key)) {
+            return None;
+        }
+        let tables: Vec<&Table> = document.get("package")?.as_array_of_tables()?.iter().collect();
+        let ids = tables.iter().map(|table| id(table)).collect::<Option<Vec<Id>>>()?;
+        let mut packages = BTreeMap::new();
+        for (table, id) in tables.into_iter().zip(&ids) {
+            if table.contains_key("replace") {
+                return None;
+            }
+            let named = table.get("dependencies").and_then(Item::as_array);
+            let needs = named
+                .into_iter()
+                .flatten()
+                .map(|name| found(name.as_str()?, &ids).map(class))
+                .collect::<Option<_>>()?;
+            let checksum = table.get("checksum").and_then(Item::as_str).map(str::to_owned);
+            if packages.insert(class(id), (id.clone(), Package { checksum, needs })).is_some() {
+                return None;
+            }
+        }
+        Some(Self { head: text.split("[[package]]").next()?.to_owned(), packages })
+    }
+
+    fn to_text(&self) -> String {
+        let mut sorted: Vec<&(Id, Package)> = self.packages.values().collect();
+        sorted.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut text = self.head.clone();
+        for (at, (id, package)) in sorted.into_iter().enumerate() {
+            let gap = if at == 0 { "" } else { "\n" };
+            let _ = write!(text, "{gap}[[package]]\nname = \"{}\"\nversion = \"{}\"\n", id.name, id.version);
+            for (key, value) in [("source", &id.source), ("checksum", &package.checksum)] {
+                if let Some(value) = value {
+                    let _ = writeln!(text, "{key} = \"{value}\"");
+                }
+            }
+            let mut needs: Vec<&Id> = package.needs.iter().map(|class| &self.packages[class].0).collect();
+            needs.sort();
+            if !needs.is_empty() {
+                text += "dependencies = [\n";
+                for id in needs {
+                    let _ = writeln!(text, " \"{}\",", self.named(id));
+                }
+                text += "]\n";
+            }
+        }
+        text
+    }
+
+    /// As short as it is clear.
+    fn named(&self, id: &Id) -> String {
+        let alike = |same: fn(&Id, &Id) -> bool| {
+            self.packages.values().filter(|(other, _)| other.name == id.name && same(other, id)).count()
+        };
+        match &id.source {
+            _ if alike(|_, _| true) == 1 => id.name.clone(),
+            Some(source) if alike(|one, other| one.version == other.version) > 1 => {
+                format!("{} {} ({source})", id.name, id.version)
+            }
+            _ => format!("{} {}", id.name, id.version),
+        }
+    }
+}
+
+fn id(table: &Table) -> Option<Id> {
+    let text = |key: &str| table.get(key).and_then(Item::as_str).map(str::to_owned);
+    Some(Id { name: text("name")?, version: Version::parse(&text("version")?).ok()?, source: text("source") })
+}
+
+/// The one of `ids` that is meant by `name`, `name version` or `name version (source)`.
+fn found<'a>(named: &str, ids: &'a [Id]) -> Option<&'a Id> {
+    let mut words = named.splitn(3, ' ');
+    let name = words.next()?;
+    let version = words.next();
+    let source = words.next().map(|source| source.trim_matches(['(', ')']));
+    let mut fitting = ids.iter().filter(|id| {
+        id.name == name
+            && version.is_none_or(|version| id.version.to_string() == version)
+            && source.is_none_or(|source| id.source.as_deref() == Some(source))
+    });
+    let found = fitting.next()?;
+    fitting.next().is_none().then_some(found)
+}
+
+fn class(id: &Id) -> Class {
+    let Version { major, minor, patch, .. } = id.version;
+    let compatible = match (major, minor) {
+        // There is one of each name, whatever its version.
+        _ if id.source.is_none() => String::new(),
+        _ if !id.version.pre.is_empty() => id.version.to_string(),
+        (0, 0) => format!("0.0.{patch}"),
+        (0, minor) => format!("0.{minor}"),
+        (major, _) => major.to_string(),
+    };
+    (id.name.clone(), id.source.clone(), compatible)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::merge;
+
+    /// A lock of packages, each with what it needs.
+    fn lock(packages: &[(&str, &str, &[&str])]) -> String {
+        let mut text = "# @generated\nversion = 4\n".to_owned();
+        for (name, version, needs) in packages {
+            let _ = write!(text, "\n[[package]]\nname = \"{name}\"\nversion = \"{version}\"\n");
+            if *name != "orders" {
+                text += "source = \"registry\"\nchecksum = \"00\"\n";
+            }
+            if !needs.is_empty() {
+                let _ = writeln!(text, "dependencies = [\n \"{}\",\n]", needs.join("\",\n \""));
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn both_sides_may_bring_packages() {
+        let base = lock(&[("a", "1.0.0", &[]), ("orders", "0.1.0", &["a"])]);
+        let ours = lock(&[("a", "1.0.0", &[]), ("mine", "1.0.0", &[]), ("orders", "0.2.0", &["a", "mine"])]);
+        let theirs = lock(&[("a", "1.0.0", &[]), ("b", "1.0.0", &["a"]), ("orders", "0.1.0", &["a", "b"])]);
+        let wanted = lock(&[
+            ("a", "1.0.0", &[]),
+            ("b", "1.0.0", &["a"]),
+            ("mine", "1.0.0", &[]),
+            ("orders", "0.2.0", &["a", "b", "mine"]),
+        ]);
+        assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
+        assert_eq!(merge(&theirs, &wanted, &base).as_deref(), Some(ours.as_str()));
+    }
+
+    #[test]
+    fn of_compatible_versions_one_stays() {
+        let of = |version| lock(&[("a", version, &[]), ("orders", "0.1.0", &["a"])]);
+        let merged = |base, ours, theirs| merge(&of(base), &of(ours), &of(theirs));
+        assert_eq!(merged("1.0.0", "1.0.1", "1.0.2"), Some(of("1.0.2")));
+        assert_eq!(merged("1.0.0", "1.0.2", "1.0.1"), Some(of("1.0.2")));
+        assert_eq!(merged("1.0.1", "1.0.1", "1.0.0"), Some(of("1.0.0")));
+    }
+
+    #[test]
+    fn what_has_one_name_is_told_apart() {
+        let base = lock(&[("orders", "0.1.0", &[])]);
+        let ours = lock(&[("a", "1.0.0", &[]), ("orders", "0.1.0", &["a"])]);
+        let theirs = lock(&[("a", "2.0.0", &[]), ("orders", "0.1.0", &["a"])]);
+        let wanted =
+            lock(&[("a", "1.0.0", &[]), ("a", "2.0.0", &[]), ("orders", "0.1.0", &["a 1.0.0", "a 2.0.0"])]);
+        assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
+    }
+
+    /// The owner dropped what needed it; what the template adds needs it again.
+    #[test]
+    fn what_is_needed_is_there_and_no_more() {
+        let base = lock(&[("a", "1.0.0", &["b"]), ("b", "1.0.0", &[]), ("orders", "0.1.0", &["a"])]);
+        let ours = lock(&[("orders", "0.1.0", &[])]);
+        let theirs = lock(&[
+            ("a", "1.0.0", &["b"]),
+            ("b", "1.0.0", &[]),
+            ("c", "1.0.0", &["b"]),
+            ("orders", "0.1.0", &["a", "c"]),
+        ]);
+        let wanted = lock(&[("b", "1.0.0", &[]), ("c", "1.0.0", &["b"]), ("orders", "0.1.0", &["c"])]);
+        assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
+    }
+
+    #[test]
+    fn what_is_no_lock_is_left_to_its_owner() {
+        let lock = lock(&[("orders", "0.1.0", &[])]);
+        assert_eq!(merge(&lock, &format!("<<<<<<< yours\n{lock}"), &lock), None);
+        assert_eq!(merge(&lock, &format!("{lock}\n[metadata]\nx = \"y\"\n"), &lock), None);
+    }
+}

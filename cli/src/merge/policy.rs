@@ -1,0 +1,122 @@
+//! Conflicts that need no one to decide them: of tables and locks, whose lines are no text, and in files that are
+//! the service's own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::stages::Stages;
+use super::{Merged, Sides, lock, table};
+use crate::git::Git;
+use crate::ownership::Ownership;
+use crate::record;
+use crate::service::Service;
+use crate::tree::{self, Entry, Files};
+
+const LOCK: &str = "Cargo.lock";
+const MANIFEST: &str = "Cargo.toml";
+
+/// Takes what `wanted` adds to the example domain out of it where the service has given that up.
+pub fn leave_example(
+    ownership: &Ownership,
+    ours: &Files,
+    recorded: &Files,
+    wanted: &mut Files,
+) -> Vec<String> {
+    let mut example = recorded.keys().filter(|path| ownership.is_example(path)).peekable();
+    if example.peek().is_none() || example.any(|path| ours.contains_key(path)) {
+        return Vec::new();
+    }
+    let new = |path: &PathBuf| ownership.is_example(path) && !recorded.contains_key(path);
+    let left: Vec<PathBuf> = wanted.keys().filter(|path| new(path)).cloned().collect();
+    wanted.retain(|path, _| !left.contains(path));
+    left.iter().map(|path| format!("{} is not brought: you removed the example", path.display())).collect()
+}
+
+/// Settles what it can of the conflicts in `merged`.
+pub fn settle(
+    merged: &mut Merged,
+    sides: &Sides<'_>,
+    service: &Service,
+    recorded: &Files,
+    wanted: &Files,
+) -> Result<()> {
+    // By their meaning even where git saw no conflict: lines of a lock may fit and be wrong together.
+    for path in [LOCK, record::FILE].map(Path::new) {
+        let stages = Stages {
+            base: recorded.get(path).cloned(),
+            ours: service.files.get(path).cloned(),
+            theirs: wanted.get(path).cloned(),
+        };
+        if stages.ours != stages.base && stages.theirs != stages.base && stages.ours != stages.theirs {
+            merged.conflicts.entry(path.to_owned()).or_insert(stages);
+        }
+    }
+    let git = merged.scratch.git.clone();
+    for (path, stages) in merged.conflicts.clone() {
+        let seed = sides.ownership.is_seed(&path);
+        match &stages {
+            Stages { base: Some(base), ours: Some(ours), theirs: Some(theirs) } => {
+                let Some(text) = one_of_three(&git, sides, &path, [base, ours, theirs], merged)? else {
+                    continue;
+                };
+                let entry = Entry { mode: ours.mode.clone(), id: tree::store(&git, &text)? };
+                merged.files.insert(path.clone(), entry);
+            }
+            // What its owner removed stays removed.
+            Stages { ours: None, theirs: Some(_), .. } if seed || path.ends_with(LOCK) => {
+                merged.notes.push(format!("{} stays removed", path.display()));
+                merged.files.remove(&path);
+            }
+            Stages { ours: Some(ours), theirs: None, .. } if sides.update && seed => {
+                merged
+                    .notes
+                    .push(format!("{} stays: the template removed it, but you changed it", path.display()));
+                merged.files.insert(path.clone(), ours.clone());
+            }
+            _ => continue,
+        }
+        merged.conflicts.remove(&path);
+    }
+    Ok(())
+}
+
+/// The one file that comes of three, or nothing when someone has to decide.
+fn one_of_three(
+    git: &Git,
+    sides: &Sides<'_>,
+    path: &Path,
+    stages: [&Entry; 3],
+    merged: &mut Merged,
+) -> Result<Option<Vec<u8>>> {
+    let [base, ours, theirs] = stages.map(|entry| tree::content(git, &entry.id));
+    let texts = [base?, ours?, theirs?];
+    let texts = texts.each_ref().map(|bytes| String::from_utf8_lossy(bytes));
+    let [base, ours, theirs] = texts.each_ref().map(|text| &**text);
+    let text = if path.ends_with(LOCK) {
+        lock::merge(base, ours, theirs)
+    } else if path == Path::new(record::FILE) {
+        // What it records is what was asked for; all else in it is the owner's.
+        table::merge(base, ours, theirs).or_else(|| Some(theirs.to_owned()))
+    } else if path.ends_with(MANIFEST) {
+        table::merge(base, ours, theirs)
+    } else {
+        None
+    };
+    if text.is_none() && sides.update && sides.ownership.is_seed(path) {
+        merged.notes.push(format!("{}: where the template changed your lines, yours stay", path.display()));
+        return favouring_ours(merged, [base, ours, theirs]).map(Some);
+    }
+    Ok(text.map(String::into_bytes))
+}
+
+/// Merges as git does, with the owner's lines wherever both sides changed the same.
+fn favouring_ours(merged: &Merged, [base, ours, theirs]: [&str; 3]) -> Result<Vec<u8>> {
+    let files = [("base", base), ("ours", ours), ("theirs", theirs)];
+    for (name, text) in files {
+        fs::write(merged.scratch.file(name), text)?;
+    }
+    let [base, ours, theirs] = files.map(|(name, _)| merged.scratch.file(name).display().to_string());
+    merged.scratch.git.run(&["merge-file", "--ours", "-p", &ours, &base, &theirs])
+}

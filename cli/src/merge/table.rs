@@ -1,0 +1,95 @@
+//! TOML merged by its keys: two neighbouring lines of `[dependencies]` contradict each other to git, not to cargo.
+
+use toml_edit::{DocumentMut, Item, Table};
+
+/// `ours` with what changed from `base` to `theirs`; nothing when both changed one key, or when the template changed
+/// more than keys say.
+pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
+    let remarks = |text: &str| -> Vec<String> {
+        text.lines().map(str::trim).filter(|line| line.starts_with('#')).map(str::to_owned).collect()
+    };
+    if remarks(base) != remarks(theirs) {
+        return None;
+    }
+    let base: DocumentMut = base.parse().ok()?;
+    let theirs: DocumentMut = theirs.parse().ok()?;
+    let mut merged: DocumentMut = ours.parse().ok()?;
+    take(base.as_table(), merged.as_table_mut(), theirs.as_table())?;
+    Some(merged.to_string())
+}
+
+fn take(base: &Table, ours: &mut Table, theirs: &Table) -> Option<()> {
+    for (name, was) in base {
+        if theirs.contains_key(name) {
+            continue;
+        }
+        match ours.get(name) {
+            Some(item) if same(item, was) => drop(ours.remove(name)),
+            Some(_) => return None,
+            None => {}
+        }
+    }
+    for (name, is) in theirs {
+        let was = base.get(name);
+        if was.is_some_and(|was| same(was, is)) {
+            continue;
+        }
+        match (was, ours.get_mut(name), is) {
+            (was, Some(Item::Table(ours)), Item::Table(is)) => {
+                let nothing = Table::new();
+                take(was.and_then(Item::as_table).unwrap_or(&nothing), ours, is)?;
+            }
+            (_, Some(item), is) if same(item, is) => {}
+            (Some(was), Some(item), is) if same(item, was) => match (item, is) {
+                // Only the value: what stands before and behind it is the owner's.
+                (Item::Value(old), Item::Value(new)) => {
+                    let decor = old.decor().clone();
+                    *old = new.clone();
+                    *old.decor_mut() = decor;
+                }
+                (item, is) => *item = is.clone(),
+            },
+            (None, None, is) => match theirs.key(name) {
+                Some(key) => drop(ours.insert_formatted(key, is.clone())),
+                None => drop(ours.insert(name, is.clone())),
+            },
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+fn same(one: &Item, other: &Item) -> bool {
+    one.to_string().trim() == other.to_string().trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::merge;
+
+    const BASE: &str = "[package]\nname = \"x\"\n\n[dependencies]\na = \"1\"\nb = \"1\"\n";
+
+    #[test]
+    fn neighbours_do_not_contradict() {
+        let ours = BASE.replace("b = \"1\"\n", "b = \"1\"\nmine = \"2\"\n");
+        let theirs = BASE.replace("b = \"1\"\n", "b = \"2\"\nredis = { version = \"1\" }\n");
+        let wanted = BASE.replace("b = \"1\"\n", "b = \"2\"\nmine = \"2\"\nredis = { version = \"1\" }\n");
+        assert_eq!(merge(BASE, &ours, &theirs), Some(wanted.clone()));
+        // And back.
+        assert_eq!(merge(&theirs, &wanted, BASE), Some(ours));
+    }
+
+    #[test]
+    fn one_key_changed_twice_is_for_its_owner_to_decide() {
+        let (ours, theirs) = (BASE.replace("b = \"1\"", "b = \"3\""), BASE.replace("b = \"1\"", "b = \"2\""));
+        assert_eq!(merge(BASE, &ours, &theirs), None);
+        assert_eq!(merge(BASE, &ours, &BASE.replace("b = \"1\"\n", "")), None);
+        // The same on both sides is none.
+        assert_eq!(merge(BASE, &ours, &ours), Some(ours.clone()));
+    }
+
+    #[test]
+    fn a_remark_of_the_template_is_not_dropped_in_silence() {
+        assert_eq!(merge(BASE, BASE, &BASE.replace("a =", "# why\na =")), None);
+    }
+}

@@ -1,0 +1,46 @@
+//! `slipway status`: what the service records, and what an update would change.
+
+use anyhow::Result;
+
+use crate::Exit;
+use crate::change::{self, State};
+use crate::service::Service;
+use crate::template::Template;
+
+/// Prints it. Conflicts that an update would meet are no failure of the question.
+pub fn run(template: Option<&str>) -> Result<Exit> {
+    let service = Service::find()?;
+    let record = &service.record;
+    println!("{}: slipway {}", record.name, record.version);
+    let width = record.answers.keys().map(String::len).max().unwrap_or_default();
+    for (question, answer) in &record.answers {
+        println!("  {question:width$}  {answer}");
+    }
+    // What is recorded is shown even where the template is out of reach.
+    let template = Template::open(template, record.template.as_deref())?;
+    let newest = template.newest();
+    if *newest <= record.version {
+        let recorded = template.checkout(&record.version)?;
+        println!("{} is the newest version: nothing to update", recorded.version);
+        return Ok(Exit::Done);
+    }
+    let recorded = change::recorded(&service, &template, None)?;
+    let wanted = State { template: template.checkout(newest)?, answers: record.answers.clone() };
+    let merged = change::merged(&service, &recorded, &wanted, true)?;
+    let changed =
+        merged.scratch.git.line(&["diff", "--find-renames", "--name-status", &service.tree, &merged.tree])?;
+    println!("{newest} is the newest version. An update would change:");
+    for line in changed.lines() {
+        println!("  {}", line.replace('\t', "  "));
+    }
+    for path in merged.conflicts.keys() {
+        println!("  conflict in {}", path.display());
+    }
+    for question in
+        wanted.template.questions()?.iter().filter(|question| !record.answers.contains_key(&question.name))
+    {
+        println!("  new question: {}", question.name);
+    }
+    println!("`slipway update --dry-run` shows the difference, `slipway update` makes it.");
+    Ok(Exit::Done)
+}

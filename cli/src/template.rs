@@ -1,0 +1,247 @@
+//! The template: where it is, which versions it has, and one of them on disk.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use semver::Version;
+use tempfile::TempDir;
+use toml_edit::{DocumentMut, Item};
+
+use crate::git::{self, Git};
+use crate::ownership::Ownership;
+
+/// What cargo-generate reads, and so what tells a template.
+const CONFIG: &str = "cargo-generate.toml";
+const RECORD: &str = "template/slipway.toml";
+
+/// A template and what is known of its versions.
+#[derive(Debug)]
+pub struct Template {
+    source: Source,
+    /// The address, for people.
+    address: String,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// No repository, or one without a release: its one version is what is there.
+    Folder(Checkout),
+    /// A repository with releases, each a tag `v<version>`.
+    Repository { url: String, tags: BTreeMap<Version, String> },
+}
+
+/// One version of the template, on disk.
+#[derive(Debug)]
+pub struct Checkout {
+    pub version: Version,
+    pub folder: PathBuf,
+    /// Removes the folder in the end, if it is ours.
+    _ours: Option<TempDir>,
+}
+
+/// What a template asks.
+#[derive(Debug)]
+pub struct Question {
+    pub name: String,
+    /// Only true and false are answers.
+    pub is_bool: bool,
+}
+
+impl Template {
+    /// The one at `asked`, else the one that the service `recorded`, else the one that this program came with.
+    pub fn open(asked: Option<&str>, recorded: Option<&str>) -> Result<Self> {
+        let address = match asked.or(recorded) {
+            Some(address) => address.to_owned(),
+            None => origin().context(
+                "which template? Give its repository with --template, or write it into slipway.toml: template = \"URL\"",
+            )?,
+        };
+        let source = source(&address)?;
+        Ok(Self { source, address })
+    }
+
+    /// Its versions, the oldest first.
+    pub fn versions(&self) -> Vec<&Version> {
+        match &self.source {
+            Source::Folder(checkout) => vec![&checkout.version],
+            Source::Repository { tags, .. } => tags.keys().collect(),
+        }
+    }
+
+    /// The newest version that is no preview.
+    pub fn newest(&self) -> &Version {
+        let versions = self.versions();
+        let release = versions.iter().rfind(|version| version.pre.is_empty());
+        release.or(versions.last()).expect("a template has a version, or it is not opened")
+    }
+
+    /// `version` on disk.
+    pub fn checkout(&self, version: &Version) -> Result<Checkout> {
+        match &self.source {
+            Source::Folder(checkout) if checkout.version == *version => Ok(checkout.again()),
+            Source::Repository { url, tags } if tags.contains_key(version) => fetched(url, &tags[version]),
+            _ => {
+                let versions: Vec<String> = self.versions().iter().map(ToString::to_string).collect();
+                let newer =
+                    if version > self.newest() { ", which is newer than all that it has" } else { "" };
+                bail!(
+                    "the template at {} has no version {version}{newer}; it has {}",
+                    self.address,
+                    versions.join(", ")
+                )
+            }
+        }
+    }
+
+    /// A branch or tag on disk, whatever version it says that it is.
+    pub fn checkout_revision(&self, revision: &str) -> Result<Checkout> {
+        match &self.source {
+            Source::Folder(_) => bail!("{} has no revisions to choose from, leave out --from", self.address),
+            Source::Repository { url, .. } => fetched(url, revision),
+        }
+    }
+}
+
+impl Checkout {
+    fn new(folder: PathBuf, ours: Option<TempDir>) -> Result<Self> {
+        let text = fs::read_to_string(folder.join(RECORD)).with_context(|| format!("it has no {RECORD}"))?;
+        let record: DocumentMut = text.parse().with_context(|| format!("its {RECORD} is no TOML"))?;
+        let version = record.get("version").and_then(Item::as_str).unwrap_or_default();
+        let version = Version::parse(version).with_context(|| format!("its {RECORD} has no version"))?;
+        Ok(Self { version, folder, _ours: ours })
+    }
+
+    /// The same files once more, for as long as this one is kept.
+    pub fn again(&self) -> Self {
+        Self { version: self.version.clone(), folder: self.folder.clone(), _ours: None }
+    }
+
+    /// What it asks.
+    pub fn questions(&self) -> Result<Vec<Question>> {
+        let text = fs::read_to_string(self.folder.join(CONFIG))?;
+        let config: DocumentMut =
+            text.parse().with_context(|| format!("the template's {CONFIG} is no TOML"))?;
+        let questions = config.get("placeholders").and_then(Item::as_table_like);
+        let question = |(name, item): (&str, &Item)| {
+            let is_bool = item.get("type").and_then(Item::as_str) == Some("bool");
+            Question { name: name.to_owned(), is_bool }
+        };
+        Ok(questions.map(|all| all.iter().map(question).collect()).unwrap_or_default())
+    }
+
+    /// Which of its files are the service's own.
+    pub fn ownership(&self) -> Result<Ownership> {
+        Ownership::read(&self.folder)
+    }
+}
+
+fn source(address: &str) -> Result<Source> {
+    let path = Path::new(address);
+    let url = if path.is_dir() {
+        let path = path.canonicalize()?;
+        let is_repository = path.join(".git").exists() || path.join("objects").is_dir();
+        if !is_repository {
+            let checkout = Checkout::new(path, None);
+            return Ok(Source::Folder(checkout.with_context(|| format!("{address} holds no template"))?));
+        }
+        path.display().to_string()
+    } else if address.contains(':') {
+        address.to_owned()
+    } else {
+        bail!("there is no template at {address}: no such folder, and it is no URL");
+    };
+    let tags = tags(&url)?;
+    if tags.is_empty() {
+        return Ok(Source::Folder(fetched(&url, "HEAD")?));
+    }
+    Ok(Source::Repository { url, tags })
+}
+
+/// The tags that are versions.
+fn tags(url: &str) -> Result<BTreeMap<Version, String>> {
+    let said = Git::at(Path::new("/")).output(&["ls-remote", "--tags", "--refs", "--", url], &[])?;
+    if !said.status.success() {
+        bail!(
+            "the template at {url} can't be reached: {}; check the address and the network, or name a clone with \
+             --template PATH",
+            git::last_words(&said.stderr)
+        );
+    }
+    let listed = String::from_utf8_lossy(&said.stdout);
+    let names = listed.lines().filter_map(|line| line.split_once('\t')).map(|(_, name)| name);
+    Ok(names
+        .filter_map(|name| Some((Version::parse(name.strip_prefix("refs/tags/v")?).ok()?, name.to_owned())))
+        .collect())
+}
+
+/// `revision` of the template at `url`, without its history.
+fn fetched(url: &str, revision: &str) -> Result<Checkout> {
+    let ours = TempDir::with_prefix("slipway-")?;
+    let (repository, folder) = (ours.path().join("git"), ours.path().join("template"));
+    Git::at(ours.path()).run(&["init", "--quiet", "--bare", "git"])?;
+    fs::create_dir(&folder)?;
+    let git = Git::bare(&repository).with_index(&ours.path().join("index"));
+    git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, revision])
+        .with_context(|| format!("the template at {url} could not be fetched at {revision}"))?;
+    git.run(&["read-tree", "FETCH_HEAD"])?;
+    // As it is committed, whatever line endings this machine prefers.
+    let prefix = format!("--prefix={}/", folder.display());
+    git.run(&[
+        "-c",
+        "core.autocrlf=false",
+        "-c",
+        "core.eol=lf",
+        "-c",
+        "core.bare=false",
+        "--work-tree=.",
+        "checkout-index",
+        "--all",
+        &prefix,
+    ])?;
+    Checkout::new(folder, Some(ours)).with_context(|| format!("{url} holds no template at {revision}"))
+}
+
+/// The repository or folder that cargo installed this program from.
+fn origin() -> Option<String> {
+    let program = env::current_exe().ok()?;
+    let root = program.parent()?.parent()?;
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let said = Command::new(cargo).args(["install", "--list", "--root"]).arg(root).output().ok()?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let source = installed_from(&said)?;
+    if Path::new(&source).is_dir() {
+        // The folder of this crate: the template is the repository that it is in.
+        let repository = Path::new(&source).ancestors().find(|folder| folder.join(CONFIG).is_file())?;
+        return Some(repository.display().to_string());
+    }
+    Some(source)
+}
+
+/// The source in `slipway v0.1.0 (https://example.com/slipway#0123abcd):`.
+fn installed_from(listed: &str) -> Option<String> {
+    let line = listed.lines().find(|line| line.starts_with("slipway v"))?;
+    let source = line.split_once(" (")?.1.strip_suffix("):")?;
+    let source = source.split('#').next()?;
+    // cargo puts the branch or tag that was asked for behind the address.
+    Some(source.split('?').next()?.trim_start_matches("git+").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::installed_from;
+
+    #[test]
+    fn cargo_says_where_it_was_installed_from() {
+        let listed = "ripgrep v14.1.0:\n    rg\nslipway v0.1.0 (https://example.com/a/slipway?tag=v0.1.0#0123abcd):\n    slipway\n";
+        assert_eq!(installed_from(listed).as_deref(), Some("https://example.com/a/slipway"));
+        assert_eq!(
+            installed_from("slipway v0.1.0 (/home/me/slipway/cli):\n    slipway\n").as_deref(),
+            Some("/home/me/slipway/cli")
+        );
+        assert_eq!(installed_from("slipway v0.1.0:\n    slipway\n"), None);
+    }
+}

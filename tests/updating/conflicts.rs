@@ -1,0 +1,99 @@
+//! Where owners and the template meet.
+
+use xtask::owner::{edit, lines, lost, own};
+use xtask::variant::Variant;
+
+use crate::support::{Service, commit, git};
+
+#[test]
+fn what_is_theirs_stays_where_lines_do_not_meet() {
+    let service = Service::generate(&["postgres=true"]);
+    let generated = lines(&service.folder).unwrap();
+    edit(&service.folder, "postgres+rate_limit+otlp".parse::<Variant>().unwrap()).unwrap();
+    commit(&service.folder, "ours");
+    let own = own(&generated, &lines(&service.folder).unwrap());
+    for (answers, has_redis) in
+        [(&["redis=true", "otlp=false"][..], true), (&["redis=false", "rate_limit=false"], false)]
+    {
+        service.run(&[&["set"], answers].concat(), 0);
+        assert_eq!(lost(&own, &lines(&service.folder).unwrap()), Vec::<String>::new());
+        assert_eq!(service.folder.join("src/cache/shared.rs").exists(), has_redis);
+        assert!(!service.folder.join("tests/service/process.rs").exists(), "it was renamed");
+        assert_eq!(
+            service.read("tests/service/binary.rs").contains("REDIS_URL"),
+            has_redis,
+            "and merged there"
+        );
+        commit(&service.folder, "set");
+    }
+}
+
+/// Where `cargo add` puts a dependency is where the template puts those of a toggle.
+#[test]
+fn dependencies_are_no_conflict_for_being_neighbours() {
+    let service = Service::generate(&[]);
+    let last = "uuid = { version = \"1\", features = [\"serde\", \"v7\"] }\n";
+    service.replace("Cargo.toml", last, &format!("{last}itoa = \"1\"\n"));
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=true", "rate_limit=false"], 0);
+    let manifest = service.read("Cargo.toml");
+    assert!(manifest.contains("\nitoa = \"1\"\n") && manifest.contains("\nredis = {"), "{manifest}");
+    assert!(!manifest.contains("governor"), "{manifest}");
+}
+
+#[test]
+fn lines_that_both_changed_are_marked_and_none_is_lost() {
+    let service = Service::generate(&[]);
+    let generated = lines(&service.folder).unwrap();
+    service.replace(
+        "src/app.rs",
+        "        let checks = store.checks();\n",
+        "        let checks = store.checks().into_iter().rev().collect();\n",
+    );
+    service.replace("config/default.toml", "# Tasks kept in memory.\n", "# Berths kept in memory.\n");
+    service.replace(
+        "src/app.rs",
+        "        let tasks = Tasks { store: store.clone(), cache, queue, notify: webhook.enabled() };\n",
+        "        let ours = Tasks { store: store.clone(), cache, queue, notify: false };\n        let tasks = ours;\n",
+    );
+    commit(&service.folder, "ours");
+    let own = own(&generated, &lines(&service.folder).unwrap());
+    assert!(own.values().map(std::collections::BTreeMap::len).sum::<usize>() >= 4, "{own:?}");
+    let before = service.state();
+
+    let said = service.run(&["set", "redis=true"], 1);
+    for wanted in [
+        "CONFLICT (content): Merge conflict in src/app.rs",
+        "<<<<<<<",
+        "git add",
+        "git commit",
+        "git reset --merge",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+    let found = lines(&service.folder).unwrap();
+    assert_eq!(lost(&own, &found), Vec::<String>::new());
+    let app = service.read("src/app.rs");
+    assert!(app.contains("<<<<<<< yours\n") && app.contains(">>>>>>> slipway-"), "{app}");
+    assert!(app.contains("let follower = cache.clone().follow();"), "the template's side is there too");
+    assert_eq!(git(&service.folder, &["ls-files", "--unmerged", "src/app.rs"]).lines().count(), 3);
+    assert!(service.read(".git/MERGE_MSG").contains("# Conflicts:\n#\tsrc/app.rs\n"));
+    // All else is merged and staged.
+    assert!(service.folder.join("src/cache/shared.rs").exists());
+    service.refuses(&["set", "otlp=false"], "changed since the last commit");
+
+    git(&service.folder, &["reset", "--quiet", "--merge"]);
+    let (files, known, _) = service.state();
+    assert_eq!((&files, &known), (&before.0, &before.1), "the way back");
+}
+
+#[test]
+fn a_file_that_they_changed_and_a_toggle_removes_is_theirs_to_decide() {
+    let service = Service::generate(&["redis=true"]);
+    let text = service.read("src/cache/missed.rs");
+    service.write("src/cache/missed.rs", &format!("{text}// Ours.\n"));
+    commit(&service.folder, "ours");
+    let said = service.run(&["set", "redis=false"], 1);
+    assert!(said.contains("CONFLICT (modify/delete): src/cache/missed.rs"), "{said}");
+    assert!(service.read("src/cache/missed.rs").ends_with("// Ours.\n"), "what they wrote is there");
+}

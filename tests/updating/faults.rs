@@ -1,0 +1,187 @@
+//! What breaks a run off, at each of its steps: afterwards everything is as it was, or all of it is done.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::{Service, contents, generator, git, said};
+
+const SET: [&str; 3] = ["set", "redis=true", "postgres=true"];
+
+/// A `git` in `folder` that runs `script` before the real one.
+pub fn shim(folder: &Path, script: &str) {
+    wrap(folder, "git", &which("git"), script);
+}
+
+fn wrap(folder: &Path, name: &str, program: &Path, script: &str) {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\nexec {} \"$@\"\n", program.display())).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn which(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file()).unwrap()
+}
+
+/// `slipway set` whose `at`th program of its own, git or cargo-generate, runs `fault` first.
+fn broken_off(service: &Service, at: usize, fault: &str) -> Command {
+    let shims = service.parent.path().join("shims");
+    let _ = fs::remove_dir_all(&shims);
+    fs::create_dir(&shims).unwrap();
+    let count = shims.join("count");
+    let script = format!("echo x >> {0}; if [ $(wc -l < {0}) = {at} ]; then {fault}; fi", count.display());
+    shim(&shims, &script);
+    wrap(&shims, "cargo-generate", &generator(), &script);
+    let path = std::env::join_paths(
+        [shims.clone()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let mut command = service.command(&SET);
+    command.env("PATH", path.unwrap()).env("CARGO_GENERATE", shims.join("cargo-generate"));
+    // A group of its own: what a terminal sends to all of them must not reach this test.
+    command.process_group(0);
+    command
+}
+
+/// How many programs it runs.
+fn steps(service: &Service) -> usize {
+    said(&mut broken_off(service, 0, ":"), 0);
+    let count = fs::read_to_string(service.parent.path().join("shims/count")).unwrap().lines().count();
+    git(&service.folder, &["reset", "--quiet", "--merge"]);
+    count
+}
+
+fn take_back(service: &Service) {
+    // What was broken off may have been git's look at the new files, which this makes good.
+    git(&service.folder, &["status"]);
+    git(&service.folder, &["reset", "--quiet", "--merge"]);
+}
+
+/// The steps that touch the service, and some of those before.
+fn telling(steps: usize) -> impl Iterator<Item = usize> {
+    (1..=steps).filter(move |at| at + 8 > steps || at % 5 == 0)
+}
+
+/// What there is of the service, without the shims and git's record of past resets.
+fn state(service: &Service) -> impl PartialEq + std::fmt::Debug + use<> {
+    let (_, known, left) = service.state();
+    let left: Vec<_> = left.into_iter().filter(|name| name != "ORIG_HEAD").collect();
+    (contents(&service.folder), known, left)
+}
+
+#[test]
+fn ctrl_c_at_every_step() {
+    let service = Service::generate(&[]);
+    let before = state(&service);
+    let steps = steps(&service);
+    assert!(steps > 20, "it runs {steps} programs");
+    let mut interrupted = 0;
+    for at in 1..=steps {
+        // As a terminal does it: to slipway, and to whatever it runs in the same group.
+        let output = broken_off(&service, at, "kill -s INT 0; sleep 0.05").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(130) => {
+                interrupted += 1;
+                assert!(said.contains("interrupted; nothing was changed"), "step {at}: {said}");
+            }
+            // Too late: it is done.
+            Some(0) => take_back(&service),
+            other => panic!("step {at}: {other:?}: {said}"),
+        }
+        assert_eq!(state(&service), before, "step {at} of {steps}");
+    }
+    assert!(interrupted + 2 >= steps, "{interrupted} of {steps} were interrupted");
+}
+
+#[test]
+fn a_program_that_fails_at_every_step() {
+    let service = Service::generate(&[]);
+    let before = state(&service);
+    let steps = steps(&service);
+    for at in telling(steps).filter(|at| *at < steps) {
+        let output =
+            broken_off(&service, at, "echo 'fatal: No space left on device' >&2; exit 128").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "step {at}: {said}");
+        assert!(said.starts_with("error: "), "step {at}: {said}");
+        assert_eq!(state(&service), before, "step {at} of {steps}");
+    }
+}
+
+#[test]
+fn a_kill_at_every_step() {
+    let service = Service::generate(&[]);
+    let before = state(&service);
+    for at in telling(steps(&service)) {
+        let mut command = broken_off(&service, at, "kill -KILL $PPID");
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        // The next run makes it good.
+        service.run(&["status"], 0);
+        if service.read("slipway.toml").contains("redis = true") {
+            take_back(&service);
+        }
+        assert_eq!(state(&service), before, "step {at}");
+    }
+}
+
+/// On a file system of its own with less and less room. Mounting one needs root, or a user's own namespace.
+const FULL_DISK: &str = r#"
+set -e
+room=$1 disk=$2 service=$3; shift 3
+mount -t tmpfs -o size=64m tmpfs "$disk"
+cp -a "$service" "$disk/orders"
+avail=$(df --output=avail -k "$disk" | tail -1)
+dd if=/dev/zero of="$disk/filler" bs=1k count=$((avail - room)) status=none
+cd "$disk/orders"
+code=0; TMPDIR=$disk "$@" || code=$?
+rm "$disk/filler"
+echo "code=$code"
+git status --porcelain --untracked-files=all
+find .git -path .git/objects -prune -o -name 'slipway*' -print -o -name 'index.lock' -print -o -name MERGE_MSG -print
+find "$disk" -maxdepth 1 -name 'slipway-*'
+git fsck --no-dangling --no-progress
+"#;
+
+#[test]
+fn a_full_disk() {
+    let service = Service::generate(&[]);
+    let disk = tempfile::tempdir().unwrap();
+    let program = service.command(&SET);
+    let mut refused = 0;
+    for room in (0..).map(|step| step * 300) {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            FULL_DISK,
+            "sh",
+            &room.to_string(),
+        ]);
+        command.arg(disk.path()).arg(&service.folder).arg(program.get_program()).args(program.get_args());
+        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = command.output().unwrap();
+        let (said, failed) = (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        );
+        assert!(output.status.success(), "{room} KiB: {said}{failed}");
+        let (before, after) = said.split_once("code=").unwrap();
+        if after.starts_with('0') {
+            assert!(before.contains("merged and staged"), "{before}");
+            break;
+        }
+        refused += 1;
+        assert_eq!(after, "2\n", "{room} KiB: {failed}");
+        assert!(
+            failed.starts_with("error: ") && failed.contains("No space left on device"),
+            "{room} KiB: {failed}"
+        );
+    }
+    assert!(refused > 5, "it was refused {refused} times");
+}

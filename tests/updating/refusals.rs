@@ -1,0 +1,194 @@
+//! Bad days: each is refused with its cause and its cure, and everything stays as it was.
+
+use std::fs;
+
+use crate::support::{Service, commit, git, said, slipway, template};
+
+#[test]
+fn a_tree_that_is_not_clean() {
+    let service = Service::generate(&[]);
+    service.replace("README.md", "## Run it", "## Start it");
+    service.refuses(
+        &["set", "redis=true"],
+        "README.md changed since the last commit: `git commit` or `git stash`",
+    );
+    git(&service.folder, &["add", "README.md"]);
+    service.write("src/lib.rs", "// Ours.\n");
+    service.refuses(&["update"], "1 more changed since the last commit");
+    // What would be is shown all the same.
+    service.run(&["set", "redis=true", "--dry-run"], 0);
+}
+
+#[test]
+fn a_folder_that_is_no_service() {
+    let service = Service::generate(&[]);
+    git(&service.folder, &["rm", "--quiet", "slipway.toml"]);
+    service.refuses(&["status"], "no slipway.toml in ");
+    commit(&service.folder, "ours");
+    service.refuses(&["set", "redis=true"], "run this inside a service that slipway generated");
+    service.write("slipway.toml", "");
+    service.refuses(&["set", "redis=true"], "slipway.toml is not committed: `git add`");
+}
+
+#[test]
+fn a_record_that_is_broken() {
+    let service = Service::generate(&[]);
+    let good = service.read("slipway.toml");
+    for (bad, wanted) in [
+        (good.replace("[values]", "[values"), "TOML parse error"),
+        (good.replace("version = ", "edition = "), "it has no `version = \"…\"`"),
+        (good.replace("name = ", "title = "), "it has no `name = \"…\"`"),
+        (good.replace("[values]", "[answers]"), "it has no [values]"),
+    ] {
+        service.write("slipway.toml", &bad);
+        commit(&service.folder, "broken");
+        service.refuses(&["set", "redis=true"], wanted);
+        service.refuses(&["status"], "`git log -p slipway.toml` shows what it was");
+    }
+}
+
+#[test]
+fn a_record_that_is_newer_than_the_template() {
+    let service = Service::generate(&[]);
+    let version = crate::support::version();
+    service.replace("slipway.toml", &format!("version = \"{version}\""), "version = \"9.0.0\"");
+    commit(&service.folder, "newer");
+    let wanted = format!("has no version 9.0.0, which is newer than all that it has; it has {version}");
+    service.refuses(&["set", "redis=true"], &wanted);
+    service.refuses(&["update"], &wanted);
+}
+
+#[test]
+fn answers_that_there_are_not() {
+    let service = Service::generate(&[]);
+    let known = "there are description, owner, postgres, redis, rate_limit, otlp";
+    service.refuses(&["set", "rediss=true"], &format!("there is no question \"rediss\"; {known}"));
+    service.refuses(&["set", "redis=maybe"], "redis can't be \"maybe\": allowed are true and false");
+    service.refuses(
+        &["set", "owner=two words"],
+        "the owner \"two words\" is no GitHub organisation or user; allowed are",
+    );
+    let said = said(&mut service.command(&["set", "redis"]), 2);
+    assert!(said.contains("write QUESTION=ANSWER, like redis=true"), "{said}");
+}
+
+#[test]
+fn a_version_that_there_is_not() {
+    let service = Service::generate(&[]);
+    let version = crate::support::version();
+    service.refuses(
+        &["update", "--to", "7.7.7"],
+        &format!("has no version 7.7.7, which is newer than all that it has; it has {version}"),
+    );
+    service.refuses(&["update", "--to", "0.0.1"], &format!("has no version 0.0.1; it has {version}"));
+    let said = said(&mut service.command(&["update", "--to", "latest"]), 2);
+    assert!(said.contains("a version looks like 0.1.0"), "{said}");
+}
+
+#[test]
+fn a_template_that_is_out_of_reach() {
+    let mut service = Service::generate(&[]);
+    let empty = tempfile::tempdir().unwrap();
+    for (template, wanted) in [
+        ("/nowhere/at/all", "there is no template at /nowhere/at/all: no such folder, and it is no URL"),
+        ("http://127.0.0.1:9/slipway", "can't be reached"),
+        ("file:///nowhere/at/all", "check the address and the network, or name a clone with --template PATH"),
+        (empty.path().to_str().unwrap(), "holds no template"),
+    ] {
+        service.template = template.into();
+        service.refuses(&["set", "redis=true"], wanted);
+        service.refuses(&["update"], wanted);
+    }
+    // What is recorded is shown even so.
+    let said = said(&mut service.command(&["status"]), 2);
+    assert!(said.contains("owner        acme") && said.contains("holds no template"), "{said}");
+}
+
+#[test]
+fn no_template_named_at_all() {
+    let service = Service::generate(&[]);
+    let mut command = slipway();
+    service.refuses_as(
+        command.args(["update"]).current_dir(&service.folder),
+        "which template? Give its repository with --template",
+    );
+    // Until it is written down, which updates then keep.
+    let address = format!("template = \"{}\"", template().display());
+    service.replace("slipway.toml", "template = \"slipway\"", &address);
+    commit(&service.folder, "ours");
+    let mut command = slipway();
+    said(command.args(["set", "redis=true"]).current_dir(&service.folder), 0);
+    assert!(service.read("slipway.toml").contains(&address));
+    assert!(service.read("slipway.toml").contains("redis = true"));
+}
+
+#[test]
+fn a_folder_that_git_does_not_know() {
+    let service = Service::generate(&[]);
+    fs::remove_dir_all(service.folder.join(".git")).unwrap();
+    service.refuses(&["set", "redis=true"], "is in no git work tree, and slipway merges through git");
+    git(&service.folder, &["init", "--quiet"]);
+    let said = said(&mut service.command(&["set", "redis=true"]), 2);
+    assert!(said.contains("nothing is committed yet: `git add .` and `git commit`"), "{said}");
+}
+
+#[test]
+fn something_that_git_has_not_finished() {
+    let service = Service::generate(&[]);
+    git(&service.folder, &["checkout", "--quiet", "-b", "other"]);
+    commit(&service.folder, "other");
+    git(&service.folder, &["checkout", "--quiet", "-"]);
+    git(&service.folder, &["merge", "--no-ff", "--no-commit", "--quiet", "other"]);
+    service.refuses(&["set", "redis=true"], "a merge is in progress here: finish it or abort it");
+    git(&service.folder, &["merge", "--abort"]);
+    git(&service.folder, &["bisect", "start"]);
+    service.refuses(&["update", "--to", "0.0.1"], "a bisection is in progress here");
+    git(&service.folder, &["bisect", "reset"]);
+    service.write(".git/index.lock", "");
+    service.refuses(&["set", "redis=true"], "another git is at work here");
+}
+
+#[test]
+fn a_file_in_the_way_that_git_does_not_have() {
+    let service = Service::generate(&[]);
+    for (path, wanted) in [
+        (
+            "src/cache/shared.rs",
+            "src/cache/shared.rs would take the place of src/cache/shared.rs, which is not in git: move it",
+        ),
+        ("src/cache", "src/cache/missed.rs would go below src/cache, which is not in git"),
+        ("src/cache/shared.rs/mine", "would take the place of src/cache/shared.rs/mine"),
+    ] {
+        service.write(path, "mine");
+        service.refuses(&["set", "redis=true"], wanted);
+        // Ignored or not.
+        service.write(".git/info/exclude", "/src/cache\n");
+        service.refuses(&["set", "redis=true"], wanted);
+        let there = service.folder.join("src/cache");
+        if there.is_dir() { fs::remove_dir_all(there) } else { fs::remove_file(there) }.unwrap();
+    }
+}
+
+#[test]
+fn no_cargo_generate() {
+    let service = Service::generate(&[]);
+    let mut command = service.command(&["set", "redis=true"]);
+    service.refuses_as(
+        command.env("CARGO_GENERATE", "/nowhere/cargo-generate"),
+        "cargo install cargo-generate --version 0.23.14 --locked",
+    );
+}
+
+#[test]
+fn a_git_that_is_too_old_or_missing() {
+    let service = Service::generate(&[]);
+    let shims = tempfile::tempdir().unwrap();
+    let mut command = service.command(&["set", "redis=true"]);
+    service.refuses_as(command.env("PATH", shims.path()), "git can't be run: install git 2.38 or newer");
+    crate::faults::shim(shims.path(), "case \"$*\" in *version) echo git version 2.30.2; exit;; esac");
+    let mut command = service.command(&["set", "redis=true"]);
+    service.refuses_as(
+        command.env("PATH", shims.path()),
+        "git 2.30.2 can't merge trees: install git 2.38 or newer",
+    );
+}

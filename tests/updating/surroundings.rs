@@ -1,0 +1,190 @@
+//! Where services live: below others, in workspaces, with other line endings, next to files that git doesn't have.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use crate::support::{Service, commit, contents, generated, git, template};
+
+/// A service in a folder of a repository that has other things too.
+fn in_a_monorepo() -> Service {
+    let parent = tempfile::tempdir().unwrap();
+    let top = parent.path();
+    fs::create_dir_all(top.join("services")).unwrap();
+    fs::write(top.join("README.md"), "# All of ours\n").unwrap();
+    fs::write(top.join("services/README.md"), "# Services\n").unwrap();
+    let folder = generated(template(), &top.join("services"), &[]);
+    git(top, &["init", "--quiet"]);
+    commit(top, "all of ours");
+    Service { folder, parent, template: template().to_owned() }
+}
+
+#[test]
+fn a_service_in_a_monorepo() {
+    let service = in_a_monorepo();
+    let top = service.parent.path();
+    fs::write(top.join("notes.txt"), "not in git").unwrap();
+    // From a folder inside it as well.
+    let mut command = service.command(&["set", "redis=true", "postgres=true"]);
+    crate::support::said(command.current_dir(service.folder.join("src/http")), 0);
+    service.is_generated(&["redis=true", "postgres=true"]);
+    let staged = git(top, &["diff", "--staged", "--name-only"]);
+    assert!(staged.lines().all(|path| path.starts_with("services/orders/")), "{staged}");
+    git(top, &["reset", "--quiet", "--merge"]);
+    assert_eq!(git(top, &["status", "--porcelain"]), "?? notes.txt");
+}
+
+#[test]
+fn a_conflict_in_a_monorepo() {
+    let service = in_a_monorepo();
+    service.replace(
+        "src/app.rs",
+        "        let checks = store.checks();\n",
+        "        let checks = Vec::new();\n",
+    );
+    commit(service.parent.path(), "ours");
+    service.run(&["set", "redis=true"], 1);
+    assert!(service.read("src/app.rs").contains("<<<<<<< yours"));
+    let unmerged = git(service.parent.path(), &["diff", "--name-only", "--diff-filter=U"]);
+    assert_eq!(unmerged, "services/orders/src/app.rs");
+}
+
+#[test]
+fn a_member_of_a_workspace_whose_lock_is_above() {
+    let service = in_a_monorepo();
+    let top = service.parent.path();
+    fs::write(top.join("Cargo.toml"), "[workspace]\nresolver = \"3\"\nmembers = [\"services/orders\"]\n")
+        .unwrap();
+    fs::rename(service.folder.join("Cargo.lock"), top.join("Cargo.lock")).unwrap();
+    commit(top, "a workspace");
+    let said = service.run(&["set", "redis=true"], 0);
+    assert!(said.contains("Cargo.lock stays removed"), "{said}");
+    assert!(!service.folder.join("Cargo.lock").exists());
+    assert!(service.read("Cargo.toml").contains("redis = {"));
+    let mut cargo = Command::new(env!("CARGO"));
+    let output =
+        cargo.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(top).output().unwrap();
+    assert!(output.status.success());
+}
+
+#[test]
+fn a_work_tree_of_its_own() {
+    let mut service = Service::generate(&[]);
+    let other = service.parent.path().join("other");
+    git(&service.folder, &["worktree", "add", "--quiet", other.to_str().unwrap()]);
+    let before = contents(&service.folder);
+    let first = std::mem::replace(&mut service.folder, other);
+    service.run(&["set", "redis=true"], 0);
+    assert!(service.read("slipway.toml").contains("redis = true"));
+    assert_eq!(contents(&first), before, "the other one is left alone");
+}
+
+#[test]
+fn what_git_does_not_have_is_left_alone() {
+    let service = Service::generate(&["redis=true"]);
+    service.write(".env", "SECRET=1\n");
+    service.write("target/debug/orders", "a program");
+    service.write("src/cache/notes.txt", "untracked, in a folder that goes");
+    let others = ["SECRET=1\n", "a program", "untracked, in a folder that goes"];
+    for answers in [["redis=false", "postgres=true"], ["redis=true", "postgres=false"]] {
+        service.run(&["set", answers[0], answers[1]], 0);
+        assert_eq!(
+            [".env", "target/debug/orders", "src/cache/notes.txt"].map(|path| service.read(path)),
+            others
+        );
+        commit_tracked(&service);
+    }
+}
+
+fn commit_tracked(service: &Service) {
+    git(&service.folder, &["commit", "--quiet", "--message", "set"]);
+}
+
+#[test]
+fn line_endings_that_git_converts() {
+    let service = Service::generate(&[]);
+    service.write(".gitattributes", "* text eol=crlf\n");
+    git(&service.folder, &["add", "--renormalize", "."]);
+    commit(&service.folder, "crlf");
+    git(&service.folder, &["rm", "--quiet", "-r", "--cached", "."]);
+    git(&service.folder, &["reset", "--quiet", "--hard"]);
+    assert!(service.read("src/app.rs").contains("\r\n"));
+    service.run(&["set", "redis=true"], 0);
+    for path in ["src/app.rs", "src/cache/shared.rs", "README.md"] {
+        let text = service.read(path);
+        assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{path}");
+    }
+    assert_eq!(git(&service.folder, &["diff", "--name-only"]), "");
+    assert!(
+        !git(&service.folder, &["cat-file", "blob", ":src/cache/shared.rs"]).contains('\r'),
+        "as it is stored"
+    );
+}
+
+#[test]
+fn line_endings_that_were_committed() {
+    let service = Service::generate(&[]);
+    for (path, (text, _)) in contents(&service.folder) {
+        service.write(&path, &text.replace('\n', "\r\n"));
+    }
+    let ours = service.read("src/lib.rs").replace("//! The service", "//! Our service");
+    service.write("src/lib.rs", &ours);
+    commit(&service.folder, "crlf");
+    service.run(&["set", "redis=true"], 0);
+    let mut files = contents(&service.folder);
+    for (path, (text, _)) in &mut files {
+        assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{path}");
+        *text = text.replace("\r\n", "\n");
+    }
+    let fresh = tempfile::tempdir().unwrap();
+    let mut wanted = contents(&generated(template(), fresh.path(), &["redis=true"]));
+    wanted.get_mut("src/lib.rs").unwrap().0 = ours.replace("\r\n", "\n");
+    assert_eq!(files.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    for (path, content) in &wanted {
+        assert_eq!(&files[path], content, "{path}");
+    }
+}
+
+#[test]
+fn modes_are_kept() {
+    let service = Service::generate(&[]);
+    let justfile = service.folder.join("justfile");
+    fs::set_permissions(&justfile, fs::Permissions::from_mode(0o755)).unwrap();
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=true", "postgres=true"], 0);
+    assert!(service.read("justfile").contains("migrate"), "it was merged");
+    assert_eq!(fs::metadata(&justfile).unwrap().permissions().mode() & 0o111, 0o111);
+    assert_eq!(fs::metadata(service.folder.join("src/app.rs")).unwrap().permissions().mode() & 0o111, 0);
+    assert_eq!(git(&service.folder, &["diff", "--name-only"]), "");
+}
+
+/// Settings that people have, each of which changes what git prints or refuses.
+const SETTINGS: &str = "[safe]\nbareRepository = explicit\n[color]\nui = always\n[core]\nautocrlf = true\npager = false\n\
+                        [merge]\nrenames = false\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
+                        external = false\n[status]\nshort = true\nbranch = true\n[init]\ndefaultBranch = trunk\n";
+
+#[test]
+fn whatever_their_settings_are() {
+    let service = Service::generate(&[]);
+    git(&service.folder, &["mv", "src/jobs.rs", "src/work.rs"]);
+    commit(&service.folder, "ours");
+    let settings = service.parent.path().join("gitconfig");
+    fs::write(&settings, SETTINGS).unwrap();
+    let mut command = service.command(&["set", "redis=true", "otlp=false"]);
+    crate::support::said(
+        command
+            .env("GIT_CONFIG_GLOBAL", &settings)
+            .env("GIT_DIR", "/nowhere")
+            .env("GIT_INDEX_FILE", "/nowhere"),
+        0,
+    );
+    assert!(service.read("src/work.rs").contains("\r\n"), "as git writes files here");
+    assert!(!service.folder.join("src/jobs.rs").exists(), "renames are followed");
+    for (path, (text, executable)) in contents(&service.folder) {
+        service.write(&path, &text.replace("\r\n", "\n"));
+        assert!(!executable, "{path}");
+    }
+    fs::rename(service.folder.join("src/work.rs"), service.folder.join("src/jobs.rs")).unwrap();
+    commit(&service.folder, "set");
+    service.is_generated(&["redis=true", "otlp=false"]);
+}

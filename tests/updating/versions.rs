@@ -1,0 +1,260 @@
+//! From one release of a template to another, there and back.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use xtask::generate;
+use xtask::owner::remove_example;
+
+use crate::support::{Service, commit, contents, generated, git, release, replace, repository, version};
+
+const MIGRATION: &str = "migrations/0002_priorities.sql";
+const LISTS: &str = "tests/service/lists.rs";
+const REMARK: &str = "Imports point one way: `main` → `app` → everything;";
+
+/// A template with three releases: 0.2.0 changes a file, renames one, removes one, asks a new question and adds a
+/// migration; 0.3.0 changes the renamed file and the README.
+fn releases() -> &'static Path {
+    static REPOSITORY: OnceLock<TempDir> = OnceLock::new();
+    let make = || {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, template) = (folder.path(), folder.path().join("template"));
+        let version_is = |from: &str, to: &str| {
+            for file in ["slipway.toml", "slipway.toml.liquid"] {
+                replace(
+                    &template.join(file),
+                    &format!("version = \"{from}\""),
+                    &format!("version = \"{to}\""),
+                );
+            }
+        };
+        generate::snapshot(repository(), root).unwrap();
+        git(root, &["init", "--quiet"]);
+        version_is(&version(), "0.1.0");
+        release(root, "0.1.0");
+
+        version_is("0.1.0", "0.2.0");
+        replace(&template.join("src/lifecycle.rs"), "//! The state machine", "//! The one state machine");
+        fs::rename(template.join("src/http/client.rs"), template.join("src/http/sender.rs")).unwrap();
+        fs::remove_file(template.join("deny.toml")).unwrap();
+        fs::write(template.join(MIGRATION), "ALTER TABLE tasks ADD COLUMN priority integer;\n").unwrap();
+        let task = template.join("src/task.rs");
+        let text = fs::read_to_string(&task).unwrap();
+        fs::write(&task, format!("// Better.\n{text}")).unwrap();
+        fs::write(template.join(LISTS), "//! More of the example.\n").unwrap();
+        replace(&root.join("ownership.toml"), "example = [\n", &format!("example = [\n    \"{LISTS}\",\n"));
+        let question = "region = { type = \"string\", default = \"eu\", prompt = \"Where it runs\" }\n";
+        replace(
+            &root.join("cargo-generate.toml"),
+            "[placeholders]\n",
+            &format!("[placeholders]\n{question}"),
+        );
+        replace(&template.join("slipway.toml.liquid"), "[values]\n", "[values]\nregion = \"{{region}}\"\n");
+        release(root, "0.2.0");
+
+        version_is("0.2.0", "0.3.0");
+        replace(&template.join("src/http/sender.rs"), "//! Who sent a request", "//! Who has sent a request");
+        replace(
+            &template.join("README.md.liquid"),
+            REMARK,
+            "Imports never point back: `main` → `app` → everything;",
+        );
+        release(root, "0.3.0");
+        release(root, "0.4.0-preview.1");
+        folder
+    };
+    REPOSITORY.get_or_init(make).path()
+}
+
+/// What a release generates.
+fn fresh(version: &str, answers: &[&str]) -> BTreeMap<String, (String, bool)> {
+    let (clone, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let tag = format!("v{version}");
+    let from = releases().to_str().unwrap();
+    git(clone.path(), &["clone", "--quiet", "--depth=1", "--branch", &tag, &format!("file://{from}"), "."]);
+    contents(&generated(clone.path(), parent.path(), answers))
+}
+
+/// A service of 0.1.0.
+fn service(answers: &[&str]) -> Service {
+    let parent = tempfile::tempdir().unwrap();
+    let service = Service { folder: parent.path().join("orders"), parent, template: releases().to_owned() };
+    for (path, (text, _)) in fresh("0.1.0", answers) {
+        service.write(&path, &text);
+    }
+    git(&service.folder, &["init", "--quiet"]);
+    commit(&service.folder, "generated");
+    service
+}
+
+fn is(service: &Service, wanted: &BTreeMap<String, (String, bool)>) {
+    let found = contents(&service.folder);
+    assert!(found.keys().eq(wanted.keys()), "{:?}\nis not\n{:?}", found.keys(), wanted.keys());
+    for (path, content) in wanted {
+        assert_eq!(&found[path], content, "{path}");
+    }
+}
+
+#[test]
+fn an_untouched_service_becomes_what_the_release_generates() {
+    let answers = ["postgres=true", "owner=harbour"];
+    for to in ["0.2.0", "0.3.0"] {
+        let service = service(&answers);
+        let said = service.run(&["update", "--to", to], 0);
+        assert!(said.contains("new question `region`"), "{said}");
+        is(&service, &fresh(to, &answers));
+    }
+}
+
+#[test]
+fn it_goes_to_the_newest_release_but_to_no_preview() {
+    let service = service(&[]);
+    let said = service.run(&["status"], 0);
+    let renamed = "src/http/client.rs  src/http/sender.rs";
+    for wanted in ["0.3.0 is the newest version", renamed, "D  deny.toml", "new question: region"] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+    service.run(&["update"], 0);
+    is(&service, &fresh("0.3.0", &[]));
+    assert_eq!(service.read(".git/MERGE_MSG"), "Update to slipway 0.3.0\n");
+}
+
+#[test]
+fn one_release_after_the_other_is_as_both_at_once_and_leads_back() {
+    let service = service(&[]);
+    for to in ["0.2.0", "0.3.0", "0.2.0", "0.1.0", "0.3.0", "0.1.0"] {
+        service.run(&["update", "--to", to], 0);
+        is(&service, &fresh(to, &[]));
+        commit(&service.folder, to);
+    }
+}
+
+#[test]
+fn a_toggle_of_an_older_release_is_that_release_s() {
+    let service = service(&[]);
+    service.run(&["set", "postgres=true"], 0);
+    is(&service, &fresh("0.1.0", &["postgres=true"]));
+    commit(&service.folder, "set");
+    service.run(&["update"], 0);
+    is(&service, &fresh("0.3.0", &["postgres=true"]));
+}
+
+#[test]
+fn a_new_question_can_be_answered_later() {
+    let service = service(&[]);
+    service.refuses(&["set", "region=us"], "there is no question \"region\"");
+    service.run(&["update"], 0);
+    commit(&service.folder, "update");
+    service.run(&["set", "region=us"], 0);
+    is(&service, &fresh("0.3.0", &["region=us"]));
+}
+
+#[test]
+fn a_migration_that_may_have_run_stays_when_the_release_goes_back() {
+    let service = service(&["postgres=true"]);
+    service.run(&["update"], 0);
+    commit(&service.folder, "update");
+    let said = service.run(&["update", "--to", "0.1.0"], 0);
+    assert!(said.contains(&format!("{MIGRATION} stays")), "{said}");
+    let mut wanted = fresh("0.1.0", &["postgres=true"]);
+    wanted.insert(MIGRATION.into(), (service.read(MIGRATION), false));
+    is(&service, &wanted);
+}
+
+#[test]
+fn a_new_migration_takes_no_number_of_theirs() {
+    let service = service(&["postgres=true"]);
+    service.write("migrations/0002_berths.sql", "CREATE TABLE berths ();\n");
+    commit(&service.folder, "ours");
+    for to in ["0.2.0", "0.3.0"] {
+        service.run(&["update", "--to", to], 0);
+        assert_eq!(service.read("migrations/0002_berths.sql"), "CREATE TABLE berths ();\n");
+        assert!(service.read("migrations/0003_priorities.sql").contains("priority"));
+        assert!(!service.folder.join(MIGRATION).exists());
+        commit(&service.folder, to);
+    }
+}
+
+#[test]
+fn a_release_that_edits_a_migration_is_refused() {
+    let clone = tempfile::tempdir().unwrap();
+    git(clone.path(), &["clone", "--quiet", releases().to_str().unwrap(), "."]);
+    let template = clone.path().join("template");
+    replace(&template.join("migrations/0001_tasks_and_jobs.sql"), "CREATE TABLE jobs", "CREATE TABLE work");
+    for file in ["slipway.toml", "slipway.toml.liquid"] {
+        replace(&template.join(file), "version = \"0.3.0\"", "version = \"0.5.0\"");
+    }
+    release(clone.path(), "0.5.0");
+    let service = Service { template: clone.path().to_owned(), ..service(&["postgres=true"]) };
+    service.refuses(&["update"], "edits migrations/0001_tasks_and_jobs.sql, which may have run");
+}
+
+#[test]
+fn what_they_changed_renamed_or_removed_takes_part() {
+    let service = service(&[]);
+    let client = service.read("src/http/client.rs");
+    service.write("src/http/client.rs", &format!("{client}// Ours.\n"));
+    git(&service.folder, &["mv", "src/lifecycle.rs", "src/states.rs"]);
+    git(&service.folder, &["rm", "--quiet", "clippy.toml", "deny.toml"]);
+    commit(&service.folder, "ours");
+    service.run(&["update"], 0);
+    let sender = service.read("src/http/sender.rs");
+    assert!(
+        sender.ends_with("// Ours.\n") && sender.starts_with("//! Who has sent"),
+        "theirs, under the new name"
+    );
+    assert!(service.read("src/states.rs").starts_with("//! The one state machine"), "new, under their name");
+    for gone in ["src/lifecycle.rs", "src/http/client.rs", "clippy.toml", "deny.toml"] {
+        assert!(!service.folder.join(gone).exists(), "{gone} is back");
+    }
+}
+
+#[test]
+fn a_removed_example_is_not_brought_back() {
+    let service = service(&["postgres=true"]);
+    remove_example(&service.folder).unwrap();
+    commit(&service.folder, "ours");
+    let said = service.run(&["update"], 0);
+    assert!(said.contains("src/task.rs stays removed"), "{said}");
+    assert!(said.contains(&format!("{LISTS} is not brought")), "{said}");
+    for gone in ["src/http/tasks.rs", "src/task.rs", "src/tasks.rs", "tests/service/api.rs", LISTS] {
+        assert!(!service.folder.join(gone).exists(), "{gone} is back");
+    }
+}
+
+#[test]
+fn their_readme_wins_where_an_update_meets_it() {
+    let service = service(&[]);
+    service.replace("README.md", REMARK, "Our imports point up;");
+    commit(&service.folder, "ours");
+    let said = service.run(&["update"], 0);
+    assert!(said.contains("README.md: where the template changed your lines, yours stay"), "{said}");
+    assert!(service.read("README.md").contains("Our imports point up;"));
+    assert!(!service.read("README.md").contains("<<<<<<<"));
+}
+
+#[test]
+fn what_was_no_release_is_named_by_its_branch() {
+    let clone = tempfile::tempdir().unwrap();
+    git(clone.path(), &["clone", "--quiet", releases().to_str().unwrap(), "."]);
+    git(clone.path(), &["checkout", "--quiet", "-b", "early", "v0.2.0"]);
+    for file in ["slipway.toml", "slipway.toml.liquid"] {
+        replace(
+            &clone.path().join("template").join(file),
+            "version = \"0.2.0\"",
+            "version = \"0.3.0-early\"",
+        );
+    }
+    commit(clone.path(), "early");
+    let parent = tempfile::tempdir().unwrap();
+    let folder = generated(clone.path(), parent.path(), &[]);
+    git(&folder, &["init", "--quiet"]);
+    commit(&folder, "generated");
+    let service = Service { parent, folder, template: clone.path().to_owned() };
+    service.refuses(&["update"], "has no version 0.3.0-early; it has 0.1.0, 0.2.0, 0.3.0");
+    service.run(&["update", "--from", "early"], 0);
+    is(&service, &fresh("0.3.0", &[]));
+}

@@ -1,0 +1,104 @@
+//! What people ask of it on a good day.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use xtask::machine;
+
+use crate::support::{Service, git, said, slipway, template, version};
+
+#[test]
+fn an_answer_changes_as_if_it_had_been_given_at_first() {
+    let service = Service::generate(&["owner=harbour"]);
+    let said = service.run(&["set", "redis=true", "postgres=true"], 0);
+    assert!(said.contains("git commit") && said.contains("git reset --merge"), "{said}");
+    service.is_generated(&["owner=harbour", "redis=true", "postgres=true"]);
+    let message = service.read(".git/MERGE_MSG");
+    assert_eq!(message, "Set postgres = true, redis = true\n");
+    git(&service.folder, &["commit", "--quiet", "--no-edit"]);
+    assert_eq!(git(&service.folder, &["log", "-1", "--format=%s %p"]).lines().count(), 1);
+    assert_eq!(git(&service.folder, &["rev-list", "--count", "HEAD"]), "2", "it is an ordinary commit");
+
+    service.run(&["set", "redis=false", "otlp=false"], 0);
+    service.is_generated(&["owner=harbour", "postgres=true", "otlp=false"]);
+}
+
+#[test]
+fn owner_and_description_change_too() {
+    let service = Service::generate(&[]);
+    service.run(&["set", "owner=Harbour", "description=Keeps the berths, by day"], 0);
+    service.is_generated(&["owner=Harbour", "description=Keeps the berths, by day"]);
+}
+
+#[test]
+fn what_is_so_already_changes_nothing() {
+    let service = Service::generate(&["redis=true"]);
+    let before = service.state();
+    assert!(service.run(&["set", "redis=true"], 0).contains("already"));
+    assert!(service.run(&["update"], 0).contains("already"));
+    assert_eq!(service.state(), before);
+}
+
+#[test]
+fn a_dry_run_shows_the_difference_and_makes_none() {
+    let service = Service::generate(&[]);
+    let before = service.state();
+    let said = service.run(&["set", "redis=true", "--dry-run"], 0);
+    assert!(said.contains("+redis = true\n") && said.contains("diff --git a/src/cache/shared.rs"), "{said}");
+    assert_eq!(service.state(), before);
+}
+
+#[test]
+fn the_way_back_is_git_s() {
+    let service = Service::generate(&["postgres=true"]);
+    let before = service.state();
+    service.run(&["set", "postgres=false", "redis=true"], 0);
+    git(&service.folder, &["reset", "--quiet", "--merge"]);
+    let (files, known, _) = service.state();
+    assert_eq!((&files, &known), (&before.0, &before.1));
+    assert!(!service.folder.join(".git/MERGE_MSG").exists(), "the message goes as well");
+}
+
+#[test]
+fn status_says_what_is_recorded() {
+    let service = Service::generate(&["redis=true", "owner=harbour"]);
+    let said = service.run(&["status"], 0);
+    for wanted in [
+        &*format!("orders: slipway {}", version()),
+        "owner        harbour",
+        "redis        true",
+        "nothing to update",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+}
+
+/// On a machine of one's own it takes a quarter of this; what others are doing on a shared one is no fault of ours.
+#[test]
+fn it_answers_before_one_looks_away() {
+    let service = Service::generate(&[]);
+    let best = |arguments: &[&str]| {
+        let run = |_| {
+            let started = Instant::now();
+            service.run(arguments, 0);
+            started.elapsed()
+        };
+        (0..5).map(run).min().unwrap()
+    };
+    let bound = |seconds| Duration::from_secs(seconds).mul_f64(machine::overload());
+    let (status, set) = (best(&["status"]), best(&["set", "redis=true", "postgres=true", "--dry-run"]));
+    assert!(status < bound(1), "status took {status:?}");
+    assert!(set < bound(3), "set took {set:?}");
+}
+
+#[test]
+fn new_is_cargo_generate_with_the_newest_release() {
+    let parent = tempfile::tempdir().unwrap();
+    let mut command = slipway();
+    command.args(["new", "orders", "redis=true", "owner=harbour", "--template"]).arg(template());
+    said(command.current_dir(parent.path()).stdin(Stdio::null()), 0);
+    let folder = parent.path().join("orders");
+    assert!(folder.join(".git").is_dir(), "it begins as a repository");
+    let service = Service { folder, parent, template: template().to_owned() };
+    service.is_generated(&["redis=true", "owner=harbour"]);
+}

@@ -1,0 +1,281 @@
+//! From each variant to each other by `slipway set`, as the installed program: an untouched service has to become
+//! what would have been generated, and one that its owners have changed what they would have changed that into.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use walkdir::WalkDir;
+
+use crate::children::Scratch;
+use crate::generate::{self, Request};
+use crate::machine;
+use crate::owner;
+use crate::variant::{TOGGLES, Variant};
+
+use super::check::Work;
+use super::command::clean;
+use super::{LANES, locked};
+
+pub const NAME: &str = "orders";
+/// Those that are compiled and tested with their owners' code, which has a table of its own where there is a database
+/// to begin with.
+const COMPILED: [(&str, &str); 12] = [
+    ("base", "redis"),
+    ("base", "rate_limit"),
+    ("base", "otlp"),
+    ("base", "postgres+redis+rate_limit+otlp"),
+    ("redis", "base"),
+    ("rate_limit+otlp", "postgres+rate_limit+otlp"),
+    ("redis+rate_limit+otlp", "redis"),
+    ("postgres", "postgres+redis"),
+    ("postgres", "postgres+redis+rate_limit+otlp"),
+    ("postgres+otlp", "postgres+rate_limit"),
+    ("postgres+redis+rate_limit+otlp", "postgres"),
+    ("postgres+redis+rate_limit+otlp", "postgres+redis+otlp"),
+];
+/// For all of them together.
+const BOUND: Duration = Duration::from_mins(5);
+
+/// Each file's content, and whether it can be executed.
+type Files = BTreeMap<PathBuf, (Vec<u8>, bool)>;
+
+/// Makes every transition of services as they are generated.
+pub fn untouched(work: &mut Work<'_>) -> Result<String> {
+    each(work, |_, _| Ok(()))
+}
+
+/// Makes every transition of services with their owners' code in them, and without the example.
+pub fn edited(work: &mut Work<'_>) -> Result<String> {
+    each(work, |folder, variant| {
+        owner::edit(folder, variant)?;
+        owner::remove_example(folder)
+    })
+}
+
+/// The variants before and after.
+pub fn compiled() -> impl Iterator<Item = (Variant, Variant)> {
+    let parsed = |name: &str| name.parse().expect("a variant, as a test sees");
+    COMPILED.into_iter().map(move |(from, to)| (parsed(from), parsed(to)))
+}
+
+/// Generates what the subject was, lets its owners at it, and makes it what it is to be.
+pub fn become_variant(work: &mut Work<'_>) -> Result<String> {
+    let (from, to) =
+        work.subject.from.zip(work.subject.variant).context("only transitions have two variants")?;
+    let program = build(work)?;
+    let parent = work.context.folder.join("services").join(work.subject.title.replace(' ', "-"));
+    let service = Service::generate(work, from, &parent, owner::edit)?;
+    let before = owner::lines(&service.folder)?;
+    let cargo_generate = &work.context.tools.cargo_generate;
+    let call = Call { program: &program, cargo_generate, template: work.context.snapshot.path() };
+    let (code, said) = call.set(&service.folder, to)?;
+    ensure!(code == Some(0), "{said}");
+    work.subject.dir = service.folder;
+    let own = owner::own(&generated_lines(work, from)?, &before);
+    let lost = owner::lost(&own, &owner::lines(&work.subject.dir)?);
+    ensure!(lost.is_empty(), "{} lines of its owners are lost, such as {}", lost.len(), lost[0]);
+    Ok(format!("{} files of its owners", own.len()))
+}
+
+fn generated_lines(work: &Work<'_>, variant: Variant) -> Result<owner::Lines> {
+    let folder = Scratch::new()?;
+    owner::lines(&Service::generate(work, variant, folder.path(), |_, _| Ok(()))?.folder)
+}
+
+/// Makes every transition of services that `edit` was let at, compares every file, and takes it back.
+fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<String> {
+    let program = build(work)?;
+    let folder = Scratch::new()?;
+    let started = Instant::now();
+    let services = Variant::all().map(|variant| Service::generate(work, variant, folder.path(), edit));
+    let services = services.collect::<Result<Vec<_>>>()?;
+    let waiting = Mutex::new(services.iter().collect::<VecDeque<_>>());
+    let failures = Mutex::new(Vec::new());
+    let count = Mutex::new(0);
+    let cargo_generate = &work.context.tools.cargo_generate;
+    thread::scope(|scope| {
+        for _ in 0..LANES {
+            scope.spawn(|| {
+                while let Some(from) = { locked(&waiting).pop_front() } {
+                    for to in services.iter().filter(|to| to.variant != from.variant) {
+                        let call = Call {
+                            program: &program,
+                            cargo_generate,
+                            template: work.context.snapshot.path(),
+                        };
+                        match from.becomes(to, &call) {
+                            Ok(()) => *locked(&count) += 1,
+                            Err(error) => locked(&failures)
+                                .push(format!("{} to {}: {error:#}", from.variant, to.variant)),
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(first) = failures.first() {
+        fs::write(&work.log, failures.join("\n"))?;
+        bail!("{} transitions failed, such as {first}", failures.len());
+    }
+    let (count, planned) = (*locked(&count), services.len() * (services.len() - 1));
+    ensure!(count == planned, "{count} of {planned} transitions were made");
+    let time = started.elapsed();
+    // What others are doing on a shared machine is no fault of ours.
+    let bound = BOUND.mul_f64(machine::overload());
+    ensure!(time < bound, "the transitions took {time:.0?}, more than {bound:.0?}");
+    work.subject.facts.insert("transitions", f64::from(u32::try_from(count)?));
+    Ok(format!("{count} of {planned} transitions"))
+}
+
+/// Builds `slipway`, and gives back where it is.
+pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command.args(["build", "--package", "slipway", "--locked", "--message-format=json-render-diagnostics"]);
+    clean(&mut command);
+    let said = work.build(command.current_dir(&work.context.root))?;
+    let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    programs.next().context("cargo built no slipway")
+}
+
+/// How `slipway` is called.
+pub struct Call<'a> {
+    pub program: &'a Path,
+    pub cargo_generate: &'a Path,
+    pub template: &'a Path,
+}
+
+impl Call<'_> {
+    /// `slipway set` in `folder`, to all answers of `variant`. Its exit code, and what it said.
+    pub fn set(&self, folder: &Path, variant: Variant) -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(self.program);
+        command.arg("set").args(TOGGLES.map(|toggle| format!("{toggle}={}", variant.has(toggle))));
+        command.arg("--template").arg(self.template).current_dir(folder);
+        let output = command.env("CARGO_GENERATE", self.cargo_generate).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+    }
+}
+
+/// git in `folder`, with nobody's settings.
+pub fn git(folder: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new("git");
+    command.args(["-c", "user.name=owner", "-c", "user.email=owner@localhost", "-c", "commit.gpgsign=false"]);
+    command.args(arguments).current_dir(folder).env("GIT_CONFIG_GLOBAL", "/dev/null");
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "git {}: {said}", arguments.join(" "));
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}
+
+/// A service, committed.
+struct Service {
+    variant: Variant,
+    folder: PathBuf,
+    files: Files,
+}
+
+impl Service {
+    fn generate(
+        work: &Work<'_>,
+        variant: Variant,
+        parent: &Path,
+        edit: fn(&Path, Variant) -> Result<()>,
+    ) -> Result<Self> {
+        let request = Request {
+            cargo_generate: work.context.tools.cargo_generate.clone(),
+            template: work.context.snapshot.path().to_path_buf(),
+            variant,
+            name: NAME.into(),
+            parent: parent.join(variant.to_string()),
+        };
+        fs::create_dir_all(&request.parent)?;
+        let folder = generate::generate(&request)?;
+        edit(&folder, variant)?;
+        let files = contents(&folder)?;
+        for arguments in
+            [&["init", "--quiet"][..], &["add", "--all"], &["commit", "--quiet", "--message", "x"]]
+        {
+            git(&folder, arguments)?;
+        }
+        Ok(Self { variant, folder, files })
+    }
+
+    /// What it has to become: as `other`, but for what its owners wrote for this variant.
+    fn wanted(&self, other: &Self) -> Files {
+        let own = |path: &PathBuf| owner::OWN.map(Path::new).contains(&path.as_path());
+        let mut wanted = other.files.clone();
+        wanted.retain(|path, _| !own(path));
+        wanted.extend(self.files.clone().into_iter().filter(|(path, _)| own(path)));
+        wanted
+    }
+
+    /// Sets what makes `self` into `other`, compares, and goes back in the way that it says.
+    fn becomes(&self, other: &Self, call: &Call<'_>) -> Result<()> {
+        let (code, said) = call.set(&self.folder, other.variant)?;
+        ensure!(code == Some(0), "{said}");
+        let (found, wanted) = (contents(&self.folder)?, self.wanted(other));
+        let strange = found.keys().chain(wanted.keys()).find(|path| !same(path, &found, &wanted));
+        ensure!(
+            strange.is_none(),
+            "{} is not as it would be generated",
+            strange.unwrap_or(&self.folder).display()
+        );
+        ensure!(git(&self.folder, &["diff", "--name-only"])?.is_empty(), "something is not staged");
+        git(&self.folder, &["reset", "--quiet", "--merge"])?;
+        ensure!(contents(&self.folder)? == self.files, "`git reset --merge` does not lead back");
+        ensure!(
+            git(&self.folder, &["status", "--porcelain"])?.is_empty(),
+            "`git reset --merge` leaves something"
+        );
+        Ok(())
+    }
+}
+
+/// Whether both have the same file; dependencies may stand in another order where their owners added some.
+fn same(path: &Path, found: &Files, wanted: &Files) -> bool {
+    let lines = |files: &Files| -> Option<Vec<String>> {
+        let text = String::from_utf8_lossy(&files.get(path)?.0).into_owned();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        Some(lines)
+    };
+    found.get(path) == wanted.get(path)
+        || path == Path::new("Cargo.toml")
+            && found.contains_key(owner::OWN.map(Path::new)[0])
+            && lines(found) == lines(wanted)
+}
+
+fn contents(folder: &Path) -> Result<Files> {
+    let mut files = Files::new();
+    for entry in WalkDir::new(folder).into_iter().filter_entry(|entry| entry.file_name() != ".git") {
+        let entry = entry?;
+        if !entry.file_type().is_dir() {
+            let executable = entry.metadata()?.permissions().mode() & 0o111 != 0;
+            let path = entry.path().strip_prefix(folder)?.to_owned();
+            files.insert(path, (fs::read(entry.path())?, executable));
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::compiled;
+
+    #[test]
+    fn those_that_are_compiled_are_as_many_as_they_are_different() {
+        let all: std::collections::BTreeSet<_> = compiled().collect();
+        assert_eq!(all.len(), 12);
+        assert!(all.iter().all(|(from, to)| from != to && (to.has("postgres") || !from.has("postgres"))));
+    }
+}
