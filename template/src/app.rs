@@ -27,6 +27,9 @@ use crate::lifecycle::{self, Lifecycle, State, Stop, StopSignals, Trigger};
 use crate::queue::Queue;
 use crate::server::{self, InFlight, Limits};
 use crate::store::Store;
+//@ if postgres
+use crate::store::dead_letters;
+//@ end
 use crate::tasks::Tasks;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics;
@@ -60,6 +63,11 @@ pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
 pub fn migrate(loaded: &Loaded) -> Result<()> {
     let _telemetry = Telemetry::install(&loaded.config)?;
     in_runtime(async { Store::open(&loaded.config)?.migrate().await.context("migrate") })
+}
+
+/// Looks after jobs that failed for good. Returns what there is to print.
+pub fn dead_letters(loaded: &Loaded, command: dead_letters::Command) -> Result<String> {
+    in_runtime(async { command.run(&Store::open(&loaded.config)?).await.context("dead letters") })
 }
 //@ end
 

@@ -166,10 +166,7 @@ impl Runner {
         let context = Context { trace, ..job.context.clone() };
         let run = async {
             let settlement = match contained(work(job.clone())).await {
-                Ok(()) => {
-                    info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
-                    Settlement::Done
-                }
+                Ok(()) => Settlement::Done,
                 Err(failure) => self.after(&job, failure, drain),
             };
             let outcome = match settlement {
@@ -179,6 +176,9 @@ impl Runner {
             };
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
+            if outcome == "done" {
+                info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
+            }
             self.queue.settle(job, settlement).await;
         };
         //@ if otlp

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+//@ if postgres
+use service::store::dead_letters;
+//@ end
 use service::{app, config, health, http};
 
 #[derive(Parser)]
@@ -21,6 +24,9 @@ enum Command {
     //@ if postgres
     /// Bring the database's schema up to date, and exit
     Migrate,
+    /// Look after jobs that failed for good
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
     //@ end
     /// Print the configuration in force and where each value came from
     CheckConfig,
@@ -44,11 +50,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Serve => return app::serve(&config::load()?),
         //@ if postgres
         Command::Migrate => app::migrate(&config::load()?).map(|()| "the schema is up to date".to_owned())?,
+        Command::DeadLetters(command) => app::dead_letters(&config::load()?, command)?,
         //@ end
         Command::Healthcheck => health::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
         Command::CheckConfig => config::load()?.explain(),
     };
     // A reader that has seen enough, such as `head`, is no fault.
-    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    let _ = text.lines().try_for_each(|line| writeln!(std::io::stdout(), "{line}"));
     Ok(ExitCode::SUCCESS)
 }

@@ -66,7 +66,7 @@ impl Queue {
             }
             match self.store.claim_job(self.lease).await {
                 Ok(Some(job)) => return Some(job),
-                Ok(None) => self.count().await,
+                Ok(None) => {}
                 Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
             }
             tokio::select! {
@@ -79,12 +79,7 @@ impl Queue {
 
     /// Records what became of a job that was taken.
     pub async fn settle(&self, job: Job, settlement: Settlement) {
-        let settled = match settlement {
-            Settlement::Done => self.store.finish_job(job.id).await,
-            Settlement::Retry { after } => self.store.retry_job(job.id, after).await,
-            Settlement::Failed { reason } => self.store.fail_job(job.id, &reason).await,
-        };
-        if let Err(error) = settled {
+        if let Err(error) = self.store.settle_job(job.id, &settlement).await {
             // Its lease ends and it runs again: at least once is what a durable queue promises.
             warn!(error = %error, id = %job.id, category = "unavailable", "job.settle_failed");
         }

@@ -1,5 +1,6 @@
 //! Tasks in Postgres. Only this module and its child know SQL.
 
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgPool, Postgres};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
 use time::OffsetDateTime;
+use tracing::warn;
 //@ if otlp
 use tracing::{Instrument, Span, info_span};
 //@ end
@@ -25,6 +27,7 @@ use crate::telemetry::context::Context;
 //@ end
 use crate::telemetry::metrics::as_f64;
 
+pub mod dead_letters;
 pub mod jobs;
 pub mod schema;
 
@@ -41,6 +44,9 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[garde(custom(millis(10, 600_000)))]
     pub statement_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    #[garde(custom(millis(1, 600_000)))]
+    pub slow_query_threshold: Duration,
     #[garde(skip)]
     pub migrate_on_start: bool,
 }
@@ -97,9 +103,12 @@ pub struct Store {
     pool: PgPool,
     /// After which a server that has not answered is given up, whoever waits for it.
     patience: Duration,
+    /// From which a query is told of.
+    slow: Duration,
 }
 
-/// A row of `tasks`; its status is text in the database.
+/// A row of `tasks`; its status is text in the database. Queries name its columns: a plan that is kept for `*` fails
+/// once a later release has added one.
 struct Row {
     id: Uuid,
     title: String,
@@ -128,25 +137,19 @@ impl Store {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
         let statement_timeout = config.statement_timeout.as_millis().to_string();
-        let acquire_timeout = config.acquire_timeout;
         let options = PgConnectOptions::from_str(url)?
             .application_name(env!("CARGO_PKG_NAME"))
             .options([("statement_timeout", statement_timeout)])
+            // Of no use here, and more than pgbouncer lets through.
+            .extra_float_digits(None)
             // Queries are measured under their names; their text in the log would say less.
             .disable_statement_logging();
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
-            .after_release(move |connection, _| {
-                // The pool asks a connection whether it still works before it takes it back, and waits for ever: a
-                // server that has fallen silent would take the place of each connection that was in use.
-                Box::pin(async move {
-                    let answer = tokio::time::timeout(acquire_timeout, connection.ping()).await;
-                    answer.unwrap_or_else(|_| Err(silent())).map(|()| true)
-                })
-            })
             .connect_lazy_with(options);
-        Ok(Self { pool, patience: config.statement_timeout + SLACK })
+        let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
+        Ok(Self { pool, patience, slow })
     }
 
     /// Readiness: the server answers and the schema is at least as new as this binary's.
@@ -177,7 +180,8 @@ impl Store {
         let query = sqlx::query_as!(
             Row,
             "INSERT INTO tasks (id, title, description, status, version, created_at, updated_at)
-             VALUES ($1, $2, $3, 'open', 1, now(), now()) RETURNING *",
+             VALUES ($1, $2, $3, 'open', 1, now(), now())
+             RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             Uuid::now_v7(),
             new.title,
             new.description
@@ -188,9 +192,17 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        let mut connection = self.acquire().await?;
-        let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
-        let row = self.timed("get_task", query.fetch_optional(&mut *connection)).await?;
+        self.read(&mut *self.acquire().await?, id).await
+    }
+
+    async fn read(&self, connection: &mut PgConnection, id: Uuid) -> Result<Task, Error> {
+        let query = sqlx::query_as!(
+            Row,
+            "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
+             WHERE id = $1",
+            id
+        );
+        let row = self.timed("get_task", query.fetch_optional(connection)).await?;
         Ok(row.ok_or(Error::NotFound)?.into())
     }
 
@@ -202,15 +214,21 @@ impl Store {
         let rows = if let Some(status) = status {
             let query = sqlx::query_as!(
                 Row,
-                "SELECT * FROM tasks WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
+                "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
+                 WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
                 status.name(),
                 after,
                 limit
             );
             self.timed("list_tasks_by_status", query.fetch_all(&mut *connection)).await?
         } else {
-            let query =
-                sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id > $1 ORDER BY id LIMIT $2", after, limit);
+            let query = sqlx::query_as!(
+                Row,
+                "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
+                 WHERE id > $1 ORDER BY id LIMIT $2",
+                after,
+                limit
+            );
             self.timed("list_tasks", query.fetch_all(&mut *connection)).await?
         };
         Ok(rows.into_iter().map(Task::from).collect())
@@ -227,7 +245,8 @@ impl Store {
             "UPDATE tasks SET title = COALESCE($3, title),
                  description = CASE WHEN $4 THEN $5 ELSE description END,
                  version = version + 1, updated_at = now()
-             WHERE id = $1 AND version = COALESCE($2, version) RETURNING *",
+             WHERE id = $1 AND version = COALESCE($2, version)
+             RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             id,
             version,
             patch.title,
@@ -236,7 +255,7 @@ impl Store {
         );
         match self.timed("update_task", query.fetch_optional(&mut *connection)).await? {
             Some(row) => Ok(row.into()),
-            None => Err(missed(&mut connection, id).await),
+            None => Err(self.missed(&mut connection, id).await),
         }
     }
 
@@ -251,18 +270,19 @@ impl Store {
         version: Option<i64>,
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
-        let mut transaction = self.begin().await?;
+        let mut connection = self.acquire().await?;
+        let mut transaction = connection.begin().await?;
         let query = sqlx::query_as!(
             Row,
             "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()
-             WHERE id = $1 AND status = 'open' AND version = COALESCE($2, version) RETURNING *",
+             WHERE id = $1 AND status = 'open' AND version = COALESCE($2, version)
+             RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             id,
             version
         );
         let Some(row) = self.timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
             // Nothing changed: it is completed already, has another version, or does not exist.
-            let query = sqlx::query_as!(Row, "SELECT * FROM tasks WHERE id = $1", id);
-            let task: Task = query.fetch_optional(&mut *transaction).await?.ok_or(Error::NotFound)?.into();
+            let task = self.read(&mut transaction, id).await?;
             let fits =
                 version.is_none_or(|version| version == task.version) && task.status == Status::Completed;
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
@@ -272,7 +292,7 @@ impl Store {
         if let Some(job) = &job {
             self.insert_job(&mut transaction, job).await?;
         }
-        transaction.commit().await?;
+        self.timed("commit", transaction.commit()).await?;
         Ok((task, job))
     }
 
@@ -285,26 +305,25 @@ impl Store {
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
         if self.timed("delete_task", query.execute(&mut *connection)).await?.rows_affected() == 0 {
-            return Err(missed(&mut connection, id).await);
+            return Err(self.missed(&mut connection, id).await);
         }
         Ok(())
     }
 
-    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    /// Why a change that named a version touched no row.
+    async fn missed(&self, connection: &mut PgConnection, id: Uuid) -> Error {
+        self.read(connection, id).await.err().unwrap_or(Error::VersionMismatch)
+    }
+
+    async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let started = Instant::now();
         let connection = self.pool.acquire().await;
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        connection
+        Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
     }
 
-    async fn begin(&self) -> Result<sqlx::Transaction<'static, Postgres>, sqlx::Error> {
-        let started = Instant::now();
-        let transaction = self.pool.begin().await;
-        histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        transaction
-    }
-
-    /// Bounds and measures a query, under a name of ours, so that no value can end up in it.
+    /// Bounds and measures a query, and tells of one that is slow: under a name of ours, so that no value can end up
+    /// in it.
     async fn timed<T>(
         &self,
         name: &'static str,
@@ -322,18 +341,40 @@ impl Store {
         let query = query.instrument(span);
         //@ end
         let result = tokio::time::timeout(self.patience, query).await;
-        histogram!("db_query_duration_seconds", "query" => name).record(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        let duration_seconds = took.as_secs_f64();
+        histogram!("db_query_duration_seconds", "query" => name).record(duration_seconds);
+        if took >= self.slow {
+            warn!(query = name, duration_seconds, "database.slow_query");
+        }
         result.unwrap_or_else(|_| Err(silent()))
     }
 }
 
-/// Why a change that named a version touched no row.
-async fn missed(connection: &mut PoolConnection<Postgres>, id: Uuid) -> Error {
-    match sqlx::query!("SELECT version FROM tasks WHERE id = $1", id).fetch_optional(&mut **connection).await
-    {
-        Ok(Some(_)) => Error::VersionMismatch,
-        Ok(None) => Error::NotFound,
-        Err(error) => error.into(),
+/// A connection of the pool, which asks it whether it still works before it takes it back, and waits for ever: a server
+/// that has fallen silent would keep the place of each that was in use.
+struct Leased {
+    connection: PoolConnection<Postgres>,
+    patience: Duration,
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        tokio::spawn(tokio::time::timeout(self.patience, self.connection.return_to_pool()));
+    }
+}
+
+impl Deref for Leased {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Leased {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
     }
 }
 

@@ -2,7 +2,7 @@
 //! (<https://github.com/standard-webhooks/standard-webhooks>).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,10 +10,12 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
+use ipnet::IpNet;
 use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -42,7 +44,7 @@ impl Config {
     pub fn forbids_own_url(&self) -> bool {
         let host = self.url.as_ref().and_then(|url| url.0.host_str()).unwrap_or_default();
         let literal = host.trim_matches(['[', ']']).parse();
-        !self.allow_private_addresses && literal.is_ok_and(|address| is_private(&address))
+        !self.allow_private_addresses && literal.is_ok_and(is_private)
     }
 }
 
@@ -60,15 +62,9 @@ fn signing_key(secret: &SecretString) -> Option<hmac::Key> {
 
 /// The job that tells of a completed task.
 pub fn task_completed(task: &Task) -> Job {
-    #[derive(Serialize)]
-    struct Event<'a> {
-        r#type: &'static str,
-        timestamp: String,
-        data: &'a Task,
-    }
     let timestamp = task.updated_at.format(&Rfc3339).unwrap_or_default();
-    let event = Event { r#type: "task.completed", timestamp, data: task };
-    Job::new(Kind::Webhook, serde_json::to_string(&event).expect("a task is always JSON"))
+    let event = json!({ "type": "task.completed", "timestamp": timestamp, "data": task });
+    Job::new(Kind::Webhook, event.to_string())
 }
 
 /// The receiver, if one is configured: without it no client is built, which would load the system's roots.
@@ -87,7 +83,7 @@ impl Webhook {
         let Some(url) = config.url.clone() else { return Ok(Self(None)) };
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
-            // A redirect could lead anywhere, with our signature on it.
+            // A redirect could lead anywhere, with our signature on it. Standard Webhooks has it count as a failure.
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
@@ -143,8 +139,9 @@ fn refusal(status: StatusCode) -> Failure {
     Failure { reason: format!("answered {status}"), retry: passing || !status.is_client_error() }
 }
 
-/// The system's resolver, less the addresses inside our own network: a URL from outside must not make us
-/// talk to a neighbour (server-side request forgery).
+/// The system's resolver, less the addresses inside our own network: a URL from outside must not make us talk to a
+/// neighbour (server-side request forgery). What is checked here is what is connected to, so a name that changes in
+/// between gains nothing. A host that is an address is asked of no resolver: [`Config::forbids_own_url`].
 #[derive(Debug)]
 struct Resolver {
     private: bool,
@@ -155,7 +152,7 @@ impl Resolve for Resolver {
         let private = self.private;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|at| private || !is_private(&at.ip())).collect();
+            let allowed: Vec<SocketAddr> = found.filter(|at| private || !is_private(at.ip())).collect();
             if allowed.is_empty() {
                 return Err("no address that webhook.allow_private_addresses permits".into());
             }
@@ -164,26 +161,40 @@ impl Resolve for Resolver {
     }
 }
 
-fn is_private(address: &IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            let [first, second, ..] = v4.octets();
-            // 100.64.0.0/10 is shared by carriers and clouds (RFC 6598).
-            let shared = first == 100 && (64..128).contains(&second);
-            v4.is_private()
-                || v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_multicast()
-                || shared
-                || first == 0
-                || v4.is_broadcast()
-        }
-        IpAddr::V6(v6) => {
-            v6.is_loopback()
-                || v6.is_unspecified()
-                || v6.is_multicast()
-                || v6.is_unique_local()
-                || v6.is_unicast_link_local()
-        }
+/// What no one on the internet has (IANA's registries of special-purpose addresses). Of IPv6 only `2000::/3` is given
+/// out, less what carries an IPv4 address along (Teredo, 6to4) or stands in examples.
+static INNER: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+    let v4 = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 \
+              192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3";
+    let v6 = "::/3 4000::/2 8000::/1 2001::/23 2001:db8::/32 2002::/16 3fff::/20";
+    let networks = v4.split(' ').chain(v6.split(' '));
+    networks.map(|network| network.parse().expect("a network")).collect()
+});
+
+fn is_private(address: IpAddr) -> bool {
+    let address = match address.to_canonical() {
+        IpAddr::V6(v6) => match v6.octets() {
+            // The gateway of an IPv6-only network calls what stands at the end (NAT64, RFC 6052).
+            [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, v4 @ ..] => IpAddr::from(v4),
+            _ => address,
+        },
+        v4 @ IpAddr::V4(_) => v4,
+    };
+    INNER.iter().any(|network| network.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_inside_are_told_from_those_outside() {
+        let inside = "127.0.0.1 0.0.0.0 10.1.2.3 172.31.0.1 192.168.1.1 100.64.0.1 169.254.169.254 224.0.0.1 255.255.255.255 \
+                      ::1 :: ::ffff:127.0.0.1 ::127.0.0.1 ::ffff:0:10.0.0.1 fe80::1 fec0::1 fd00:ec2::254 ff02::1 64:ff9b::10.0.0.1 \
+                      64:ff9b:1::10.0.0.1 2002:7f00:1::1 2001::1 5f00::1";
+        let outside = "1.1.1.1 100.128.0.1 172.32.0.1 198.20.0.1 223.255.255.255 ::ffff:1.1.1.1 64:ff9b::1.1.1.1 2606:4700::1111";
+        let private = |text: &&str| is_private(text.parse().expect("an address"));
+        assert_eq!(inside.split_whitespace().filter(|text| !private(text)).collect::<Vec<_>>(), [""; 0]);
+        assert_eq!(outside.split_whitespace().filter(private).collect::<Vec<_>>(), [""; 0]);
     }
 }

@@ -57,6 +57,16 @@ struct Prove {
     /// Only hold the API document against the running service: base and the full variant, unless told
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times"])]
     fuzz: bool,
+    /// Only what needs no build: leftovers, and the files that no compiler reads held to their linters and schemas
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz"])]
+    files: bool,
+    /// Only build the image, run what comes out, and run the steps of the workflows: base and the full variant,
+    /// unless told
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files"])]
+    images: bool,
+    /// Only leave out each feature of each dependency in turn: base and the full variant, unless told
+    #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files", "images"])]
+    features: bool,
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
@@ -78,9 +88,16 @@ fn run(cli: Cli) -> Result<bool> {
     children::watch_signals()?;
     match cli.command {
         Command::Prove(asked) => {
-            let Prove { variants, template, quick, drills, times, fuzz, list_json } = asked;
+            let Prove { variants, template, quick, drills, times, fuzz, files, images, features, list_json } =
+                asked;
             let plan = if fuzz {
                 prove::Plan::fuzz(&variants)
+            } else if images {
+                prove::Plan::images(&variants)
+            } else if features {
+                prove::Plan::features(&variants)
+            } else if files {
+                prove::Plan::files(&variants)
             } else {
                 prove::Plan::new(prove::Asked { variants, template, quick, drills, times })?
             };

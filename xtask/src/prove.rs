@@ -4,9 +4,13 @@ mod board;
 mod check;
 mod command;
 mod drills;
+mod features;
+mod files;
 mod fuzz;
 mod html;
+mod image;
 mod plan;
+mod recipes;
 mod report;
 mod rules;
 mod service;
@@ -14,6 +18,7 @@ mod size;
 mod steps;
 mod template;
 mod unused;
+mod workflow;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +50,8 @@ pub struct Context {
     /// Held while cargo builds. Its own lock on the shared target folder would do the same, but
     /// the waiting would count as the step's time.
     pub build: Mutex<()>,
+    /// Held while the base image is made, or the peers of a container run, whose address is fixed.
+    pub images: Mutex<()>,
     /// The names of the drills to run, or none for all, and how often.
     pub drills: (Vec<String>, u32),
 }
@@ -65,14 +72,28 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
         let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
     fs::create_dir_all(&folder)?;
-    let wanted = Wanted { schemathesis: plan.fuzzes(), rotel: plan.traces() };
+    let wanted = Wanted {
+        schemathesis: plan.fuzzes(),
+        rotel: plan.traces(),
+        linters: plan.looks_at_files(),
+        images: plan.makes_images(),
+    };
     let tools = Tools::set_up(root, wanted, &|text| println!("set-up: {text}"))?;
     let servers = Servers::start(&tools)?;
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
     let build = Mutex::new(());
     let drills = (plan.drills.clone(), plan.times);
-    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, build, drills };
+    let context = Context {
+        root: root.to_path_buf(),
+        folder,
+        tools,
+        servers,
+        snapshot,
+        build,
+        images: Mutex::default(),
+        drills,
+    };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 

@@ -14,9 +14,13 @@ use rustix::process::{Signal, geteuid};
 use crate::children::Child;
 use crate::servers::tail;
 
+mod cargo_deny;
+mod linters;
 mod python;
 mod rotel;
 mod schemathesis;
+
+pub use linters::Linters;
 
 /// What is installed when none is found: the newest that builds on the Rust we ask for.
 const CARGO_GENERATE: &str = "0.23.14";
@@ -51,17 +55,25 @@ pub struct Tools {
     pub prometheus: PathBuf,
     /// Prometheus's own checker, of the same package.
     pub promtool: PathBuf,
+    pub pgbouncer: PathBuf,
     /// There only for a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
     /// There only for a run that drills it.
     pub rotel: Option<PathBuf>,
+    /// There only for a run that looks at files or runs recipes.
+    pub linters: Option<Linters>,
+    /// There only for a run that runs recipes.
+    pub cargo_deny: Option<PathBuf>,
 }
 
 /// What a run needs besides what every one does.
 #[derive(Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a tool of its own")]
 pub struct Wanted {
     pub schemathesis: bool,
     pub rotel: bool,
+    pub linters: bool,
+    pub images: bool,
 }
 
 impl Tools {
@@ -73,8 +85,12 @@ impl Tools {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
             (redis_server().is_none(), "redis-server"),
-            (haproxy().is_none(), "haproxy"),
+            (daemon("haproxy").is_none(), "haproxy"),
+            (daemon("pgbouncer").is_none(), "pgbouncer"),
             (on_path("prometheus").and(on_path("promtool")).is_none(), "prometheus"),
+            (wanted.images && on_path("buildah").is_none(), "buildah"),
+            (wanted.images && on_path("mmdebstrap").is_none(), "mmdebstrap"),
+            (wanted.images && on_path("openssl").is_none(), "openssl"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))
@@ -87,11 +103,14 @@ impl Tools {
             cargo_generate: cargo_generate(root, say)?,
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
-            haproxy: haproxy().context("no haproxy was found: install haproxy")?,
+            haproxy: daemon("haproxy").context("no haproxy was found: install haproxy")?,
+            pgbouncer: daemon("pgbouncer").context("no pgbouncer was found: install pgbouncer")?,
             prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
             promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
             schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
             rotel: wanted.rotel.then(|| rotel::set_up(root, say)).transpose()?,
+            linters: (wanted.linters || wanted.images).then(|| linters::set_up(root, say)).transpose()?,
+            cargo_deny: wanted.images.then(|| cargo_deny::set_up(root, say)).transpose()?,
         })
     }
 }
@@ -165,7 +184,7 @@ fn new_enough(program: &Path) -> bool {
 }
 
 /// The three numbers of `cargo generate-generate 0.23.14` and its like.
-fn version(text: &str) -> Option<[u64; 3]> {
+pub(crate) fn version(text: &str) -> Option<[u64; 3]> {
     let last = text.split_whitespace().last()?;
     let numbers: Vec<u64> = last.split('.').map_while(|part| part.parse().ok()).collect();
     numbers.try_into().ok()
@@ -191,9 +210,9 @@ fn redis_server() -> Option<PathBuf> {
     on_path("redis-server").or_else(|| on_path("valkey-server"))
 }
 
-fn haproxy() -> Option<PathBuf> {
-    // Debian keeps it where the PATH of a user does not lead.
-    on_path("haproxy").or_else(|| Some(PathBuf::from("/usr/sbin/haproxy")).filter(|file| file.is_file()))
+/// Debian keeps daemons where the PATH of a user does not lead.
+fn daemon(name: &str) -> Option<PathBuf> {
+    on_path(name).or_else(|| Some(Path::new("/usr/sbin").join(name)).filter(|file| file.is_file()))
 }
 
 /// Debian would start the servers of the packages; ours are private ones, so a policy (Debian
@@ -242,7 +261,7 @@ fn install(packages: &[&str]) -> Result<()> {
 fn finish(command: &mut Command) -> Result<()> {
     let log = tempfile::NamedTempFile::new()?;
     command.stdout(log.reopen()?).stderr(log.reopen()?);
-    let status = Child::spawn(command, Signal::TERM)?.wait(INSTALL_BOUND)?;
+    let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
     if status.is_some_and(|status| status.success()) {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! Who sent a request, when proxies stand in between.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::http::HeaderMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -16,8 +16,11 @@ pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let hops = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
     let mut nearest = peer;
     for hop in hops {
+        let hop = hop.trim();
+        // Some proxies add the port.
+        let address = hop.parse().or_else(|_| hop.parse().map(|at: SocketAddr| at.ip()));
         // Beyond an entry that is no address nothing can be believed.
-        let Ok(address) = hop.trim().parse::<IpAddr>() else { break };
+        let Ok(address) = address else { break };
         nearest = address.to_canonical();
         if !is_trusted(&nearest) {
             break;
@@ -48,11 +51,32 @@ mod tests {
     }
 
     #[test]
-    fn forged_entries_gain_nothing() {
-        assert_eq!(seen("9.9.9.9", &["1.1.1.1"], &[]), "9.9.9.9", "no proxy is trusted");
-        assert_eq!(seen("10.0.0.1", &["1.1.1.1, 9.9.9.9"], &["10.0.0.0/8"]), "9.9.9.9");
-        assert_eq!(seen("10.0.0.1", &["1.1.1.1", "9.9.9.9, 10.0.0.2"], &["10.0.0.0/8"]), "9.9.9.9");
-        assert_eq!(seen("10.0.0.1", &["1.1.1.1, junk"], &["10.0.0.0/8"]), "10.0.0.1");
-        assert_eq!(seen("::ffff:10.0.0.1", &["9.9.9.9"], &["10.0.0.0/8"]), "9.9.9.9");
+    fn forged_entries_gain_nothing_behind_any_number_of_proxies() {
+        let none: &[&str] = &[];
+        let (one, two) = (["10.0.0.1/32"], ["10.0.0.1/32", "192.168.0.0/16"]);
+        for forged in
+            ["", "1.1.1.1, ", "10.0.0.1, ", "192.168.0.1, 10.0.0.1, ", "junk, ", ", ", "9.9.9.9, 1.1.1.1, "]
+        {
+            // The client says so itself; then what it says is in front of what the proxies saw.
+            assert_eq!(seen("9.9.9.9", &[forged], none), "9.9.9.9", "{forged}");
+            assert_eq!(seen("10.0.0.1", &[&format!("{forged}9.9.9.9")], &one), "9.9.9.9", "{forged}");
+            let twice = format!("{forged}9.9.9.9, 192.168.0.1");
+            assert_eq!(seen("10.0.0.1", &[&twice], &two), "9.9.9.9", "{forged}");
+            assert_eq!(seen("10.0.0.1", &[&twice], &one), "192.168.0.1", "the second is not trusted");
+            assert_eq!(seen("10.0.0.1", &[forged, "9.9.9.9", "192.168.0.1"], &two), "9.9.9.9", "{forged}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_as_proxies_write_them() {
+        for (written, client) in [
+            ("9.9.9.9:5000", "9.9.9.9"),
+            ("[2001:db8::9]:5000", "2001:db8::9"),
+            ("::ffff:9.9.9.9", "9.9.9.9"),
+            ("9.9.9.9, unknown", "10.0.0.1"),
+            ("", "10.0.0.1"),
+        ] {
+            assert_eq!(seen("::ffff:10.0.0.1", &[written], &["10.0.0.0/8"]), client, "{written}");
+        }
     }
 }

@@ -110,6 +110,21 @@ struct Limiter {
     budgets: Budgets,
 }
 
+impl Limiter {
+    fn new(name: &'static str, per_second: NonZeroU32, burst: NonZeroU32, per_client: bool) -> Self {
+        counter!("rate_limited_total", "policy" => name).increment(0);
+        let quota = Quota::per_second(per_second).allow_burst(burst);
+        let budgets = RateLimiter::keyed(quota).with_middleware();
+        Self { policy: Policy { name, per_second, burst, per_client }, budgets }
+    }
+
+    /// Forgets clients whose budget is whole again: they would get the same one anew.
+    fn forget_idle(&self) {
+        self.budgets.retain_recent();
+        self.budgets.shrink_to_fit();
+    }
+}
+
 /// What the policies say of a request.
 #[derive(Clone, Copy, Debug)]
 struct Verdict {
@@ -136,16 +151,10 @@ impl RateLimit {
         let redis = Redis::open(&config.redis)?;
         //@ end
         let config = &config.rate_limit;
-        let limiter = |name, per_second, burst, per_client| {
-            counter!("rate_limited_total", "policy" => name).increment(0);
-            let quota = Quota::per_second(per_second).allow_burst(burst);
-            let budgets = RateLimiter::keyed(quota).with_middleware::<StateInformationMiddleware>();
-            Limiter { policy: Policy { name, per_second, burst, per_client }, budgets }
-        };
         let limiters = Arc::new([
-            limiter("writes", config.writes_per_second, config.writes_burst, true),
-            limiter("per_client", config.per_client_per_second, config.per_client_burst, true),
-            limiter("global", config.global_per_second, config.global_burst, false),
+            Limiter::new("writes", config.writes_per_second, config.writes_burst, true),
+            Limiter::new("per_client", config.per_client_per_second, config.per_client_burst, true),
+            Limiter::new("global", config.global_per_second, config.global_burst, false),
         ]);
         Ok(Self {
             // Kept by each process for itself.
@@ -161,10 +170,7 @@ impl RateLimit {
         let mut ticks = tokio::time::interval(SWEEP);
         loop {
             ticks.tick().await;
-            for limiter in &*self.limiters {
-                limiter.budgets.retain_recent();
-                limiter.budgets.shrink_to_fit();
-            }
+            self.limiters.iter().for_each(Limiter::forget_idle);
         }
     }
 
@@ -256,4 +262,23 @@ pub async fn limit(
 /// Rounded up: told a moment too early, a client would be refused again.
 fn seconds(wait: Duration) -> u64 {
     wait.as_secs() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn million_clients_are_forgotten_once_they_are_gone() {
+        let (per_second, burst) = (NonZeroU32::new(1000).expect("not 0"), NonZeroU32::MIN);
+        let limiters = [Limiter::new("per_client", per_second, burst, true)];
+        for number in 0..1_000_000 {
+            let client = Ipv4Addr::from_bits(number).into();
+            assert!(RateLimit::take(&limiters, client).wait.is_none(), "{client} has not come before");
+        }
+        assert_eq!(limiters[0].budgets.len(), 1_000_000);
+        tokio::time::sleep(limiters[0].policy.time_for(2)).await;
+        limiters[0].forget_idle();
+        assert!(limiters[0].budgets.is_empty(), "{} are remembered", limiters[0].budgets.len());
+    }
 }

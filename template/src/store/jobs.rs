@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Error, Store};
-use crate::jobs::Job;
+use crate::jobs::{Job, Settlement};
 
 impl Store {
     pub(super) async fn insert_job(&self, connection: &mut PgConnection, job: &Job) -> Result<(), Error> {
@@ -36,36 +36,39 @@ impl Store {
             Ok(job) => Ok(Some(Job { attempts: u32::try_from(row.attempts - 1).unwrap_or(0), ..job })),
             Err(error) => {
                 drop(connection);
-                self.fail_job(row.id, &format!("not readable by this version: {error}")).await?;
+                let reason = format!("not readable by this version: {error}");
+                self.settle_job(row.id, &Settlement::Failed { reason }).await?;
                 Ok(None)
             }
         }
     }
 
-    pub async fn finish_job(&self, id: Uuid) -> Result<(), Error> {
+    /// Records what became of a job that was taken.
+    pub async fn settle_job(&self, id: Uuid, settlement: &Settlement) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
-        let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
-        self.timed("finish_job", query.execute(&mut *connection)).await?;
-        Ok(())
-    }
-
-    pub async fn retry_job(&self, id: Uuid, after: Duration) -> Result<(), Error> {
-        let mut connection = self.acquire().await?;
-        let query = sqlx::query!(
-            "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
-            id,
-            after.as_secs_f64()
-        );
-        self.timed("retry_job", query.execute(&mut *connection)).await?;
-        Ok(())
-    }
-
-    pub async fn fail_job(&self, id: Uuid, reason: &str) -> Result<(), Error> {
-        let mut connection = self.acquire().await?;
-        let query =
-            sqlx::query!("UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1", id, reason);
-        self.timed("fail_job", query.execute(&mut *connection)).await?;
-        Ok(())
+        let settled = match settlement {
+            Settlement::Done => {
+                let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
+                self.timed("finish_job", query.execute(&mut *connection)).await
+            }
+            Settlement::Retry { after } => {
+                let query = sqlx::query!(
+                    "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
+                    id,
+                    after.as_secs_f64()
+                );
+                self.timed("retry_job", query.execute(&mut *connection)).await
+            }
+            Settlement::Failed { reason } => {
+                let query = sqlx::query!(
+                    "UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1",
+                    id,
+                    reason
+                );
+                self.timed("fail_job", query.execute(&mut *connection)).await
+            }
+        };
+        Ok(settled.map(drop)?)
     }
 
     /// Jobs that have not ended, of all replicas, and for how long the one that is due longest has waited.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::Connection;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
 use tracing::info;
 
 use super::{Error, Store};
@@ -14,18 +15,23 @@ const LOCK: i64 = 0x7461_736b;
 impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
-        // A connection of its own: its statements may take longer than the pool allows.
-        let options = self.pool.connect_options();
-        let connecting = sqlx::PgConnection::connect_with(&options);
-        let mut connection = tokio::time::timeout(self.pool.options().get_acquire_timeout(), connecting)
-            .await
-            .context("the database does not answer")??;
-        sqlx::query!("SET statement_timeout = 0").execute(&mut connection).await?;
-        // That the table of migrations exists already is no news.
-        sqlx::query!("SET client_min_messages = warning").execute(&mut connection).await?;
-        // Polled: a replica that waited inside the server would block an index that is built CONCURRENTLY.
-        while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "taken!""#, LOCK)
-            .fetch_one(&mut connection)
+        // Not the pool's: these may take longer than it allows. That a table is there already is no news.
+        let options = PgConnectOptions::clone(&self.pool.connect_options()).options([
+            ("statement_timeout", "0"),
+            ("idle_in_transaction_session_timeout", "0"),
+            ("client_min_messages", "warning"),
+        ]);
+        let both = async {
+            tokio::try_join!(PgConnection::connect_with(&options), PgConnection::connect_with(&options))
+        };
+        let both = tokio::time::timeout(self.pool.options().get_acquire_timeout(), both).await;
+        let (mut holder, mut connection) = both.context("the database does not answer")??;
+        // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a
+        // connection of its own, since an index can't be built CONCURRENTLY within one.
+        let mut turn = holder.begin().await?;
+        // Polled: a replica that waited inside the server would block such an index.
+        while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, LOCK)
+            .fetch_one(&mut *turn)
             .await?
         {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -33,17 +39,17 @@ impl Store {
         let mut migrator = sqlx::migrate!();
         // A binary that is older than the schema starts, so that a deploy can be rolled back.
         migrator.set_ignore_missing(true).set_locking(false);
-        let applied = migrator.run(&mut connection).await;
-        // Ending the session gives the lock back, whatever came of it.
-        connection.close().await?;
-        applied?;
+        migrator.run(&mut connection).await?;
+        turn.rollback().await?;
         info!(version = newest(), "schema.current");
         Ok(())
     }
 
     pub(super) async fn schema_is_current(&self) -> Result<(), String> {
         let query = sqlx::query_scalar!(r#"SELECT max(version) FROM _sqlx_migrations WHERE success"#);
-        let found = query.fetch_one(&self.pool).await.map_err(|error| describe(error.into()))?.unwrap_or(0);
+        let found =
+            async { self.timed("schema_version", query.fetch_one(&mut *self.acquire().await?)).await };
+        let found = found.await.map_err(|error| describe(error.into()))?.unwrap_or(0);
         if found < newest() {
             return Err(format!("schema is at {found}, this binary needs {}", newest()));
         }

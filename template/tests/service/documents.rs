@@ -158,7 +158,8 @@ fn runbook_names_what_is_there() {
                 !part.is_empty() && part.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())
             };
             let is_name = name.split('.').all(is_part);
-            if is_name && name.matches('.').count() == 1 && name.strip_suffix(".md").is_none() {
+            let is_file = [".md", ".yaml", ".env"].iter().any(|ending| name.ends_with(ending));
+            if is_name && name.matches('.').count() == 1 && !is_file {
                 let is_event = events_and_metrics.contains(&format!("`{name}`"));
                 assert!(is_event || is_setting(name), "{document}: {name} is no event and no setting");
                 named += 1;

@@ -164,6 +164,26 @@ async fn full_queue_refuses_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn queue_tells_how_long_it_is_and_how_old() {
+    let receiver = Receiver::start().await;
+    receiver.answers(None);
+    let app = calling(&receiver.url, &[("APP__JOBS__CONCURRENCY", "1")]).await;
+    for title in ["a", "b"] {
+        app.complete(&app.create(title).await).await;
+    }
+    let gauges = async || {
+        let page = app.metrics().await;
+        ["jobs_queue_depth ", "jobs_queue_oldest_seconds "].map(|name| {
+            let value = page.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+            value.unwrap_or_default()
+        })
+    };
+    eventually(gauges, |[depth, age]| *depth >= 1.0 && (1.0..60.0).contains(age)).await;
+    receiver.answers(204);
+    eventually(gauges, |gauges| *gauges == [0.0, 0.0]).await;
+}
+
+#[tokio::test]
 async fn delivery_that_runs_is_finished_during_the_drain() {
     let receiver = Receiver::start().await;
     receiver.answers(None);
@@ -181,7 +201,7 @@ async fn delivery_that_runs_is_finished_during_the_drain() {
 }
 
 #[tokio::test]
-async fn private_addresses_are_called_only_where_allowed() {
+async fn names_that_lead_inside_are_called_only_where_allowed() {
     let receiver = Receiver::start().await;
     let port = receiver.address.rsplit(':').next().expect("a port");
     let url = format!("http://localhost:{port}/");
@@ -189,4 +209,21 @@ async fn private_addresses_are_called_only_where_allowed() {
     app.complete(&app.create("a").await).await;
     let retry = app.process.event("job.retry").await;
     assert!(retry["reason"].to_string().contains("allow_private_addresses"), "{retry}");
+    assert!(receiver.calls(0).await.is_empty(), "no connection was made");
+
+    let allowed = calling(&url, &[]).await;
+    allowed.complete(&allowed.create("a").await).await;
+    receiver.calls(1).await;
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let receiver = Receiver::start().await;
+    receiver.answers(307);
+    let mut app = calling(&format!("{}/hook", receiver.url), &[]).await;
+    app.complete(&app.create("a").await).await;
+    let retry = app.process.event("job.retry").await;
+    assert!(retry["reason"].to_string().contains("307"), "{retry}");
+    let calls = receiver.calls(1).await;
+    assert!(calls.iter().all(|call| call.path == "/hook"), "{calls:?}");
 }

@@ -9,6 +9,7 @@ mod api;
 mod app;
 mod configuration;
 mod contract;
+mod deploy;
 mod documents;
 mod health;
 mod http2;

@@ -1,7 +1,9 @@
 //! A database that is gone, silent, full or read-only: requests are told in time, and all is well once it is back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, Executor};
 
@@ -68,6 +70,82 @@ async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
     assert!(!shown.contains(&url), "the URL may hold a password");
 }
 
+/// What a machine adds that has the load to bear as well.
+const BUSY: Duration = Duration::from_secs(2);
+/// Two rounds of checks.
+const NOTICED: Duration = Duration::from_millis(2 * (100 + 500));
+
+#[tokio::test]
+async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
+    for outage in ["gone", "silent", "full", "restarted"] {
+        let database = Database::create().await;
+        let (by_proxy, proxy) = database.behind_proxy().await;
+        let url = if outage == "full" { database.owned().await } else { by_proxy };
+        let limits = [
+            ("APP__DATABASE__STATEMENT_TIMEOUT", "400ms"),
+            ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
+            // The clients' queries stand in line as well.
+            ("APP__HEALTH__TIMEOUT", "500ms"),
+        ];
+        let app = watchful(&[&[("DATABASE_URL", url.as_str())][..], &limits].concat()).await;
+        let over = AtomicBool::new(false);
+        let clients = join_all((0..8).map(|_| client(&app, &over)));
+        let script = async {
+            eventually(async || app.get("/v1/tasks").await, |page| page.json()["next_cursor"].is_string())
+                .await;
+            match outage {
+                "gone" => proxy.cut(),
+                "silent" => proxy.freeze(),
+                "full" => database.limit_connections(0).await,
+                _ => database.end_connections().await,
+            }
+            if outage != "restarted" {
+                let began = Instant::now();
+                turns_ready(&app, 503).await;
+                assert!(began.elapsed() < NOTICED + BUSY, "{outage}: noticed after {:?}", began.elapsed());
+            }
+            // Longer than anyone waits: what was asked before has been given up.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if outage == "full" {
+                database.limit_connections(-1).await;
+            }
+            proxy.mend();
+            let began = Instant::now();
+            turns_ready(&app, 200).await;
+            assert!(began.elapsed() < NOTICED + BUSY, "{outage}: ready after {:?}", began.elapsed());
+            eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
+            over.store(true, Ordering::Relaxed);
+        };
+        let (answers, ()) = tokio::join!(clients, script);
+        let answers = answers.concat();
+        let late = answers.iter().find(|(_, took)| *took > Duration::from_secs(1) + BUSY);
+        assert_eq!(late, None, "{outage}");
+        let refused = answers.iter().filter(|(status, _)| *status == 503 || *status == 504).count();
+        let served = answers.iter().filter(|(status, _)| *status == 200 || *status == 201).count();
+        assert_eq!(served + refused, answers.len(), "{outage}: {answers:?}");
+        assert!(refused > 0 || outage == "restarted", "{outage}: {answers:?}");
+        // What was cut off is given up by either end, and the pool is as large as it may be.
+        eventually(async || database.connections().await, |count| *count <= 2).await;
+        let unused = |page: &String| page.contains("db_pool_connections{state=\"used\"} 0\n");
+        eventually(async || app.metrics().await, unused).await;
+    }
+}
+
+/// Writes and reads until it is over: the status of each answer, and how long it took.
+async fn client(app: &TestApp, over: &AtomicBool) -> Vec<(u16, Duration)> {
+    let mut answers = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        let status = app.post("/v1/tasks", &json!({ "title": "a" })).await.status;
+        answers.push((status, began.elapsed()));
+        let began = Instant::now();
+        let status = app.get("/v1/tasks").await.status;
+        answers.push((status, began.elapsed()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    answers
+}
+
 #[tokio::test]
 async fn exhausted_pool_turns_requests_away_in_time() {
     let app =
@@ -105,6 +183,29 @@ async fn statement_that_takes_too_long_is_ended() {
     for word in ["statement", "canceling", "sql", "tasks\""] {
         assert!(!answer.body.to_lowercase().contains(word), "{word} in {}", answer.body);
     }
+}
+
+#[tokio::test]
+async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
+    let slow = Duration::from_millis(200);
+    let mut app = TestApp::spawn(&[("APP__DATABASE__SLOW_QUERY_THRESHOLD", "200ms")]).await;
+    let path = path_of(&app.create("canary").await);
+    let (database, change) = (app.process.database(), json!({ "title": "another canary" }));
+    let mut connection = database.connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let unlocked = async {
+        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        tokio::time::sleep(slow).await;
+        transaction.rollback().await.expect("the lock is given back");
+    };
+    let (patched, ()) = tokio::join!(app.patch(&path, &change), unlocked);
+    assert_eq!(patched.status, 200);
+    let told = app.process.event_where("database.slow_query", |line| line["query"] == "update_task").await;
+    assert!(told["duration_seconds"].as_f64() >= Some(slow.as_secs_f64()), "{told}");
+    assert_eq!((&told["level"], told["request_id"].is_string()), (&json!("WARN"), true), "{told}");
+    assert!(!told.to_string().contains("canary"), "{told}");
 }
 
 #[tokio::test]

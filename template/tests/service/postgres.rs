@@ -84,7 +84,8 @@ impl Database {
         administer(format!("ALTER DATABASE {} {what}", self.name)).await.expect("the database is altered");
     }
 
-    async fn end_connections(&self) {
+    /// Ends all connections, as a restart does.
+    pub async fn end_connections(&self) {
         let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname";
         administer(format!("{all} = '{}'", self.name)).await.expect("connections are ended");
     }
@@ -184,6 +185,42 @@ async fn completion_that_was_not_committed_leaves_no_job() {
     assert!(answer.status == 409 || answer.status == 500, "{answer:?}");
     assert_eq!(app.get(&path_of(&task)).await.json(), task, "both are written, or neither is");
     assert_eq!(database.count("jobs").await, 0);
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_and_run_again_under_their_ids() {
+    let (database, receiver) = (Database::create().await, Receiver::start().await);
+    receiver.answers(410);
+    let variables = [("DATABASE_URL", database.url.as_str()), ("APP__WEBHOOK__URL", receiver.url.as_str())];
+    let app = TestApp::spawn(&variables).await;
+    for title in ["a", "b"] {
+        app.complete(&app.create(title).await).await;
+    }
+    let run = async |command: &str| Launch::new(&variables).run(&format!("dead-letters {command}")).await;
+    let listed = async || run("list").await.log();
+    let letters = eventually(listed, |letters| letters.len() == 2).await;
+    assert!(
+        letters[0]["failed_at"].as_str() > letters[1]["failed_at"].as_str(),
+        "newest first: {letters:#?}"
+    );
+    assert_eq!((&letters[0]["job"], &letters[0]["attempts"]), (&json!("webhook"), &json!(1)));
+    assert!(letters[0]["reason"].to_string().contains("410"), "{letters:#?}");
+
+    receiver.answers(204);
+    let id = letters[1]["id"].as_str().expect("an id");
+    let ended = run(&format!("requeue {id}")).await;
+    assert_eq!((ended.code, ended.out.concat().as_str()), (Some(0), "1 to run again"));
+    assert_eq!(receiver.calls(3).await[2].header("webhook-id"), id);
+    assert_eq!(run("requeue --all").await.out.concat(), "1 to run again", "the other one is left");
+    assert_eq!(letters[0]["id"], receiver.calls(4).await[3].header("webhook-id"));
+    eventually(async || database.count("jobs").await, |count| *count == 0).await;
+
+    assert!(listed().await.is_empty());
+    let ended = run(&format!("requeue {id}")).await;
+    assert!(ended.code == Some(1) && ended.err.concat().contains("no job of this id"), "{ended:#?}");
+    for unclear in ["requeue", "requeue 1", &format!("requeue {id} --all")] {
+        assert_eq!(run(unclear).await.code, Some(2), "{unclear}");
+    }
 }
 
 #[tokio::test]

@@ -38,17 +38,7 @@ pub struct Launch {
 impl Launch {
     /// Free ports and no delays, with `variables` on top.
     pub fn new(variables: Variables) -> Self {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(uuid::Uuid::now_v7().to_string());
-        fs::create_dir_all(&folder).expect("a folder to run in");
-        let launch = Self {
-            variables: BTreeMap::new(),
-            // Removed when the service is dropped.
-            folder,
-            //@ if postgres
-            database: None,
-            //@ end
-        };
-        let launch = launch.set(&[
+        let launch = Self::bare().set(&[
             ("APP_ENV", "production"),
             ("APP__HTTP__HOST", "127.0.0.1"),
             ("APP__HTTP__PORT", "0"),
@@ -70,6 +60,20 @@ impl Launch {
         let launch = launch.set(crate::rate_limit::UNLIMITED);
         //@ end
         launch.set(variables)
+    }
+
+    /// The service's own defaults.
+    pub fn bare() -> Self {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(uuid::Uuid::now_v7().to_string());
+        fs::create_dir_all(&folder).expect("a folder to run in");
+        Self {
+            variables: BTreeMap::new(),
+            // Removed when the service is dropped.
+            folder,
+            //@ if postgres
+            database: None,
+            //@ end
+        }
     }
 
     /// Sets variables; the last value of each counts.
@@ -111,10 +115,10 @@ impl Launch {
     }
     //@ end
 
-    /// Starts the binary with a command, such as `serve`.
+    /// Starts the binary with a command and its arguments, such as `serve`.
     pub fn start(self, command: &str) -> Process {
         let mut child = Command::new(env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME"))))
-            .arg(command)
+            .args(command.split(' '))
             .env_clear()
             .envs(&self.variables)
             .current_dir(&self.folder)

@@ -4,7 +4,9 @@ use crate::process::PATIENCE;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::IntoResponse;
 use serde_json::Value;
 use service::lifecycle::Stop;
 use service::server::{self, InFlight, Limits};
@@ -87,8 +89,10 @@ async fn take(
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
-) -> StatusCode {
+) -> impl IntoResponse {
     calls.send_modify(|calls| calls.push(Call { path: uri.path().to_owned(), headers, body }));
     let mut answer = answer.subscribe();
-    answer.wait_for(Option::is_some).await.ok().and_then(|code| *code).unwrap_or(StatusCode::NO_CONTENT)
+    let code = answer.wait_for(Option::is_some).await.ok().and_then(|code| *code);
+    // Where to go instead, which a redirect alone makes a client heed.
+    (code.unwrap_or(StatusCode::NO_CONTENT), [(LOCATION, "/elsewhere")])
 }

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection, Executor};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
 use tokio::time::timeout;
 
 use crate::app::{TestApp, eventually, path_of};
 use crate::outages::WATCHFUL;
 use crate::postgres::Database;
 use crate::process::Launch;
+use crate::receiver::Receiver;
 
 #[tokio::test]
 async fn migrate_brings_the_schema_up_to_date_and_may_be_repeated() {
@@ -30,17 +32,79 @@ async fn migrate_brings_the_schema_up_to_date_and_may_be_repeated() {
 
 #[tokio::test]
 async fn replicas_that_start_together_migrate_once_and_share_their_tasks() {
-    let database = Database::create().await;
-    let start = async || TestApp::spawn(&[("DATABASE_URL", &database.url)]).await;
-    let replicas = join_all((0..8).map(|_| start())).await;
-    let task = replicas[0].create("a").await;
-    for app in replicas {
-        assert_eq!(app.get(&path_of(&task)).await.json(), task);
-        let ended = app.stop().await;
-        assert_eq!(ended.code, Some(0));
-        let failed = ended.names().contains(&"schema.migration_failed".to_owned());
-        assert!(!failed, "they take turns: {ended:#?}");
+    for version in [0, newest() - 1] {
+        let database = Database::create().await;
+        migrate(&database, sqlx::migrate!(), version).await;
+        let start = async || TestApp::spawn(&[("DATABASE_URL", &database.url)]).await;
+        let replicas = join_all((0..8).map(|_| start())).await;
+        let task = replicas[0].create("a").await;
+        for app in replicas {
+            assert_eq!(app.get(&path_of(&task)).await.json(), task);
+            let ended = app.stop().await;
+            assert_eq!(ended.code, Some(0));
+            let failed = ended.names().contains(&"schema.migration_failed".to_owned());
+            assert!(!failed, "they take turns, and none does what another has done: {ended:#?}");
+        }
+        assert_eq!(
+            database.count("pg_index WHERE NOT indisvalid").await,
+            0,
+            "those built CONCURRENTLY are whole"
+        );
     }
+}
+
+#[tokio::test]
+async fn release_goes_on_while_later_ones_expand_and_contract_the_schema() {
+    let (database, receiver) = (Database::create().await, Receiver::start().await);
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("APP__WEBHOOK__URL", receiver.url.as_str()),
+        // One, so that the statements it has prepared meet the change.
+        ("APP__DATABASE__MAX_CONNECTIONS", "1"),
+    ];
+    let app = TestApp::spawn(&variables).await;
+    use_every_table(&app, &receiver).await;
+    let mut migrations: Vec<_> = sqlx::migrate!().iter().cloned().collect();
+    let later = [
+        "ALTER TABLE tasks ADD COLUMN priority smallint NOT NULL DEFAULT 0; ALTER TABLE jobs ADD COLUMN note text",
+        "ALTER TABLE tasks DROP COLUMN priority; ALTER TABLE jobs DROP COLUMN note",
+    ];
+    for (change, version) in later.into_iter().zip(newest() + 1..) {
+        let kind = MigrationType::Simple;
+        migrations.push(Migration::new(version, "later".into(), kind, change.into_sql_str(), false));
+        migrate(&database, Migrator::with_migrations(migrations.clone()), version).await;
+        assert_eq!(app.get("/ready").await.status, 200);
+        use_every_table(&app, &receiver).await;
+        let rolled_back = TestApp::spawn(&variables).await;
+        use_every_table(&rolled_back, &receiver).await;
+    }
+}
+
+/// Every way of reading and writing: each has to find what it needs.
+async fn use_every_table(app: &TestApp, receiver: &Receiver) {
+    let told = receiver.calls(0).await.len();
+    let task = app.create("a").await;
+    let path = path_of(&task);
+    assert_eq!(app.get(&path).await.json(), task);
+    assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    let completed = app.complete(&task).await;
+    assert_eq!((completed.status, &app.complete(&task).await.json()), (200, &completed.json()));
+    for list in ["/v1/tasks", "/v1/tasks?status=completed"] {
+        assert_eq!(app.get(list).await.json()["items"], json!([completed.json()]));
+    }
+    assert_eq!(app.delete(&path).await.status, 204);
+    assert_eq!(receiver.calls(told + 1).await[told].json()["data"], completed.json());
+}
+
+/// Brings a database to an older or a newer schema than this binary's.
+async fn migrate(database: &Database, mut migrator: Migrator, version: i64) {
+    migrator.set_locking(false);
+    let mut connection = database.connect().await;
+    migrator.run_to(version, &mut connection).await.expect("the migrations");
+}
+
+fn newest() -> i64 {
+    sqlx::migrate!().iter().map(|migration| migration.version).max().expect("a migration")
 }
 
 #[tokio::test]
@@ -59,25 +123,22 @@ async fn replica_waits_while_another_migrates() {
 }
 
 #[tokio::test]
-async fn schema_that_is_behind_is_not_ready_and_one_that_is_ahead_is() {
-    let database = Database::create().await;
-    let by_hand = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__MIGRATE_ON_START", "false")];
-    let app = TestApp::starting(Launch::new(&WATCHFUL).set(&by_hand)).await;
-    let checked = async || app.admin("/health/ready").await;
-    let empty = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
-    assert_eq!((empty.status, &empty.json()["status"]), (503, &json!("starting")));
-    assert_eq!(app.get("/health").await.status, 200);
-    assert_eq!(Launch::new(&by_hand).run("migrate").await.code, Some(0));
-    let app = app.ready().await;
+async fn schema_that_is_behind_is_not_ready_until_it_is_migrated() {
+    for version in [0, newest() - 1] {
+        let database = Database::create().await;
+        migrate(&database, sqlx::migrate!(), version).await;
+        let by_hand = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__MIGRATE_ON_START", "false")];
+        let app = TestApp::starting(Launch::new(&WATCHFUL).set(&by_hand)).await;
+        let checked = async || app.admin("/health/ready").await;
+        let behind = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
+        assert_eq!((behind.status, &behind.json()["status"]), (503, &json!("starting")));
+        assert_eq!(app.get("/health").await.status, 200);
+        assert_eq!(Launch::new(&by_hand).run("migrate").await.code, Some(0));
+        let app = app.ready().await;
 
-    let mut connection = database.connect().await;
-    connection.execute("DELETE FROM _sqlx_migrations").await.expect("the schema looks old");
-    let behind = eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
-    assert_eq!(behind.json(), json!({ "status": "unavailable" }));
-    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-                 VALUES (99999999999999, 'of a later release', true, 'x', 0)";
-    connection.execute(newer).await.expect("the schema looks new");
-    eventually(async || app.get("/ready").await.status, |status| *status == 200).await;
-    let rolled_back = TestApp::spawn(&by_hand).await;
-    assert_eq!(rolled_back.get("/ready").await.status, 200, "a rollback starts");
+        let mut connection = database.connect().await;
+        connection.execute("DELETE FROM _sqlx_migrations").await.expect("the schema looks old");
+        let behind = eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
+        assert_eq!(behind.json(), json!({ "status": "unavailable" }));
+    }
 }

@@ -9,11 +9,13 @@ mod descriptors;
 mod frozen;
 mod history;
 mod hostile;
+mod limits;
 mod load;
 mod metrics;
 mod overload;
 mod pages;
 mod peers;
+mod pooler;
 mod prometheus;
 mod rolling;
 mod shutdown;
@@ -47,7 +49,7 @@ struct Drill {
 /// The drill that needs a collector.
 pub const COLLECTOR: &str = "traces one request";
 
-const ALL: [Drill; 26] = [
+const ALL: [Drill; 28] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -82,9 +84,19 @@ const ALL: [Drill; 26] = [
         ..drill("finds any page", "by an index, deep ones at no higher cost", pages::cost)
     },
     Drill {
+        needs: Some("postgres"),
+        ends_only: true,
+        ..drill("works through pgbouncer", "in transaction mode, no request and no job lost", pooler::through)
+    },
+    Drill {
         needs: Some("redis"),
         ends_only: true,
         ..drill("stays coherent", "no replica goes back; 250 ms behind, or the TTL", coherence::storm)
+    },
+    Drill {
+        needs: Some("rate_limit"),
+        ends_only: true,
+        ..drill("limits to the rate", "5 % off alone, 10 % for three replicas with Redis", limits::accuracy)
     },
     Drill {
         ends_only: true,

@@ -83,9 +83,33 @@ impl Plan {
     /// The API document alone: of the two ends when nothing else is asked for.
     #[must_use]
     pub fn fuzz(asked: &[Variant]) -> Self {
+        Self::of_ends(asked, &steps::FUZZ)
+    }
+
+    /// The image and the workflows: of the two ends when nothing else is asked for.
+    #[must_use]
+    pub fn images(asked: &[Variant]) -> Self {
+        Self::of_ends(asked, &steps::IMAGES)
+    }
+
+    /// The features of dependencies: of the two ends when nothing else is asked for.
+    #[must_use]
+    pub fn features(asked: &[Variant]) -> Self {
+        Self::of_ends(asked, &steps::FEATURES)
+    }
+
+    fn of_ends(asked: &[Variant], steps: &[Step]) -> Self {
         let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
-        let (variants, steps) = (Variant::all().filter(wanted).collect(), steps::FUZZ.to_vec());
-        Self { variants, steps, template: false, drills: Vec::new(), times: 1 }
+        let variants = Variant::all().filter(wanted).collect();
+        Self { variants, steps: steps.to_vec(), template: false, drills: Vec::new(), times: 1 }
+    }
+
+    /// What needs no build, the files that no compiler reads among it: of all variants when nothing else is asked for.
+    #[must_use]
+    pub fn files(asked: &[Variant]) -> Self {
+        let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
+        let steps = steps::ALL.iter().take_while(|step| !step.builds());
+        Self { variants, steps: steps.copied().collect(), template: false, drills: Vec::new(), times: 1 }
     }
 
     /// Whether the run needs the fuzzer.
@@ -97,6 +121,16 @@ impl Plan {
     pub(super) fn traces(&self) -> bool {
         let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::COLLECTOR);
         asked && self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL)
+    }
+
+    /// Whether the run needs what images are made with.
+    pub(super) fn makes_images(&self) -> bool {
+        self.steps.iter().any(Step::makes_images)
+    }
+
+    /// Whether the run needs the linters of files.
+    pub(super) fn looks_at_files(&self) -> bool {
+        self.template || self.steps.iter().any(Step::looks_at_files)
     }
 
     #[must_use]

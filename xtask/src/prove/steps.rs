@@ -14,7 +14,7 @@ use crate::generate::{self, Request};
 
 use super::check::Work;
 use super::command::clean;
-use super::{drills, fuzz, rules, size, unused};
+use super::{drills, features, files, fuzz, image, recipes, rules, size, unused, workflow};
 
 /// A step: its name in the matrix, and what it does. It returns a word on what it saw.
 #[derive(Clone, Copy)]
@@ -24,17 +24,21 @@ pub struct Step {
 }
 
 const GENERATE: &str = "generate";
+pub const FILES: &str = "files";
+const LINT: &str = "clippy";
 const DRILLS: &str = "drills";
+const IMAGE: &str = "image";
 const FUZZ_NAME: &str = "fuzz";
 
 /// All of them.
-pub const ALL: [Step; 10] = [
+pub const ALL: [Step; 11] = [
     Step { name: GENERATE, run: generate },
     Step { name: "leftovers", run: leftovers },
     Step { name: "size", run: size::check },
     Step { name: "rules", run: rules::check },
+    Step { name: FILES, run: files::check },
     Step { name: "fmt", run: format },
-    Step { name: "clippy", run: lint },
+    Step { name: LINT, run: lint },
     Step { name: "unused", run: unused::check },
     Step { name: "doc", run: document },
     Step { name: "test", run: test },
@@ -45,9 +49,34 @@ pub const ALL: [Step; 10] = [
 pub const FUZZ: [Step; 2] =
     [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
 
+/// What `--images` takes in their place.
+pub const IMAGES: [Step; 4] = [
+    Step { name: GENERATE, run: generate },
+    Step { name: "workflow", run: workflow::run },
+    Step { name: "recipes", run: recipes::run },
+    Step { name: IMAGE, run: image::check },
+];
+
+/// What `--features` takes in their place.
+pub const FEATURES: [Step; 2] =
+    [Step { name: GENERATE, run: generate }, Step { name: "features", run: features::check }];
+
 impl Step {
     pub fn is_fuzz(&self) -> bool {
         self.name == FUZZ_NAME
+    }
+
+    pub fn looks_at_files(&self) -> bool {
+        self.name == FILES
+    }
+
+    /// Whether it is the first one that compiles anything.
+    pub fn builds(&self) -> bool {
+        self.name == LINT
+    }
+
+    pub fn makes_images(&self) -> bool {
+        self.name == IMAGE
     }
 
     pub fn is_drill(&self) -> bool {

@@ -9,11 +9,13 @@ use crate::weave;
 
 use super::check::Work;
 use super::command::clean;
+use super::files;
 use super::steps::{self, Step};
 
 pub const STEPS: &[Step] = &[
     Step { name: "weave", run: siblings },
     Step { name: "tooling", run: tooling },
+    Step { name: steps::FILES, run: own_files },
     Step { name: "tests", run: quick_tests },
     Step { name: "in place: fmt", run: |work| in_place(work, steps::format) },
     Step { name: "in place: clippy", run: |work| in_place(work, steps::lint) },
@@ -34,6 +36,12 @@ fn tooling(work: &mut Work<'_>) -> Result<String> {
     clean(&mut clippy);
     work.build(clippy.current_dir(&work.context.root))?;
     Ok(String::new())
+}
+
+/// The workflows and scripts of this repository.
+fn own_files(work: &mut Work<'_>) -> Result<String> {
+    work.subject.dir.clone_from(&work.context.root);
+    files::check_own(work)
 }
 
 fn quick_tests(work: &mut Work<'_>) -> Result<String> {

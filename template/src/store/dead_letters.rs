@@ -1,0 +1,68 @@
+//! Jobs that failed for good, for operators: listed, and run again.
+
+use anyhow::{Result, ensure};
+use clap::Subcommand;
+use serde::Serialize;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Error, Store};
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Command {
+    /// List the last thousand, newest first, as a line of JSON each
+    List,
+    /// Run one again, or all, under the same id
+    Requeue {
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        id: Option<Uuid>,
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct DeadLetter {
+    id: Uuid,
+    job: Option<String>,
+    attempts: i32,
+    #[serde(with = "time::serde::rfc3339")]
+    failed_at: OffsetDateTime,
+    reason: Option<String>,
+}
+
+impl Command {
+    /// Returns what there is to print.
+    pub async fn run(self, store: &Store) -> Result<String> {
+        let Self::Requeue { id, .. } = self else {
+            let lines = store.dead_letters().await?;
+            return Ok(lines.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?.join("\n"));
+        };
+        let count = store.requeue_jobs(id).await?;
+        ensure!(count > 0 || id.is_none(), "no job of this id has failed for good");
+        Ok(format!("{count} to run again"))
+    }
+}
+
+impl Store {
+    async fn dead_letters(&self) -> Result<Vec<DeadLetter>, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query_as!(
+            DeadLetter,
+            r#"SELECT id, job::json ->> 'kind' AS job, attempts, failed_at AS "failed_at!", last_error AS reason
+               FROM jobs WHERE failed_at IS NOT NULL ORDER BY failed_at DESC LIMIT 1000"#
+        );
+        Ok(self.timed("dead_letters", query.fetch_all(&mut *connection)).await?)
+    }
+
+    /// Queues the jobs that failed for good anew, or one of them, and returns how many those are.
+    async fn requeue_jobs(&self, id: Option<Uuid>) -> Result<u64, Error> {
+        let mut connection = self.acquire().await?;
+        let query = sqlx::query!(
+            "UPDATE jobs SET failed_at = NULL, attempts = 0, run_at = now(), created_at = now()
+             WHERE failed_at IS NOT NULL AND id = COALESCE($1, id)",
+            id
+        );
+        Ok(self.timed("requeue_jobs", query.execute(&mut *connection)).await?.rows_affected())
+    }
+}

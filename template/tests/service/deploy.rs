@@ -1,0 +1,349 @@
+//! What the service is deployed with fits it: the ports, paths, variables and times of `deploy/kubernetes/`, of
+//! `compose.yaml` and of the `Dockerfile` are those that it is configured with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::app::TestApp;
+use crate::configuration::explained;
+use crate::process::Launch;
+
+const NAME: &str = env!("CARGO_PKG_NAME");
+const FOLDER: &str = "deploy/kubernetes";
+/// Closing the pools and writing the last lines, after the three configured phases of the shutdown.
+const CLOSING: Duration = Duration::from_secs(2);
+
+fn read(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn yaml(name: &str) -> Value {
+    yaml_serde::from_str(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The manifests in the folder and those below it, with their paths.
+fn manifests(folder: &str) -> Vec<(PathBuf, Value)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("a folder") {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name of text");
+        let path = format!("{folder}/{name}");
+        match name.rsplit_once('.') {
+            Some((_, "yaml")) => found.push((PathBuf::from(&path), yaml(&path))),
+            Some(_) => {}
+            None => found.extend(manifests(&path)),
+        }
+    }
+    found
+}
+
+/// The service's own manifest of this kind.
+fn manifest(kind: &str) -> Value {
+    let mut all = manifests(FOLDER).into_iter().map(|(_, manifest)| manifest);
+    all.find(|one| one["kind"] == kind && one["metadata"]["name"] == NAME)
+        .unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// What makes pods: the templates of their specifications and labels.
+fn templates() -> Vec<Value> {
+    let mut all: Vec<Value> =
+        manifests(FOLDER).iter().map(|(_, manifest)| manifest["spec"]["template"].clone()).collect();
+    all.retain(|template| !template.is_null());
+    assert!(!all.is_empty(), "no pods");
+    all
+}
+
+fn container() -> Value {
+    manifest("Deployment")["spec"]["template"]["spec"]["containers"][0].clone()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+fn seconds(value: &Value) -> Duration {
+    Duration::from_secs(number(value))
+}
+
+fn duration(text: &str) -> Duration {
+    humantime_serde::re::humantime::parse_duration(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// The variables that a file such as `.env` sets, and those that it only shows in a comment.
+fn variables(name: &str) -> BTreeMap<String, String> {
+    let text = read(name);
+    let lines = text.lines().filter_map(|line| line.trim_start_matches('#').split_once('='));
+    let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_lowercase() || c == ' ');
+    lines.filter(|(name, _)| is_name(name)).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The variables that a container gets, the secret ones with the values that `.env.example` shows.
+fn environment(container: &Value) -> BTreeMap<String, String> {
+    let examples = variables(".env.example");
+    let from_settings = !list(&container["envFrom"]).is_empty();
+    let mut all = if from_settings { variables(&format!("{FOLDER}/settings.env")) } else { BTreeMap::new() };
+    for variable in list(&container["env"]) {
+        let (name, reference) = (text(&variable["name"]), &variable["valueFrom"]["secretKeyRef"]);
+        assert!(variable["value"].is_null() && reference["name"] == NAME, "{name} is no secret: {variable}");
+        assert_eq!(reference["key"], name, "a secret has one name everywhere");
+        let value = examples.get(name).unwrap_or_else(|| panic!("{name} is not in .env.example"));
+        all.insert(name.to_owned(), value.clone());
+    }
+    all
+}
+
+/// What `check-config` says in such a container: each key with its value and source.
+async fn configured(variables: &BTreeMap<String, String>) -> BTreeMap<String, (String, String)> {
+    // The receiver in `.env.example` is on the developer's own machine.
+    let mut launch = Launch::bare().set(&[("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true")]);
+    for (name, value) in variables {
+        launch = launch.set(&[(name, value)]);
+    }
+    let line = |line: &str| {
+        let (setting, source) = line.split_once("  # ")?;
+        let (key, value) = setting.split_once(" = ")?;
+        Some((key.to_owned(), (value.trim_matches('"').to_owned(), source.to_owned())))
+    };
+    explained(launch).await.lines().filter_map(line).collect()
+}
+
+/// The configuration of the replicas.
+async fn settings() -> BTreeMap<String, String> {
+    let configured = configured(&environment(&container())).await;
+    configured.into_iter().map(|(key, (value, _))| (key, value)).collect()
+}
+
+#[tokio::test]
+async fn pods_are_given_all_that_they_need_and_no_unknown_variable() {
+    for template in templates() {
+        let variables = environment(&template["spec"]["containers"][0]);
+        let configured = configured(&variables).await;
+        for name in variables.keys().filter(|name| *name != "APP_ENV") {
+            let used = configured.values().any(|(_, source)| *source == format!("environment {name}"));
+            assert!(used, "{name} is no setting: {configured:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_agree_on_the_ports() {
+    let settings = settings().await;
+    let own = [("admin", settings["admin.port"].as_str()), ("http", settings["http.port"].as_str())];
+    let container = container();
+    let ports: BTreeMap<&str, String> = list(&container["ports"])
+        .iter()
+        .map(|port| (text(&port["name"]), number(&port["containerPort"]).to_string()))
+        .collect();
+    assert_eq!(ports, own.map(|(name, port)| (name, port.to_owned())).into());
+    let exposed = format!("\nEXPOSE {} {}\n", settings["http.port"], settings["admin.port"]);
+    assert!(read("Dockerfile").contains(&exposed), "Dockerfile: no {exposed}");
+    let published = yaml("compose.yaml")["services"]["service"]["ports"].clone();
+    for (_, port) in own {
+        let published = list(&published).iter().any(|one| text(one).ends_with(&format!(":{port}")));
+        assert!(published, "compose.yaml: no {port}");
+    }
+
+    let service = manifest("Service");
+    for port in list(&service["spec"]["ports"]) {
+        assert_eq!(port["name"], port["targetPort"], "a port of the Service leads to the one of its name");
+        assert!(ports.contains_key(text(&port["name"])), "{port}");
+    }
+    for endpoint in list(&manifest("ServiceMonitor")["spec"]["endpoints"]) {
+        assert_eq!(endpoint["port"], "admin");
+    }
+    let policy = manifest("NetworkPolicy");
+    let rules = list(&policy["spec"]["ingress"]);
+    let let_in: Vec<&str> =
+        rules.iter().flat_map(|rule| list(&rule["ports"])).map(|one| text(&one["port"])).collect();
+    assert_eq!(let_in, ["http", "admin"], "what is let in");
+    let admin =
+        rules.iter().find(|rule| rule["ports"][0]["port"] == "admin").expect("a rule for the admin port");
+    assert!(!list(&admin["from"]).is_empty(), "the admin port is open to all");
+}
+
+#[tokio::test]
+async fn probes_and_scrapes_ask_what_is_served() {
+    let app = TestApp::spawn(&[]).await;
+    let container = container();
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let ask = &container[probe]["httpGet"];
+        assert_eq!(ask["port"], "admin", "{probe}");
+        assert_eq!(app.admin(text(&ask["path"])).await.status, 200, "{probe}");
+    }
+    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/health/live", "it asks no dependency");
+    assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/health/ready");
+    let monitor = manifest("ServiceMonitor");
+    let metrics = app.admin(text(&monitor["spec"]["endpoints"][0]["path"])).await;
+    assert!(metrics.body.contains("service_info{"), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn nobody_kills_what_the_shutdown_would_save() {
+    let settings = settings().await;
+    let phases = ["shutdown.grace_delay", "shutdown.drain_timeout", "shutdown.flush_timeout"];
+    let shutdown = phases.iter().map(|key| duration(&settings[*key])).sum::<Duration>() + CLOSING;
+    let deployment = manifest("Deployment");
+    let pod = &deployment["spec"]["template"]["spec"];
+    let given = seconds(&pod["terminationGracePeriodSeconds"]);
+    assert!(given > shutdown, "Kubernetes kills after {given:?}, stopping takes up to {shutdown:?}");
+    let compose = yaml("compose.yaml");
+    let given = duration(text(&compose["services"]["service"]["stop_grace_period"]));
+    assert!(given > shutdown, "Compose kills after {given:?}, stopping takes up to {shutdown:?}");
+}
+
+/// How long a probe has to fail until it counts.
+fn patience(probe: &Value) -> Duration {
+    let (period, timeout) = (seconds(&probe["periodSeconds"]), seconds(&probe["timeoutSeconds"]));
+    assert!(timeout <= period, "one probe would overlap the next: {probe}");
+    period * u32::try_from(number(&probe["failureThreshold"])).expect("a small number")
+}
+
+#[tokio::test]
+async fn probes_fit_the_lifecycle() {
+    let settings = settings().await;
+    let setting = |key: &str| duration(&settings[key]);
+    let container = container();
+    let [startup, liveness, readiness] =
+        ["startupProbe", "livenessProbe", "readinessProbe"].map(|name| patience(&container[name]));
+    assert!(
+        startup > setting("health.startup_timeout"),
+        "a start is given up before it says what is missing"
+    );
+    assert!(
+        readiness + Duration::from_secs(1) < setting("shutdown.grace_delay"),
+        "the drain begins before those that follow readiness have noticed"
+    );
+    let period = seconds(&container["readinessProbe"]["periodSeconds"]);
+    assert!(period <= setting("health.interval"), "what the prober saw waits for a probe");
+    assert!(liveness > readiness * 2, "a replica is ended while it could still be taken out of the Service");
+    let progress = seconds(&manifest("Deployment")["spec"]["progressDeadlineSeconds"]);
+    assert!(progress > startup, "a rollout is given up before a replica is");
+}
+
+/// Mebibytes, from `512Mi` and the like.
+fn mebibytes(value: &Value) -> u64 {
+    let number = text(value).strip_suffix("Mi").and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no mebibytes: {value}"))
+}
+
+#[tokio::test]
+async fn bodies_of_all_requests_fit_into_memory() {
+    let settings = settings().await;
+    let in_flight: u64 = settings["http.max_in_flight"].parse().expect("a number");
+    let body: bytesize::ByteSize = settings["http.max_body_size"].parse().expect("a size");
+    let memory = mebibytes(&container()["resources"]["limits"]["memory"]) << 20;
+    assert!(in_flight * body.as_u64() < memory, "{in_flight} times {body} are more than {memory} bytes");
+}
+//@ if postgres
+
+#[tokio::test]
+async fn replicas_do_not_use_up_the_database() {
+    let pool: u64 = settings().await["database.max_connections"].parse().expect("a number");
+    let (scaler, deployment) = (manifest("HorizontalPodAutoscaler"), manifest("Deployment"));
+    let surge = number(&deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]);
+    let replicas = number(&scaler["spec"]["maxReplicas"]) + surge;
+    // PostgreSQL's default of 100, less three that it keeps for superusers.
+    assert!(replicas * pool <= 97, "{replicas} replicas take {pool} connections each");
+}
+//@ end
+
+#[test]
+fn policy_lets_out_only_to_what_is_there() {
+    let policy = manifest("NetworkPolicy");
+    let egress = list(&policy["spec"]["egress"]).iter().flat_map(|rule| list(&rule["ports"]));
+    let let_out: BTreeSet<u64> = egress.map(|port| number(&port["port"])).collect();
+    // Names, and the webhook's receiver.
+    let mut needed = BTreeSet::from([53, 443]);
+    for (name, url) in variables(".env.example") {
+        let host = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
+        if let Some(host) = host.filter(|_| !name.starts_with("APP__WEBHOOK")) {
+            needed.insert(host.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"));
+        }
+    }
+    assert_eq!(let_out, needed);
+}
+
+#[test]
+fn pods_run_without_rights() {
+    let dockerfile = read("Dockerfile");
+    let user = dockerfile.lines().find_map(|line| line.strip_prefix("USER ")).expect("a user");
+    for template in templates() {
+        let (pod, container) = (&template["spec"], &template["spec"]["containers"][0]);
+        let ids = &pod["securityContext"];
+        assert_eq!(format!("{}:{}", ids["runAsUser"], ids["runAsGroup"]), user);
+        // What the Pod Security Standard calls restricted, and a root that can't be written to.
+        assert_eq!(ids["runAsNonRoot"], true);
+        assert_eq!(ids["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+        assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        assert!(pod["volumes"].is_null() && pod["hostNetwork"].is_null(), "{pod:#}");
+        assert!(container["resources"]["limits"]["memory"].is_string(), "{container:#}");
+    }
+}
+
+/// Whether a selector means what has these labels. An empty one means everything, so it counts as a mistake.
+fn selects(selector: &Value, labels: &Value) -> bool {
+    let wanted = selector.as_object().filter(|wanted| !wanted.is_empty()).expect("a selector with labels");
+    wanted.iter().all(|(name, value)| labels[name] == *value)
+}
+
+#[test]
+fn selectors_mean_the_replicas_alone() {
+    let (deployment, service) = (manifest("Deployment"), manifest("Service"));
+    let template = &deployment["spec"]["template"];
+    let (disruption, policy) = (manifest("PodDisruptionBudget"), manifest("NetworkPolicy"));
+    let mut selectors = vec![
+        &service["spec"]["selector"],
+        &deployment["spec"]["selector"]["matchLabels"],
+        &disruption["spec"]["selector"]["matchLabels"],
+        &policy["spec"]["podSelector"]["matchLabels"],
+    ];
+    let spread = list(&template["spec"]["topologySpreadConstraints"]);
+    selectors.extend(spread.iter().map(|constraint| &constraint["labelSelector"]["matchLabels"]));
+    for other in templates() {
+        for selector in &selectors {
+            let labels = &other["metadata"]["labels"];
+            assert_eq!(selects(selector, labels), other == *template, "{selector} and {labels}");
+        }
+    }
+    let monitored = &manifest("ServiceMonitor")["spec"]["selector"]["matchLabels"];
+    assert!(selects(monitored, &service["metadata"]["labels"]), "{monitored}");
+    let scaled = &manifest("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"];
+    assert_eq!((&scaled["kind"], &scaled["name"]), (&deployment["kind"], &deployment["metadata"]["name"]));
+}
+
+#[test]
+fn kustomizations_name_every_manifest_and_this_version() {
+    let all = manifests(FOLDER);
+    let is_kustomization = |path: &Path| path.ends_with("kustomization.yaml");
+    for (path, kustomization) in all.iter().filter(|(path, _)| is_kustomization(path)) {
+        let folder = path.parent().expect("a folder");
+        let mut there: Vec<&str> = all
+            .iter()
+            .filter(|(other, _)| other.parent() == Some(folder) && !is_kustomization(other))
+            .filter_map(|(other, _)| other.file_name()?.to_str())
+            .collect();
+        let mut named: Vec<&str> = list(&kustomization["resources"]).iter().map(text).collect();
+        there.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(named, there, "{}", path.display());
+        let [image] = list(&kustomization["images"]) else { panic!("one image: {}", path.display()) };
+        assert_eq!(image["newTag"], env!("CARGO_PKG_VERSION"), "{}", path.display());
+        let used = templates().iter().all(|one| one["spec"]["containers"][0]["image"] == image["name"]);
+        assert!(used, "pods are of the image that {} names", path.display());
+    }
+}

@@ -1,0 +1,168 @@
+//! The files of a service that no compiler reads, each held to its own linter or schema.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::iter;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize as _;
+use serde_json::Value;
+use walkdir::WalkDir;
+
+use crate::children::Scratch;
+use crate::tools::Linters;
+
+use super::check::Work;
+
+/// The oldest and the newest Kubernetes whose schemas the manifests have to fit.
+const KUBERNETES: [&str; 2] = ["1.33", "1.37"];
+/// What belongs to the Prometheus operator, and not to Kubernetes.
+const OPERATOR: &str = "monitoring.coreos.com/v1";
+
+/// Everything that a service carries.
+pub fn check(work: &mut Work<'_>) -> Result<String> {
+    let files = Files::of(work)?;
+    files.dockerfile()?;
+    files.schema("compose-spec", &files.named("compose.yaml")?)?;
+    files.schema("dependabot", &files.named(".github/dependabot.yml")?)?;
+    let workflows = files.workflows()?;
+    let manifests = files.manifests()?;
+    Ok(format!("{workflows} workflows, {manifests} manifests"))
+}
+
+/// The workflows and scripts of this repository.
+pub fn check_own(work: &mut Work<'_>) -> Result<String> {
+    let files = Files::of(work)?;
+    files.shellcheck(&files.named(".ci/run")?)?;
+    let workflows = files.workflows()?;
+    Ok(format!("{workflows} workflows"))
+}
+
+struct Files<'a> {
+    work: &'a Work<'a>,
+    linters: &'a Linters,
+    dir: &'a Path,
+    /// For what is written only to be looked at.
+    scratch: Scratch,
+}
+
+impl<'a> Files<'a> {
+    fn of(work: &'a Work<'a>) -> Result<Self> {
+        let linters = work.context.tools.linters.as_ref().context("the linters were not set up")?;
+        Ok(Self { work, linters, dir: &work.subject.dir, scratch: Scratch::new()? })
+    }
+
+    fn named(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        ensure!(path.is_file(), "{name} is missing");
+        Ok(path)
+    }
+
+    fn linter(&self, program: &str) -> Command {
+        let mut command = Command::new(self.linters.bin.join(program));
+        command.current_dir(self.dir);
+        command
+    }
+
+    fn dockerfile(&self) -> Result<()> {
+        self.work.run(self.linter("hadolint").args(["--no-color", "Dockerfile"]))?;
+        Ok(())
+    }
+
+    fn schema(&self, name: &str, file: &Path) -> Result<()> {
+        let schema = format!("vendor.{name}");
+        let mut command = self.linter("check-jsonschema");
+        self.work.run(command.args(["--color", "never", "--builtin-schema", &schema]).arg(file))?;
+        Ok(())
+    }
+
+    /// Their syntax, expressions and schema; what an attacker could make of them; and the shell in their steps.
+    fn workflows(&self) -> Result<usize> {
+        let workflows = files_in(&self.dir.join(".github/workflows"), "yml")?;
+        ensure!(!workflows.is_empty(), "no workflow");
+        let mut zizmor = self.linter("zizmor");
+        zizmor.args(["--offline", "--no-progress", "--color", "never", "--min-severity", "low", ".github"]);
+        self.work.run(&mut zizmor)?;
+        for workflow in &workflows {
+            self.schema("github-workflows", workflow)?;
+        }
+        // It hands the shell in the steps to shellcheck, which it looks for on the PATH.
+        let mut actionlint = self.linter("actionlint");
+        actionlint.arg("-no-color").args(&workflows).env("PATH", self.path()?);
+        self.work.run(&mut actionlint)?;
+        Ok(workflows.len())
+    }
+
+    fn shellcheck(&self, script: &Path) -> Result<()> {
+        self.work.run(self.linter("shellcheck").arg("--color=never").arg(script))?;
+        Ok(())
+    }
+
+    /// The PATH with the linters on it.
+    fn path(&self) -> Result<OsString> {
+        let own = env::var_os("PATH").unwrap_or_default();
+        Ok(env::join_paths(iter::once(self.linters.bin.clone()).chain(env::split_paths(&own)))?)
+    }
+
+    /// Builds each kustomization as `kubectl apply -k` would, and holds what comes out to the schemas of the API.
+    fn manifests(&self) -> Result<usize> {
+        let (mut count, mut operators) = (0, Vec::new());
+        for entry in WalkDir::new(self.dir.join("deploy")).sort_by_file_name() {
+            let entry = entry?;
+            if entry.file_name() != "kustomization.yaml" {
+                continue;
+            }
+            let folder = entry.path().parent().unwrap_or(self.dir);
+            let built = self.work.run(Command::new(&self.linters.kubectl).arg("kustomize").arg(folder))?;
+            let mut own = Vec::new();
+            for document in yaml_serde::Deserializer::from_str(&built) {
+                let resource = Value::deserialize(document)?;
+                count += 1;
+                if resource["apiVersion"] == OPERATOR {
+                    let file = self.scratch.path().join(format!("{count}.json"));
+                    fs::write(&file, resource.to_string())?;
+                    operators.push(file);
+                } else {
+                    own.push(resource.to_string());
+                }
+            }
+            self.kubernetes(&own)?;
+        }
+        ensure!(!operators.is_empty(), "no resource for the Prometheus operator");
+        let mut command = Command::new(&self.linters.node);
+        command.arg(self.work.context.root.join("xtask/operator.mjs")).arg(&self.linters.modules);
+        self.work.run(command.args(&operators))?;
+        Ok(count)
+    }
+
+    fn kubernetes(&self, resources: &[String]) -> Result<()> {
+        let file = self.scratch.path().join("resources.yaml");
+        fs::write(&file, resources.join("\n---\n"))?;
+        for version in KUBERNETES {
+            let mut command = self.linter("kubernetes-validate");
+            let said =
+                self.work.run(command.args(["--strict", "--kubernetes-version", version]).arg(&file))?;
+            // One that it has no schema for would only be warned of.
+            let passed = said.matches(" passed for resource ").count();
+            ensure!(
+                passed == resources.len(),
+                "{passed} of {} resources were validated:\n{said}",
+                resources.len()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        files.push(entry?.path());
+    }
+    files.retain(|file| file.extension().is_some_and(|found| found == extension));
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,123 @@
+//! The recipes of the justfile, each run once as a person would.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::weave::tree;
+
+use super::check::Work;
+use super::command::clean;
+use super::service::Service;
+
+/// Those that need Docker.
+const DOCKER: [&str; 3] = ["up", "down", "image"];
+/// In the order in which they build on each other; some are there only where their toggle is on.
+const ORDER: [&str; 8] = ["default", "fmt", "lint", "openapi", "migrate", "sqlx-prepare", "test", "deny"];
+/// Serves until it is told to stop.
+const SERVES: &str = "dev";
+
+/// Runs every recipe that the justfile has, so that a new one is either run or refused here.
+pub fn run(work: &mut Work<'_>) -> Result<String> {
+    let name = format!("recipes_{}", work.subject.place);
+    let servers = &work.context.servers;
+    let database = work.subject.has("postgres").then(|| servers.create_database(&name)).transpose()?;
+    let mut recipes = Recipes { work, database };
+    let dump = recipes.work.run(&mut recipes.just(&["--dump", "--dump-format", "json"])?)?;
+    let dump: Value = serde_json::from_str(&dump)?;
+    let there = dump["recipes"].as_object().context("no recipes")?;
+    let known = |name: &str| DOCKER.contains(&name) || ORDER.contains(&name) || name == SERVES;
+    let unknown: Vec<_> = there.keys().filter(|name| !known(name)).collect();
+    ensure!(unknown.is_empty(), "nobody runs {unknown:?}");
+    let before = recipes.kept()?;
+    let ran: Vec<&str> = ORDER.into_iter().filter(|name| there.contains_key(*name)).collect();
+    for name in &ran {
+        match *name {
+            "deny" => recipes.deny()?,
+            _ => drop(recipes.build(&[name])?),
+        }
+    }
+    recipes.serve()?;
+    ensure!(recipes.kept()? == before, "a recipe has changed what is committed");
+    let skipped: Vec<&str> = DOCKER.into_iter().filter(|name| there.contains_key(*name)).collect();
+    let title = &recipes.work.subject.title;
+    println!("not run: {title}: just {} (needs Docker)", skipped.join(", just "));
+    Ok(format!("{} recipes, {} not", ran.len() + 1, skipped.len()))
+}
+
+struct Recipes<'a, 'w> {
+    work: &'a mut Work<'w>,
+    database: Option<String>,
+}
+
+impl Recipes<'_, '_> {
+    fn build(&mut self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.just(arguments)?;
+        self.work.build(&mut command)
+    }
+
+    /// All of it, or what needs no database of advisories where that can't be fetched.
+    fn deny(&mut self) -> Result<()> {
+        let Err(error) = self.build(&["deny"]) else { return Ok(()) };
+        let said = fs::read_to_string(&self.work.log)?;
+        ensure!(said.contains("failed to fetch advisory database"), "{error:#}");
+        println!(
+            "not run: {}: advisories of `just deny` (their database can't be fetched)",
+            self.work.subject.title
+        );
+        let mut command = Command::new(self.work.context.tools.cargo_deny.as_ref().context("no cargo-deny")?);
+        command.args(["check", "bans", "licenses", "sources"]).current_dir(&self.work.subject.dir);
+        clean(&mut command);
+        self.work.run(&mut command)?;
+        Ok(())
+    }
+
+    fn serve(&self) -> Result<()> {
+        let mut command = self.just(&[SERVES])?;
+        command.env("APP__HTTP__PORT", "0").env("APP__ADMIN__PORT", "0").env("APP__LOG__FORMAT", "json");
+        command.stderr(OpenOptions::new().append(true).open(&self.work.log)?);
+        let service = Service::launch(&mut command)?;
+        service.ready()?;
+        service.signal();
+        let exit = service.wait(Duration::from_secs(10))?;
+        ensure!(
+            exit.event("service.exit").is_some(),
+            "`just {SERVES}` did not stop: {:?}",
+            exit.lines.last()
+        );
+        Ok(())
+    }
+
+    /// What recipes may write anew, and only as it was: sources are formatted and queries prepared already.
+    fn kept(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+        let mut kept = BTreeMap::new();
+        for path in tree::files(&self.work.subject.dir)? {
+            kept.insert(path.clone(), fs::read(self.work.subject.dir.join(path))?);
+        }
+        Ok(kept)
+    }
+
+    /// `just` with the servers that .env would name.
+    fn just(&self, arguments: &[&str]) -> Result<Command> {
+        let (tools, subject) = (&self.work.context.tools, &self.work.subject);
+        let linters = tools.linters.as_ref().context("just was not set up")?;
+        let mut command = Command::new(linters.bin.join("just"));
+        command.args(arguments).current_dir(&subject.dir);
+        clean(&mut command);
+        command.env("CARGO_TARGET_DIR", self.work.context.folder.join("build"));
+        let own = env::var_os("PATH").unwrap_or_default();
+        let deny = tools.cargo_deny.iter().filter_map(|it| Some(it.parent()?.to_path_buf()));
+        command.env("PATH", env::join_paths(deny.chain(env::split_paths(&own)))?);
+        command.envs(self.database.iter().map(|url| ("DATABASE_URL", url)));
+        if subject.has("redis") {
+            command.env("REDIS_URL", self.work.context.servers.redis_url(subject.place));
+        }
+        Ok(command)
+    }
+}
