@@ -65,11 +65,16 @@ impl Work<'_> {
 
     /// Runs a command that builds, with the build lock held. Returns its standard output.
     pub fn build(&mut self, command: &mut Command) -> Result<String> {
+        self.build_within(command, BOUND)
+    }
+
+    /// [`Self::build`] with a bound of its own, for what takes longer than any other.
+    pub fn build_within(&mut self, command: &mut Command, bound: Duration) -> Result<String> {
         let asked = Instant::now();
         // A panic in the other lane is reported there; the lock guards no data that it could spoil.
         let guard = self.context.build.lock().unwrap_or_else(PoisonError::into_inner);
         self.waited += asked.elapsed();
-        let result = self.run(command);
+        let result = self.run_within(command, bound);
         drop(guard);
         result
     }
@@ -79,6 +84,10 @@ impl Work<'_> {
     /// # Errors
     /// [`Failed`] when it exits with another status than zero, or not in time.
     pub fn run(&self, command: &mut Command) -> Result<String> {
+        self.run_within(command, BOUND)
+    }
+
+    fn run_within(&self, command: &mut Command, bound: Duration) -> Result<String> {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let shown = shown(command);
         writeln!(log, "$ {shown}")?;
@@ -86,7 +95,7 @@ impl Work<'_> {
         let mut stdout = tempfile::tempfile()?;
         command.stdout(Stdio::from(stdout.try_clone()?)).stderr(Stdio::from(log.try_clone()?));
         let mut child = Child::spawn(command, Signal::TERM)?;
-        let status = child.wait(BOUND)?;
+        let status = child.wait(bound)?;
         drop(child);
         let mut said = String::new();
         stdout.seek(SeekFrom::Start(0))?;
@@ -95,7 +104,7 @@ impl Work<'_> {
         let cause = match status {
             Some(status) if status.success() => return Ok(said),
             Some(status) => format!("{} of `{}`", status, brief(command)),
-            None => format!("`{}` ran for {} s and was ended", brief(command), BOUND.as_secs()),
+            None => format!("`{}` ran for {} s and was ended", brief(command), bound.as_secs()),
         };
         Err(Failed { cause, command: shown, tail: tail(&since(&self.log, start)?, TAIL) }.into())
     }

@@ -112,8 +112,10 @@ impl Recipes<'_, '_> {
         clean(&mut command);
         command.env("CARGO_TARGET_DIR", self.work.context.folder.join("build"));
         let own = env::var_os("PATH").unwrap_or_default();
-        let deny = tools.cargo_deny.iter().filter_map(|it| Some(it.parent()?.to_path_buf()));
-        command.env("PATH", env::join_paths(deny.chain(env::split_paths(&own)))?);
+        // A recipe may call another one, and cargo its subcommand.
+        let deny = tools.cargo_deny.iter().filter_map(|it| it.parent());
+        let path = deny.map(PathBuf::from).chain([linters.bin.clone()]).chain(env::split_paths(&own));
+        command.env("PATH", env::join_paths(path)?);
         command.envs(self.database.iter().map(|url| ("DATABASE_URL", url)));
         if subject.has("redis") {
             command.env("REDIS_URL", self.work.context.servers.redis_url(subject.place));
