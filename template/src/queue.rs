@@ -66,7 +66,7 @@ impl Queue {
             }
             match self.store.claim_job(self.lease).await {
                 Ok(Some(job)) => return Some(job),
-                Ok(None) => {}
+                Ok(None) => self.count().await,
                 Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
             }
             tokio::select! {

@@ -59,7 +59,7 @@ impl Store {
     async fn requeue_jobs(&self, id: Option<Uuid>) -> Result<u64, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query!(
-            "UPDATE jobs SET failed_at = NULL, attempts = 0, run_at = now(), created_at = now()
+            "UPDATE jobs SET failed_at = NULL, attempts = 0, run_at = now()
              WHERE failed_at IS NOT NULL AND id = COALESCE($1, id)",
             id
         );
