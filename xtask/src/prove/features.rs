@@ -17,7 +17,7 @@ use super::check::Work;
 use super::command::Failed;
 
 /// What the compiler does not miss, and what each is there for.
-const KEPT: [(&str, &str); 6] = [
+const KEPT: [(&str, &str); 8] = [
     // How the program speaks to people shows when it runs.
     ("clap", "error-context"),
     ("clap", "help"),
@@ -25,8 +25,10 @@ const KEPT: [(&str, &str); 6] = [
     ("clap", "usage"),
     // Documented as what `conn::auto` needs, though this release has it without.
     ("hyper-util", "server-auto"),
-    // The webhook's `https`.
+    // The webhook's `https`, the database's TLS, and the runtime that it looks for.
     ("reqwest", "rustls"),
+    ("sqlx", "runtime-tokio"),
+    ("sqlx", "tls-rustls-aws-lc-rs"),
 ];
 
 pub fn check(work: &mut Work<'_>) -> Result<String> {
