@@ -152,9 +152,15 @@ impl Store {
         Ok(Self { pool, patience, slow })
     }
 
-    /// Readiness: the server answers and the schema is at least as new as this binary's.
+    /// Readiness: the server answers and the schema is at least as new as this binary's. Asked over a connection of its
+    /// own: a pool that is used up would take all replicas out at once, when each of them is needed.
     pub fn checks(&self) -> Vec<Check> {
-        let store = self.clone();
+        let options = PgConnectOptions::clone(&self.pool.connect_options());
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.pool.options().get_acquire_timeout())
+            .connect_lazy_with(options);
+        let store = Self { pool, ..self.clone() };
         vec![Check::new("postgres", true, move || {
             let store = store.clone();
             async move { store.schema_is_current().await }
