@@ -16,7 +16,7 @@ use crate::telemetry::metrics::as_f64;
 /// How often an idle worker looks for jobs that other replicas or a retry made due.
 const POLL: Duration = Duration::from_millis(500);
 /// How often the queue is measured while no worker is idle.
-const WATCH: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(1);
 
 /// The queue holds as much as `jobs.queue_capacity` allows.
 #[derive(Debug)]
@@ -89,8 +89,9 @@ impl Queue {
     /// Counts what waits, for ever: workers that are busy, or hang, don't.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(WATCH).await;
-            self.count().await;
+            // Soon again while the table can't be read: until it is, a full queue looks empty.
+            let pause = if self.count().await { WATCH } else { POLL };
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -99,11 +100,12 @@ impl Queue {
         Vec::new()
     }
 
-    async fn count(&self) {
-        if let Ok((count, waited)) = self.store.count_jobs().await {
-            self.set_depth(count);
-            gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
-        }
+    /// Whether it could be counted.
+    async fn count(&self) -> bool {
+        let Ok((count, waited)) = self.store.count_jobs().await else { return false };
+        self.set_depth(count);
+        gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
+        true
     }
 
     fn set_depth(&self, depth: usize) {

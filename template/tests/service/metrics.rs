@@ -66,6 +66,8 @@ async fn page_has_every_promised_name() {
     app.get("/nowhere").await;
     app.complete(&task).await;
     app.process.event("job.done").await;
+    // The queue is measured now and then.
+    eventually(async || app.metrics().await, |page| page.contains("\njobs_queue_oldest_seconds ")).await;
     let answer = app.admin("/metrics").await;
     assert_eq!((answer.status, answer.header("content-type")), (200, "text/plain; version=0.0.4"));
     let found = series(&answer.body);

@@ -14,7 +14,7 @@ use crate::store::Store;
 use crate::telemetry::metrics::as_f64;
 
 /// How often the queue is measured.
-const WATCH: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(1);
 
 /// The queue holds as much as `jobs.queue_capacity` allows.
 #[derive(Debug)]
