@@ -43,6 +43,18 @@ fn dependencies_are_no_conflict_for_being_neighbours() {
     assert!(!manifest.contains("governor"), "{manifest}");
 }
 
+/// It says more than versions, so git's merge of its lines has to do.
+#[test]
+fn a_lock_that_is_not_understood_is_no_conflict_either() {
+    let service = Service::generate(&[]);
+    let unused = "\n[[patch.unused]]\nname = \"zzz\"\nversion = \"1.0.0\"\n";
+    service.write("Cargo.lock", &(service.read("Cargo.lock") + unused));
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=true"], 0);
+    let lock = service.read("Cargo.lock");
+    assert!(lock.ends_with(unused) && lock.contains("name = \"redis\""), "{lock}");
+}
+
 #[test]
 fn lines_that_both_changed_are_marked_and_none_is_lost() {
     let service = Service::generate(&[]);
