@@ -143,8 +143,9 @@ fn change(
         println!("{title}: you and the template would be in conflict in {files}.");
     } else {
         println!(
-            "{title}: merged, but you and the template changed the same lines of {files}. Edit what is between <<<<<<< and >>>>>>>, \
-             `git add` each, then `git commit`; `git reset --merge` takes it all back."
+            "{title}: merged, but you and the template are in conflict in {files}. Settle each (where there is text, both \
+             sides stand between <<<<<<< and >>>>>>>), `git add` or `git rm` it, then `git commit`; `git reset --merge` \
+             takes it all back."
         );
     }
     Ok(Exit::Conflicts)

@@ -1,6 +1,6 @@
 //! Where owners and the template meet.
 
-use xtask::owner::{edit, lines, lost, own};
+use xtask::owner::{edit, lines, lost, own, remove_example};
 use xtask::variant::Variant;
 
 use crate::support::{Service, commit, git};
@@ -10,6 +10,7 @@ fn what_is_theirs_stays_where_lines_do_not_meet() {
     let service = Service::generate(&["postgres=true"]);
     let generated = lines(&service.folder).unwrap();
     edit(&service.folder, "postgres+rate_limit+otlp".parse::<Variant>().unwrap()).unwrap();
+    remove_example(&service.folder).unwrap();
     commit(&service.folder, "ours");
     let own = own(&generated, &lines(&service.folder).unwrap());
     for (answers, has_redis) in
@@ -19,6 +20,7 @@ fn what_is_theirs_stays_where_lines_do_not_meet() {
         assert_eq!(lost(&own, &lines(&service.folder).unwrap()), Vec::<String>::new());
         assert_eq!(service.folder.join("src/cache/shared.rs").exists(), has_redis);
         assert!(!service.folder.join("tests/service/process.rs").exists(), "it was renamed");
+        assert!(!service.folder.join("src/tasks.rs").exists(), "it was removed");
         assert_eq!(
             service.read("tests/service/binary.rs").contains("REDIS_URL"),
             has_redis,
@@ -39,6 +41,18 @@ fn dependencies_are_no_conflict_for_being_neighbours() {
     let manifest = service.read("Cargo.toml");
     assert!(manifest.contains("\nitoa = \"1\"\n") && manifest.contains("\nredis = {"), "{manifest}");
     assert!(!manifest.contains("governor"), "{manifest}");
+}
+
+/// It says more than versions, so git's merge of its lines has to do.
+#[test]
+fn a_lock_that_is_not_understood_is_no_conflict_either() {
+    let service = Service::generate(&[]);
+    let unused = "\n[[patch.unused]]\nname = \"zzz\"\nversion = \"1.0.0\"\n";
+    service.write("Cargo.lock", &(service.read("Cargo.lock") + unused));
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=true"], 0);
+    let lock = service.read("Cargo.lock");
+    assert!(lock.ends_with(unused) && lock.contains("name = \"redis\""), "{lock}");
 }
 
 #[test]

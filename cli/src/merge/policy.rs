@@ -1,6 +1,7 @@
 //! Conflicts that need no one to decide them: of tables and locks, whose lines are no text, and in files that are
 //! the service's own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,7 @@ pub fn settle(
     recorded: &Files,
     wanted: &Files,
 ) -> Result<()> {
+    let found: BTreeSet<PathBuf> = merged.conflicts.keys().cloned().collect();
     // By their meaning even where git saw no conflict: lines of a lock may fit and be wrong together.
     for path in [LOCK, record::FILE].map(Path::new) {
         let stages = Stages {
@@ -58,11 +60,15 @@ pub fn settle(
         let seed = sides.ownership.is_seed(&path);
         match &stages {
             Stages { base: Some(base), ours: Some(ours), theirs: Some(theirs) } => {
-                let Some(text) = one_of_three(&git, sides, &path, [base, ours, theirs], merged)? else {
-                    continue;
-                };
-                let entry = Entry { mode: ours.mode.clone(), id: tree::store(&git, &text)? };
-                merged.files.insert(path.clone(), entry);
+                match one_of_three(&git, sides, &path, [base, ours, theirs], merged)? {
+                    Some(text) => {
+                        let entry = Entry { mode: ours.mode.clone(), id: tree::store(&git, &text)? };
+                        merged.files.insert(path.clone(), entry);
+                    }
+                    None if found.contains(&path) => continue,
+                    // Then as git has it.
+                    None => {}
+                }
             }
             // What its owner removed stays removed.
             Stages { ours: None, theirs: Some(_), .. } if seed || path.ends_with(LOCK) => {
