@@ -15,7 +15,7 @@ use crate::telemetry::metrics::as_f64;
 
 /// How often an idle worker looks for jobs that other replicas or a retry made due.
 const POLL: Duration = Duration::from_millis(500);
-/// How often the queue is measured while no worker is idle.
+/// How often the queue is measured: until it is, a full one looks empty.
 const WATCH: Duration = Duration::from_secs(1);
 
 /// The queue holds as much as `jobs.queue_capacity` allows.
@@ -66,7 +66,7 @@ impl Queue {
             }
             match self.store.claim_job(self.lease).await {
                 Ok(Some(job)) => return Some(job),
-                Ok(None) => self.count().await,
+                Ok(None) => {}
                 Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
             }
             tokio::select! {
@@ -86,26 +86,20 @@ impl Queue {
         self.set_depth(self.depth.load(Ordering::Relaxed).saturating_sub(1));
     }
 
-    /// Counts what waits, for ever: workers that are busy, or hang, don't.
+    /// Counts what waits, for ever.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            // Soon again while the table can't be read: until it is, a full queue looks empty.
-            let pause = if self.count().await { WATCH } else { POLL };
-            tokio::time::sleep(pause).await;
+            if let Ok((count, waited)) = self.store.count_jobs().await {
+                self.set_depth(count);
+                gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
+            }
+            tokio::time::sleep(WATCH).await;
         }
     }
 
     /// Gives up what is left, and tells what is lost by that: nothing.
     pub fn abandon(&self) -> Vec<Kind> {
         Vec::new()
-    }
-
-    /// Whether it could be counted.
-    async fn count(&self) -> bool {
-        let Ok((count, waited)) = self.store.count_jobs().await else { return false };
-        self.set_depth(count);
-        gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
-        true
     }
 
     fn set_depth(&self, depth: usize) {
