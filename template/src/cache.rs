@@ -105,15 +105,21 @@ impl Cache {
     {
         let writes = self.writes.count(id);
         //@ if redis
-        if let Some(task) = self.shared.get(id).await {
+        let shared = self.shared.get(id).await;
+        if let Ok(Some(task)) = shared {
             return Ok(Entry { task: Arc::new(task), writes });
         }
         //@ end
-        let task = load().await?;
+        let loaded = load().await;
         //@ if redis
-        self.shared.fill(&task).await;
+        match &loaded {
+            Ok(task) => self.shared.fill(task).await,
+            // Once it answers again, it may still have what was just told to be gone.
+            Err(Error::NotFound) if shared.is_err() => self.shared.gone(id),
+            Err(_) => {}
+        }
         //@ end
-        Ok(Entry { task: Arc::new(task), writes })
+        Ok(Entry { task: Arc::new(loaded?), writes })
     }
 
     /// Forgets what a write has changed. Called after the write and before it is acknowledged.

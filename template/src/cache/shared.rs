@@ -42,6 +42,10 @@ static STORE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// What Redis has is not known.
+#[derive(Debug)]
+pub(super) struct NotAsked;
+
 /// Clones share what they know.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
@@ -59,9 +63,9 @@ impl Shared {
         self.redis.check()
     }
 
-    pub(super) async fn get(&self, id: Uuid) -> Option<Task> {
+    pub(super) async fn get(&self, id: Uuid) -> Result<Option<Task>, NotAsked> {
         // Looked up before Redis is asked: once it is forgotten, Redis has that version or a later one.
-        let least = self.missed().least(id)?;
+        let least = self.missed().least(id).ok_or(NotAsked)?;
         let found = self.redis.get(self.key(id)).await;
         let outcome = match &found {
             Some(Some(_)) => "hit",
@@ -70,10 +74,17 @@ impl Shared {
         };
         counter!("cache_requests_total", "tier" => "redis", "outcome" => outcome).increment(1);
         // A mark without a task, or one of another shape, is as good as none.
-        let found = found.flatten()?;
-        let (version, json) = found.split_once(':')?;
-        let overtaken = version.parse::<i64>().ok()? < least;
-        if overtaken { None } else { serde_json::from_str(json).ok() }
+        let believed = |found: String| {
+            let (version, json) = found.split_once(':')?;
+            let overtaken = version.parse::<i64>().ok()? < least;
+            if overtaken { None } else { serde_json::from_str(json).ok() }
+        };
+        Ok(found.ok_or(NotAsked)?.and_then(believed))
+    }
+
+    /// Remembers that the store no longer has the task, whatever Redis may have of it.
+    pub(super) fn gone(&self, id: Uuid) {
+        self.missed().add(id, DELETED, self.ttl);
     }
 
     /// Stores what was loaded, unless a write has overtaken it.

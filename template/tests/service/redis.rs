@@ -138,6 +138,31 @@ async fn change_that_was_missed_while_redis_had_vanished_is_not_hidden() {
 
 //@ if postgres
 #[tokio::test]
+async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
+    let (ones_url, ones_proxy) = behind_proxy().await;
+    let (url, proxy) = behind_proxy().await;
+    let namespace = uuid::Uuid::now_v7().to_string();
+    let shared = [("APP__REDIS__NAMESPACE", namespace.as_str())];
+    let one = TestApp::launch(Launch::new(&shared).set(&[("REDIS_URL", &ones_url)])).await;
+    let same = [("REDIS_URL", url.as_str()), ("DATABASE_URL", &one.process.database().url)];
+    let often = [("APP__HEALTH__INTERVAL", "100ms")];
+    let two = TestApp::launch(Launch::new(&shared).set(&same).set(&often)).await;
+    let path = path_of(&one.create("a").await);
+    assert_eq!(one.get(&path).await.status, 200, "which Redis now has");
+    for proxy in [&ones_proxy, &proxy] {
+        proxy.cut();
+    }
+    assert_eq!(one.delete(&path).await.status, 204);
+    let ready = async || two.admin("/health/ready").await;
+    eventually(ready, |answer| answer.json()["degraded"] == true).await;
+    assert_eq!(two.get(&path).await.status, 404);
+    // The first replica still can't tell Redis of it.
+    proxy.mend();
+    eventually(ready, |answer| answer.json()["degraded"] == false).await;
+    assert_eq!(two.get(&path).await.status, 404);
+}
+
+#[tokio::test]
 async fn replica_whose_write_was_refused_reads_anew() {
     let (url, proxy) = behind_proxy().await;
     let (one, two) = replicas(&[("REDIS_URL", &url)]).await;
