@@ -1,6 +1,7 @@
 //! Postgres: what was acknowledged survives a crash, what was not committed is not told. Each test has a database
 //! of its own.
 
+use futures_util::future::join_all;
 use reqwest::Url;
 use rustix::process::Signal;
 use serde_json::json;
@@ -221,6 +222,27 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     for unclear in ["requeue", "requeue 1", &format!("requeue {id} --all")] {
         assert_eq!(run(unclear).await.code, Some(2), "{unclear}");
     }
+}
+
+#[tokio::test]
+async fn readers_that_miss_together_share_one_query() {
+    const READERS: usize = 500;
+    let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1000")]).await;
+    let path = path_of(&app.create("a").await);
+    let database = app.process.database();
+    let mut connection = database.connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let readers = join_all((0..READERS).map(|_| app.get(&path)));
+    let unlocked = async {
+        let all_wait = format!("http_requests_in_flight {READERS}\n");
+        eventually(async || app.metrics().await, |page| page.contains(&all_wait)).await;
+        transaction.rollback().await.expect("the lock is given back");
+    };
+    let (answers, ()) = tokio::join!(readers, unlocked);
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    let page = app.metrics().await;
+    assert!(page.contains("db_query_duration_seconds_count{query=\"get_task\"} 1\n"), "{page}");
 }
 
 #[tokio::test]
