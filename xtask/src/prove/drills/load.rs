@@ -43,6 +43,8 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
     command.envs(site.unlimited().iter().copied());
     command.env("APP__SHUTDOWN__GRACE_DELAY", GRACE).env("APP__WEBHOOK__URL", &url);
     command.env("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true");
+    // Until all are busy at once, a busy machine takes its time: no upload is to be given up meanwhile.
+    command.env("APP__HTTP__REQUEST_TIMEOUT", "20s").env("APP__HTTP__BODY_TIMEOUT", "20s");
     let service = Service::launch(&mut command)?;
     service.ready()?;
     let tasks = long_tasks(service.public, EACH)?;
