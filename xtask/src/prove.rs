@@ -21,6 +21,7 @@ mod transitions;
 mod unused;
 mod workflow;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,7 @@ use crate::children::Scratch;
 use crate::generate;
 use crate::servers::Servers;
 use crate::tools::{Tools, Wanted};
+use crate::variant::Variant;
 
 use board::Board;
 use check::Subject;
@@ -115,19 +117,26 @@ fn in_lanes(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
     for subject in subjects.iter_mut().filter(|subject| subject.variant.is_some()) {
         subject.run(1, context, board);
     }
-    let waiting = Mutex::new(subjects);
+    // The dear drills measure: nothing else may run beside them.
+    let (ends, others): (VecDeque<_>, VecDeque<_>) =
+        subjects.into_iter().partition(|subject| subject.variant.is_some_and(Variant::is_an_end));
     let done = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..LANES {
-            scope.spawn(|| {
-                while let Some(mut subject) = locked(&waiting).pop_front() {
-                    subject.run(usize::MAX, context, board);
-                    board.row(&subject);
-                    locked(&done).push(subject);
-                }
-            });
-        }
-    });
+    for (lanes, subjects) in [(1, ends), (LANES, others)] {
+        let waiting = Mutex::new(subjects);
+        // In a function of its own, or the lock would be held for as long as the subject takes.
+        let next = || locked(&waiting).pop_front();
+        thread::scope(|scope| {
+            for _ in 0..lanes {
+                scope.spawn(|| {
+                    while let Some(mut subject) = next() {
+                        subject.run(usize::MAX, context, board);
+                        board.row(&subject);
+                        locked(&done).push(subject);
+                    }
+                });
+            }
+        });
+    }
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -170,8 +170,7 @@ impl Plan {
         self.variants.len() * self.steps.len() + own
     }
 
-    /// What there is to prove: the variants, the costliest first so that no lane ends long after
-    /// the other, then the template itself, whose build the full variant's has prepared.
+    /// What there is to prove, the costliest first so that no lane ends long after the other.
     pub(super) fn subjects(&self) -> VecDeque<Subject> {
         if !self.from.is_empty() {
             let pairs = self.from.iter().zip(&self.variants).enumerate();
@@ -186,7 +185,7 @@ impl Plan {
             .collect();
         subjects.make_contiguous().reverse();
         if self.template {
-            subjects.push_back(Subject::template(NAMES.len(), template::STEPS));
+            subjects.push_front(Subject::template(NAMES.len(), template::STEPS));
         }
         subjects
     }
