@@ -67,8 +67,8 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     service.replace("config/default.toml", "# Tasks kept in memory.\n", "# Berths kept in memory.\n");
     service.replace(
         "src/app.rs",
-        "        let tasks = Tasks { store: store.clone(), cache, queue, notify: webhook.enabled() };\n",
-        "        let ours = Tasks { store: store.clone(), cache, queue, notify: false };\n        let tasks = ours;\n",
+        "        let writes = TaskTracker::new();\n",
+        "        let ours = TaskTracker::new();\n        let writes = ours;\n",
     );
     commit(&service.folder, "ours");
     let own = own(&generated, &lines(&service.folder).unwrap());

@@ -156,7 +156,7 @@ fn a_file_in_the_way_that_git_does_not_have() {
             "src/cache/shared.rs",
             "src/cache/shared.rs would take the place of src/cache/shared.rs, which is not in git: move it",
         ),
-        ("src/cache", "src/cache/missed.rs would go below src/cache, which is not in git"),
+        ("src/cache", "src/cache/connection.rs would go below src/cache, which is not in git"),
         ("src/cache/shared.rs/mine", "would take the place of src/cache/shared.rs/mine"),
     ] {
         service.write(path, "mine");

@@ -59,7 +59,7 @@ const SECTION: &str = "## Berths\n\nWhat is ours in here: ships ask for a berth 
 /// to lines that toggles own; nothing else does.
 const ADDED: [(&str, &str, &str); 7] = [
     ("src/lib.rs", "pub mod app;\n", "pub mod berths;\n"),
-    ("src/http.rs", "use crate::telemetry::metrics::Metrics;\n\n", "pub mod berths;\n"),
+    ("src/http.rs", "pub mod admin;\n", "pub mod berths;\n"),
     (
         "src/http.rs",
         "        .merge(tasks::router().with_state(tasks))\n",
