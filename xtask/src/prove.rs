@@ -21,11 +21,9 @@ mod transitions;
 mod unused;
 mod workflow;
 
-use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -34,7 +32,6 @@ use crate::children::Scratch;
 use crate::generate;
 use crate::servers::Servers;
 use crate::tools::{Tools, Wanted};
-use crate::variant::Variant;
 
 use board::Board;
 use check::Subject;
@@ -58,10 +55,6 @@ pub struct Context {
     /// The names of the drills to run, or none for all, and how often.
     pub drills: (Vec<String>, u32),
 }
-
-/// Variants at work at once, but for the ends. One: with two, what one builds and tests makes the deadlines miss that
-/// the other measures, and both wait for the same build.
-const LANES: usize = 1;
 
 /// Proves what `plan` lists. `false` when a check failed.
 ///
@@ -102,7 +95,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 
     let board = Board::new(plan);
-    let mut subjects = in_lanes(&context, plan, &board);
+    let mut subjects = one_by_one(&context, plan, &board);
     subjects.sort_by_key(|subject| subject.place);
     let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: report::machine() };
     report.write(&context.folder)?;
@@ -110,38 +103,21 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     Ok(report.proven())
 }
 
-/// Works through what is planned, each lane taking the next.
-fn in_lanes(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
-    let mut subjects = plan.subjects();
-    // Before any lane builds: how long generation takes is measured on a machine with nothing else
-    // to do.
+/// Works through what is planned, one after the other: two at once make the deadlines miss that either measures.
+fn one_by_one(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
+    let mut subjects = Vec::from(plan.subjects());
+    // Before anything builds: how long generation takes is measured on a machine with nothing else to do.
     for subject in subjects.iter_mut().filter(|subject| subject.variant.is_some()) {
         subject.run(1, context, board);
     }
-    // The dear drills measure: nothing else may run beside them.
-    let (ends, others): (VecDeque<_>, VecDeque<_>) =
-        subjects.into_iter().partition(|subject| subject.variant.is_some_and(Variant::is_an_end));
-    let done = Mutex::new(Vec::new());
-    for (lanes, subjects) in [(1, ends), (LANES, others)] {
-        let waiting = Mutex::new(subjects);
-        // In a function of its own, or the lock would be held for as long as the subject takes.
-        let next = || locked(&waiting).pop_front();
-        thread::scope(|scope| {
-            for _ in 0..lanes {
-                scope.spawn(|| {
-                    while let Some(mut subject) = next() {
-                        subject.run(usize::MAX, context, board);
-                        board.row(&subject);
-                        locked(&done).push(subject);
-                    }
-                });
-            }
-        });
+    for subject in &mut subjects {
+        subject.run(usize::MAX, context, board);
+        board.row(subject);
     }
-    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+    subjects
 }
 
-/// A lane that panics takes the run down with it; what the lock guards is whole even then.
+/// A thread that panics takes the run down with it; what the lock guards is whole even then.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

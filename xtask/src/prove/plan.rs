@@ -170,7 +170,7 @@ impl Plan {
         self.variants.len() * self.steps.len() + own
     }
 
-    /// What there is to prove, the costliest first so that no lane ends long after the other.
+    /// What there is to prove: the full variant first, and last the template itself, whose build that has prepared.
     pub(super) fn subjects(&self) -> VecDeque<Subject> {
         if !self.from.is_empty() {
             let pairs = self.from.iter().zip(&self.variants).enumerate();
@@ -185,7 +185,7 @@ impl Plan {
             .collect();
         subjects.make_contiguous().reverse();
         if self.template {
-            subjects.push_front(Subject::template(NAMES.len(), template::STEPS));
+            subjects.push_back(Subject::template(NAMES.len(), template::STEPS));
         }
         subjects
     }

@@ -22,7 +22,7 @@ use crate::variant::{TOGGLES, Variant};
 
 use super::check::Work;
 use super::command::clean;
-use super::{LANES, locked};
+use super::locked;
 
 pub const NAME: &str = "orders";
 /// Those that are compiled and tested with their owners' code, which has a table of its own where there is a database
@@ -41,6 +41,8 @@ const COMPILED: [(&str, &str); 12] = [
     ("postgres+redis+rate_limit+otlp", "postgres"),
     ("postgres+redis+rate_limit+otlp", "postgres+redis+otlp"),
 ];
+/// Services that are changed at once: most of the time is spent in programs that use one core.
+const LANES: usize = 2;
 /// For all of them together.
 const BOUND: Duration = Duration::from_mins(5);
 
