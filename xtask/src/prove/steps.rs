@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::generate::{self, Request};
-use crate::machine;
 
 use super::check::Work;
 use super::command::clean;
@@ -95,9 +94,10 @@ impl Step {
     }
 }
 
-/// What generation may take. The best of a few runs counts: a slow one says that the machine is
-/// busy with something else, a quick one can't come about by chance.
-const GENERATION_BOUND: Duration = Duration::from_millis(200);
+/// What generation may take. The cargo-generate that people install does it in 0.2 s; the proof's own
+/// is built without optimisation, in a third of the time, and CI's machines are up to three times as slow.
+/// The best of a few runs counts: a quick one can't come about by chance. The report has the time.
+const GENERATION_BOUND: Duration = Duration::from_secs(1);
 const GENERATIONS: u32 = 10;
 
 fn generate(work: &mut Work<'_>) -> Result<String> {
@@ -124,9 +124,7 @@ fn generate(work: &mut Work<'_>) -> Result<String> {
         }
     }
     work.subject.facts.insert("generation_ms", best.as_secs_f64() * 1000.0);
-    // Twice: a machine that others share may be half as fast as one of one's own. The report has the time.
-    let bound = GENERATION_BOUND.mul_f64(machine::overload().max(2.0));
-    ensure!(best < bound, "generation took {best:.0?}, more than {bound:.0?}");
+    ensure!(best < GENERATION_BOUND, "generation took {best:.0?}, more than {GENERATION_BOUND:.0?}");
     Ok(format!("{best:.0?}"))
 }
 
