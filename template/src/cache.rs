@@ -22,6 +22,8 @@ pub mod connection;
 mod missed;
 mod shared;
 
+use shared::Found;
+
 //@ end
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
@@ -91,10 +93,7 @@ impl Cache {
             self.memory.invalidate(&id).await;
         }
         let task = load().await?;
-        //@ if redis
-        self.shared.fill(&task).await;
-        //@ end
-        // It is not kept here, and whatever is may be older.
+        // It is not kept, and whatever is may be older.
         self.forget(id).await;
         Ok(Arc::new(task))
     }
@@ -105,17 +104,17 @@ impl Cache {
     {
         let writes = self.writes.count(id);
         //@ if redis
-        let shared = self.shared.get(id).await;
-        if let Ok(Some(task)) = shared {
+        let found = self.shared.get(id).await;
+        if let Found::Task(task) = found {
             return Ok(Entry { task: Arc::new(task), writes });
         }
         //@ end
         let loaded = load().await;
         //@ if redis
         match &loaded {
-            Ok(task) => self.shared.fill(task).await,
+            Ok(task) => self.shared.fill(task, &found).await,
             // Once it answers again, it may still have what was just told to be gone.
-            Err(Error::NotFound) if shared.is_err() => self.shared.gone(id),
+            Err(Error::NotFound) if matches!(found, Found::Unknown) => self.shared.gone(id),
             Err(_) => {}
         }
         //@ end

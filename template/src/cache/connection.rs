@@ -93,13 +93,7 @@ impl Redis {
         format!("{}:{name}", self.namespace)
     }
 
-    /// What is stored, if anything; or none, as of any command that comes to nothing.
-    pub(super) async fn get(&self, key: String) -> Option<Option<String>> {
-        let mut connection = self.connection();
-        self.bounded("get", async move { connection.get(key).await }).await
-    }
-
-    /// The result of a script; or none, as of any command that comes to nothing.
+    /// The result of a script, or none: too late, failed, or not asked since others failed before.
     pub async fn run<T: FromRedisValue>(
         &self,
         name: &'static str,

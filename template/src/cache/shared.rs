@@ -14,8 +14,12 @@ use super::missed::Missed;
 use crate::health::Check;
 use crate::task::Task;
 
-/// The version that no later one follows.
+/// The version that no later one follows, and the one before all.
 pub(super) const DELETED: i64 = i64::MAX;
+const NO_VERSION: i64 = 0;
+
+/// How long a load may take and still be stored.
+const LEASE: Duration = Duration::from_secs(10);
 
 /// Between two attempts to follow other replicas.
 pub(super) const RECONNECT: Duration = Duration::from_millis(500);
@@ -30,21 +34,48 @@ const CATCH_UP: Duration = Duration::from_millis(200);
 const TASK: &str = "task:v1";
 const CHANGES: &str = "task:changes";
 
-/// Stores `version:json` unless a newer version was seen: a fill that raced a write must not win. What is stored
-/// without JSON is a mark that only its version and later ones overwrite, and replicas are told of it.
-static STORE: LazyLock<Script> = LazyLock::new(|| {
+/// What is stored: `version:json`; or a mark in place of the JSON, under the version of the write that left it.
+///
+/// A look-up that finds nothing leaves a mark of its own, under a version before the first.
+static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local seen = redis.call('GET', KEYS[1])
-         if seen and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return 0 end
-         redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
-         if ARGV[2] == '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+        "local found = redis.call('GET', KEYS[1])
+         if found then return found end
+         redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+         return ARGV[1]",
+    )
+});
+
+/// Stores a task only in place of what was found before it was loaded: what raced a write, or comes after all
+/// was flushed, must not win.
+static FILL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+         redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
          return 1",
     )
 });
 
-/// What Redis has is not known.
+/// Stores a mark unless a newer version was seen, and tells the other replicas.
+static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local seen = redis.call('GET', KEYS[1])
+         if seen and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return 0 end
+         redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+         redis.call('PUBLISH', ARGV[4], ARGV[5])
+         return 1",
+    )
+});
+
+/// What Redis has of a task.
 #[derive(Debug)]
-pub(super) struct NotAsked;
+pub(super) enum Found {
+    Task(Task),
+    /// Something that a task may take the place of.
+    Instead(String),
+    /// It was not asked, or did not answer.
+    Unknown,
+}
 
 /// Clones share what they know.
 #[derive(Clone, Debug)]
@@ -63,23 +94,22 @@ impl Shared {
         self.redis.check()
     }
 
-    pub(super) async fn get(&self, id: Uuid) -> Result<Option<Task>, NotAsked> {
+    pub(super) async fn get(&self, id: Uuid) -> Found {
         // Looked up before Redis is asked: once it is forgotten, Redis has that version or a later one.
-        let least = self.missed().least(id).ok_or(NotAsked)?;
-        let found = self.redis.get(self.key(id)).await;
-        let outcome = match &found {
-            Some(Some(_)) => "hit",
-            Some(None) => "miss",
-            None => "error",
+        let Some(least) = self.missed().least(id) else { return Found::Unknown };
+        let mut look_up = LOOK_UP.key(self.key(id));
+        look_up.arg(format!("{NO_VERSION}:{}", mark())).arg(LEASE.as_millis().to_string());
+        let found = match self.redis.run::<String>("get", look_up).await {
+            None => Found::Unknown,
+            Some(found) => believed(&found, least).map_or(Found::Instead(found), Found::Task),
+        };
+        let outcome = match found {
+            Found::Task(_) => "hit",
+            Found::Instead(_) => "miss",
+            Found::Unknown => "error",
         };
         counter!("cache_requests_total", "tier" => "redis", "outcome" => outcome).increment(1);
-        // A mark without a task, or one of another shape, is as good as none.
-        let believed = |found: String| {
-            let (version, json) = found.split_once(':')?;
-            let overtaken = version.parse::<i64>().ok()? < least;
-            if overtaken { None } else { serde_json::from_str(json).ok() }
-        };
-        Ok(found.ok_or(NotAsked)?.and_then(believed))
+        found
     }
 
     /// Remembers that the store no longer has the task, whatever Redis may have of it.
@@ -87,10 +117,18 @@ impl Shared {
         self.missed().add(id, DELETED, self.ttl);
     }
 
-    /// Stores what was loaded, unless a write has overtaken it.
-    pub(super) async fn fill(&self, task: &Task) {
-        let json = serde_json::to_string(task).expect("a task is always JSON");
-        if !self.store(task.id, task.version, &json).await {
+    /// Stores what was loaded in place of what was `found` before, unless something else is there by now.
+    pub(super) async fn fill(&self, task: &Task, found: &Found) {
+        let filled = match found {
+            Found::Instead(found) => {
+                let json = serde_json::to_string(task).expect("a task is always JSON");
+                let mut fill = FILL.key(self.key(task.id));
+                fill.arg(found).arg(format!("{}:{json}", task.version)).arg(self.lifetime());
+                self.redis.run::<()>("store", fill).await
+            }
+            Found::Task(_) | Found::Unknown => None,
+        };
+        if filled.is_none() {
             self.missed().add(task.id, task.version, self.ttl);
         }
     }
@@ -98,7 +136,7 @@ impl Shared {
     /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
     /// other replicas; later, if it can't be done now.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
-        if !self.store(id, version, "").await {
+        if !self.superseded(id, version).await {
             self.missed().add(id, version, self.ttl);
         }
     }
@@ -109,7 +147,7 @@ impl Shared {
             tokio::time::sleep(CATCH_UP).await;
             let missed = self.missed().all();
             for (id, version) in missed {
-                if !self.store(id, version, "").await {
+                if !self.superseded(id, version).await {
                     break;
                 }
                 self.missed().done(id, version);
@@ -146,12 +184,20 @@ impl Shared {
     }
 
     /// Whether Redis has now seen this version or a later one.
-    async fn store(&self, id: Uuid, version: i64, json: &str) -> bool {
-        // Entries that were filled together don't expire together.
-        let ttl = self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string();
-        let mut store = STORE.key(self.key(id));
-        store.arg(version).arg(json).arg(ttl).arg(self.redis.key(CHANGES)).arg(id.to_string());
-        self.redis.run::<()>("store", store).await.is_some()
+    async fn superseded(&self, id: Uuid, version: i64) -> bool {
+        let mut supersede = SUPERSEDE.key(self.key(id));
+        supersede
+            .arg(version)
+            .arg(mark())
+            .arg(self.lifetime())
+            .arg(self.redis.key(CHANGES))
+            .arg(id.to_string());
+        self.redis.run::<()>("store", supersede).await.is_some()
+    }
+
+    /// For how long an entry is kept, in milliseconds: those that were stored together don't expire together.
+    fn lifetime(&self) -> String {
+        self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string()
     }
 
     fn key(&self, id: Uuid) -> String {
@@ -161,4 +207,15 @@ impl Shared {
     fn missed(&self) -> MutexGuard<'_, Missed> {
         self.missed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The task, unless it is older than `least`. A mark is none, and what another release has stored may be none.
+fn believed(found: &str, least: i64) -> Option<Task> {
+    let (version, json) = found.split_once(':')?;
+    if version.parse::<i64>().ok()? < least { None } else { serde_json::from_str(json).ok() }
+}
+
+/// Like no other, so that a mark that was replaced is not taken for the one that comes after it.
+fn mark() -> String {
+    Uuid::now_v7().simple().to_string()
 }

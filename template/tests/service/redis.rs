@@ -2,8 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+//@ if postgres
+use redis::AsyncCommands;
+//@ end
 use reqwest::{Method, Url};
 use serde_json::json;
+//@ if postgres
+use sqlx::{Connection, Executor};
+//@ end
 
 //@ if postgres
 use crate::app::Answer;
@@ -162,6 +168,30 @@ async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
     proxy.mend();
     eventually(ready, |answer| answer.json()["degraded"] == false).await;
     assert_eq!(two.get(&path).await.status, 404);
+}
+
+#[tokio::test]
+async fn what_was_loaded_before_redis_forgot_is_not_stored() {
+    let namespace = uuid::Uuid::now_v7().to_string();
+    let app = TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str())]).await;
+    let path = path_of(&app.create("a").await);
+    let client = redis::Client::open(server()).expect("a URL");
+    let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    let mut connection = app.process.database().connect().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let forgetting = async {
+        let id = path.rsplit('/').next().expect("an id");
+        let key = format!("{namespace}:task:v1:{id}");
+        // As a flush of all would, between the look-up and the load: what raced with it is known no more.
+        eventually(async || redis.clone().del::<_, u32>(&key).await.expect("an answer"), |gone| *gone == 1)
+            .await;
+        transaction.rollback().await.expect("the lock is given back");
+        key
+    };
+    let (answer, key) = tokio::join!(app.get(&path), forgetting);
+    assert_eq!(answer.json()["title"], "a");
+    assert!(!redis.exists::<_, bool>(&key).await.expect("an answer"), "an old value might stay for its TTL");
 }
 
 #[tokio::test]
