@@ -23,10 +23,12 @@ mod workflow;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::Result;
+use rustix::process::nice;
 
 use crate::children::Scratch;
 use crate::generate;
@@ -37,6 +39,10 @@ use board::Board;
 use check::Subject;
 pub use plan::{Asked, Plan};
 use report::Report;
+use steps::Step;
+
+/// The least that the kernel gives to anyone.
+const LOWEST: i32 = 19;
 
 /// What every part of the run needs.
 pub struct Context {
@@ -47,11 +53,6 @@ pub struct Context {
     pub servers: Servers,
     /// The template as it is now: an edit during the run must not prove half of it.
     pub snapshot: Scratch,
-    /// Held while cargo builds. Its own lock on the shared target folder would do the same, but
-    /// the waiting would count as the step's time.
-    pub build: Mutex<()>,
-    /// Held while the base image is made, or the peers of a container run, whose address is fixed.
-    pub images: Mutex<()>,
     /// The names of the drills to run, or none for all, and how often.
     pub drills: (Vec<String>, u32),
 }
@@ -79,23 +80,13 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let servers = Servers::start(&tools)?;
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
-    let build = Mutex::new(());
     let drills = (plan.drills.clone(), plan.times);
-    let context = Context {
-        root: root.to_path_buf(),
-        folder,
-        tools,
-        servers,
-        snapshot,
-        build,
-        images: Mutex::default(),
-        drills,
-    };
+    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, drills };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 
     let board = Board::new(plan);
-    let mut subjects = one_by_one(&context, plan, &board);
+    let mut subjects = work_through(&context, plan, &board);
     subjects.sort_by_key(|subject| subject.place);
     let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: report::machine() };
     report.write(&context.folder)?;
@@ -103,21 +94,30 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     Ok(report.proven())
 }
 
-/// Works through what is planned, one after the other: two at once make the deadlines miss that either measures.
-fn one_by_one(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
-    let mut subjects = Vec::from(plan.subjects());
-    // Before anything builds: how long generation takes is measured on a machine with nothing else to do.
+/// Works through what is planned: one subject at a time is measured, while the next one is compiled out of its way.
+fn work_through(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
+    let mut subjects = plan.subjects();
+    // How long generation takes is measured on a machine with nothing else to do.
     for subject in subjects.iter_mut().filter(|subject| subject.variant.is_some()) {
-        subject.run(1, context, board);
+        subject.run(Step::makes_the_code, context, board);
     }
-    for subject in &mut subjects {
-        subject.run(usize::MAX, context, board);
-        board.row(subject);
-    }
-    subjects
-}
-
-/// A thread that panics takes the run down with it; what the lock guards is whole even then.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    let (compiled, next) = mpsc::sync_channel(0);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // Of this thread and what it starts: what is measured has the cores whenever it wants them.
+            let _ = nice(LOWEST);
+            for mut subject in subjects {
+                subject.run(|step| step.ahead, context, board);
+                if compiled.send(subject).is_err() {
+                    break;
+                }
+            }
+        });
+        let measured = next.iter().map(|mut subject: Subject| {
+            subject.run(|_| true, context, board);
+            board.row(&subject);
+            subject
+        });
+        measured.collect()
+    })
 }

@@ -13,7 +13,7 @@ use super::report::Report;
 const CELL: usize = 10;
 const TITLE: usize = 32;
 
-/// Where both lanes print.
+/// Where what is compiled and what is measured print.
 pub struct Board {
     /// What each subject is at, shown in one line that overwrites itself; only on a terminal.
     busy: Mutex<BTreeMap<String, &'static str>>,

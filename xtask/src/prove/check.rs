@@ -31,7 +31,6 @@ pub enum Outcome {
 pub struct Check {
     pub step: &'static str,
     pub outcome: Outcome,
-    /// Without the time spent waiting for the other lane's build.
     pub time: Duration,
     pub log: PathBuf,
 }
@@ -59,6 +58,9 @@ pub struct Subject {
     pub drills: Vec<Drilled>,
     /// Where its code is, once it was generated.
     pub dir: PathBuf,
+    /// What was built of it: the service, and the programs that test it.
+    pub program: PathBuf,
+    pub tests: Vec<PathBuf>,
 }
 
 impl Subject {
@@ -87,6 +89,8 @@ impl Subject {
             facts: BTreeMap::new(),
             drills: Vec::new(),
             dir: PathBuf::new(),
+            program: PathBuf::new(),
+            tests: Vec::new(),
         }
     }
 
@@ -99,10 +103,11 @@ impl Subject {
         self.checks.len() == self.steps.len() && self.checks.iter().all(Check::passed)
     }
 
-    /// Takes its next `count` steps. A failed one does not keep the later ones from saying what they see,
-    /// unless it was the one that makes the code.
-    pub fn run(&mut self, count: usize, context: &Context, board: &Board) {
-        for step in self.steps.iter().copied().skip(self.checks.len()).take(count).collect::<Vec<_>>() {
+    /// Takes its next steps, as long as they are wanted. A failed one does not keep the later ones from saying what
+    /// they see, unless it was the one that makes the code.
+    pub fn run(&mut self, wanted: impl Fn(&Step) -> bool, context: &Context, board: &Board) {
+        let next = self.steps.iter().copied().skip(self.checks.len());
+        for step in next.take_while(wanted).collect::<Vec<_>>() {
             let log = self.log_of(context, step.name);
             if self.variant.is_some() && self.checks.first().is_some_and(|first| !first.passed()) {
                 let outcome = Outcome::Skipped;
@@ -110,11 +115,10 @@ impl Subject {
                 continue;
             }
             board.busy(self, step.name);
-            let mut work = Work { context, subject: self, log: log.clone(), waited: Duration::ZERO };
+            let mut work = Work { context, subject: self, log: log.clone() };
             let started = Instant::now();
-            let result = (step.run)(&mut work);
-            let time = started.elapsed().saturating_sub(work.waited);
-            let outcome = outcome_of(result);
+            let outcome = outcome_of((step.run)(&mut work));
+            let time = started.elapsed();
             let check = Check { step: step.name, outcome, time, log };
             board.done(self, &check);
             self.checks.push(check);
@@ -148,6 +152,4 @@ pub struct Work<'a> {
     pub context: &'a Context,
     pub subject: &'a mut Subject,
     pub log: PathBuf,
-    /// How long it stood behind the other lane's build.
-    pub waited: Duration,
 }

@@ -5,8 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
@@ -63,22 +62,6 @@ impl Work<'_> {
         command
     }
 
-    /// Runs a command that builds, with the build lock held. Returns its standard output.
-    pub fn build(&mut self, command: &mut Command) -> Result<String> {
-        self.build_within(command, BOUND)
-    }
-
-    /// [`Self::build`] with a bound of its own, for what takes longer than any other.
-    pub fn build_within(&mut self, command: &mut Command, bound: Duration) -> Result<String> {
-        let asked = Instant::now();
-        // A panic in the other lane is reported there; the lock guards no data that it could spoil.
-        let guard = self.context.build.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waited += asked.elapsed();
-        let result = self.run_within(command, bound);
-        drop(guard);
-        result
-    }
-
     /// Runs a command to its end. Returns its standard output.
     ///
     /// # Errors
@@ -87,7 +70,8 @@ impl Work<'_> {
         self.run_within(command, BOUND)
     }
 
-    fn run_within(&self, command: &mut Command, bound: Duration) -> Result<String> {
+    /// [`Self::run`] with a bound of its own, for what takes longer than any other.
+    pub fn run_within(&self, command: &mut Command, bound: Duration) -> Result<String> {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let shown = shown(command);
         writeln!(log, "$ {shown}")?;

@@ -96,7 +96,7 @@ impl Trial<'_> {
 
     fn compiles(&self, work: &mut Work<'_>) -> Result<bool> {
         let mut check = self.cargo(work, "check");
-        match work.build(check.args(["--all-targets", "--quiet"])) {
+        match work.run(check.args(["--all-targets", "--quiet"])) {
             Ok(_) => Ok(true),
             Err(error) if error.is::<Failed>() => Ok(false),
             Err(error) => Err(error),

@@ -1,8 +1,6 @@
 //! What a run has to prove. The plan is made before anything runs, and the result is held
 //! against it, so that nothing drops out in silence.
 
-use std::collections::VecDeque;
-
 use anyhow::{Result, ensure};
 
 use crate::variant::Variant;
@@ -75,7 +73,7 @@ impl Plan {
         let wanted = |step: &&Step| match (quick, drills.is_empty()) {
             (true, _) => !step.is_drill(),
             (false, true) => true,
-            (false, false) => step.is_drill() || step.makes_the_code(),
+            (false, false) => step.is_drill() || step.makes_the_program(),
         };
         let steps = steps::ALL.iter().filter(wanted).copied().collect();
         let variants = Variant::all().filter(|one| all || variants.contains(one)).collect();
@@ -118,7 +116,7 @@ impl Plan {
     #[must_use]
     pub fn files(asked: &[Variant]) -> Self {
         let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
-        let steps = steps::ALL.iter().take_while(|step| !step.builds());
+        let steps = steps::ALL.iter().take_while(|step| !step.lints());
         Self {
             variants,
             from: Vec::new(),
@@ -171,7 +169,7 @@ impl Plan {
     }
 
     /// What there is to prove: the full variant first, and last the template itself, whose build that has prepared.
-    pub(super) fn subjects(&self) -> VecDeque<Subject> {
+    pub(super) fn subjects(&self) -> Vec<Subject> {
         if !self.from.is_empty() {
             let pairs = self.from.iter().zip(&self.variants).enumerate();
             return pairs
@@ -180,12 +178,12 @@ impl Plan {
         }
         let named = Variant::all().zip(NAMES).enumerate();
         let planned = named.filter(|(_, (variant, _))| self.variants.contains(variant));
-        let mut subjects: VecDeque<Subject> = planned
+        let mut subjects: Vec<Subject> = planned
             .map(|(place, (variant, name))| Subject::variant(place, variant, name, &self.steps))
             .collect();
-        subjects.make_contiguous().reverse();
+        subjects.reverse();
         if self.template {
-            subjects.push_back(Subject::template(NAMES.len(), template::STEPS));
+            subjects.push(Subject::template(NAMES.len(), template::STEPS));
         }
         subjects
     }

@@ -59,7 +59,7 @@ struct Recipes<'a, 'w> {
 impl Recipes<'_, '_> {
     fn build(&mut self, arguments: &[&str]) -> Result<String> {
         let mut command = self.just(arguments)?;
-        self.work.build(&mut command)
+        self.work.run(&mut command)
     }
 
     /// All of it, or what needs no database of advisories where that can't be fetched.

@@ -19,55 +19,70 @@ use super::{drills, features, files, fuzz, image, recipes, rules, size, transiti
 pub struct Step {
     pub name: &'static str,
     pub run: fn(&mut Work<'_>) -> Result<String>,
+    /// Whether it may run beside the measurements of another subject.
+    pub ahead: bool,
 }
 
 const GENERATE: &str = "generate";
 pub const FILES: &str = "files";
 const LINT: &str = "clippy";
+const BUILD: &str = "build";
+const TEST: &str = "test";
 const DRILLS: &str = "drills";
 const IMAGE: &str = "image";
 const FUZZ_NAME: &str = "fuzz";
 
 /// All of them.
-pub const ALL: [Step; 11] = [
-    Step { name: GENERATE, run: generate },
-    Step { name: "leftovers", run: leftovers },
-    Step { name: "size", run: size::check },
-    Step { name: "rules", run: rules::check },
-    Step { name: FILES, run: files::check },
-    Step { name: "fmt", run: format },
-    Step { name: LINT, run: lint },
-    Step { name: "unused", run: unused::check },
-    Step { name: "doc", run: document },
-    Step { name: "test", run: test },
-    Step { name: DRILLS, run: drills::run },
+pub const ALL: [Step; 12] = [
+    Step::ahead(GENERATE, generate),
+    Step::ahead("leftovers", leftovers),
+    Step::ahead("size", size::check),
+    Step::ahead("rules", rules::check),
+    Step::ahead(FILES, files::check),
+    Step::ahead("fmt", format),
+    Step::ahead(LINT, lint),
+    Step::ahead("unused", unused::check),
+    Step::ahead("doc", document),
+    Step::ahead(BUILD, build),
+    Step::alone(TEST, test),
+    Step::alone(DRILLS, drills::run),
 ];
 
 /// What `--fuzz` takes in their place.
-pub const FUZZ: [Step; 2] =
-    [Step { name: GENERATE, run: generate }, Step { name: FUZZ_NAME, run: fuzz::run }];
+pub const FUZZ: [Step; 3] =
+    [Step::ahead(GENERATE, generate), Step::ahead(BUILD, build), Step::alone(FUZZ_NAME, fuzz::run)];
 
 /// What `--images` takes in their place.
 pub const IMAGES: [Step; 4] = [
-    Step { name: GENERATE, run: generate },
-    Step { name: "workflow", run: workflow::run },
-    Step { name: "recipes", run: recipes::run },
-    Step { name: IMAGE, run: image::check },
+    Step::ahead(GENERATE, generate),
+    Step::alone("workflow", workflow::run),
+    Step::alone("recipes", recipes::run),
+    Step::alone(IMAGE, image::check),
 ];
 
 /// What `--features` takes in their place.
-pub const FEATURES: [Step; 2] =
-    [Step { name: GENERATE, run: generate }, Step { name: "features", run: features::check }];
+pub const FEATURES: [Step; 2] = [Step::ahead(GENERATE, generate), Step::alone("features", features::check)];
 
 /// What `--transitions` takes in their place.
-pub const TRANSITIONS: [Step; 4] = [
-    Step { name: GENERATE, run: transitions::become_variant },
-    Step { name: "fmt", run: format },
-    Step { name: "clippy", run: lint },
-    Step { name: "test", run: test },
+pub const TRANSITIONS: [Step; 5] = [
+    Step::ahead(GENERATE, transitions::become_variant),
+    Step::ahead("fmt", format),
+    Step::ahead(LINT, lint),
+    Step::ahead(BUILD, build),
+    Step::alone(TEST, test),
 ];
 
 impl Step {
+    /// One that reads or compiles: its result is the same on a busy machine.
+    pub const fn ahead(name: &'static str, run: fn(&mut Work<'_>) -> Result<String>) -> Self {
+        Self { name, run, ahead: true }
+    }
+
+    /// One that measures.
+    pub const fn alone(name: &'static str, run: fn(&mut Work<'_>) -> Result<String>) -> Self {
+        Self { name, run, ahead: false }
+    }
+
     pub fn is_fuzz(&self) -> bool {
         self.name == FUZZ_NAME
     }
@@ -77,7 +92,7 @@ impl Step {
     }
 
     /// Whether it is the first one that compiles anything.
-    pub fn builds(&self) -> bool {
+    pub fn lints(&self) -> bool {
         self.name == LINT
     }
 
@@ -85,8 +100,17 @@ impl Step {
         self.name == IMAGE
     }
 
+    pub fn tests(&self) -> bool {
+        self.name == TEST
+    }
+
     pub fn is_drill(&self) -> bool {
         self.name == DRILLS
+    }
+
+    /// Whether the drills need what it makes.
+    pub fn makes_the_program(&self) -> bool {
+        [GENERATE, BUILD].contains(&self.name)
     }
 
     pub fn makes_the_code(&self) -> bool {
@@ -153,7 +177,7 @@ pub fn lint(work: &mut Work<'_>) -> Result<String> {
         let mut arguments = targets.to_vec();
         arguments.extend(["--message-format=json", "--", "-D", "warnings"]);
         arguments.extend(["--force-warn", "unused_crate_dependencies"]);
-        let said = work.build(&mut work.cargo("clippy", &arguments))?;
+        let said = work.run(&mut work.cargo("clippy", &arguments))?;
         fs::write(work.log.with_file_name(findings), said)?;
     }
     Ok(String::new())
@@ -161,22 +185,37 @@ pub fn lint(work: &mut Work<'_>) -> Result<String> {
 
 fn document(work: &mut Work<'_>) -> Result<String> {
     let mut command = work.cargo("doc", &["--no-deps", "--document-private-items"]);
-    work.build(command.env("RUSTDOCFLAGS", "-D warnings"))?;
+    work.run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
     Ok(String::new())
 }
 
-/// Builds under the lock and runs the test programs outside of it, as `cargo test` would but for
-/// that, so that the other lane builds meanwhile.
+/// Builds the program, and what tests it if that is to come.
+pub fn build(work: &mut Work<'_>) -> Result<String> {
+    let as_json = "--message-format=json-render-diagnostics";
+    if work.subject.steps.iter().any(Step::tests) {
+        let built = work.run(&mut work.cargo("test", &["--no-run", as_json]))?;
+        work.subject.tests = programs(&built, true);
+        ensure!(!work.subject.tests.is_empty(), "cargo built no test program");
+    }
+    // Last, as the tests' own dependencies may have changed what features it was built with.
+    let built = work.run(&mut work.cargo("build", &[as_json]))?;
+    work.subject.program = programs(&built, false).pop().context("cargo built no program")?;
+    Ok(String::new())
+}
+
+fn programs(built: &str, tests: bool) -> Vec<PathBuf> {
+    let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let wanted = messages.filter(|message| message["profile"]["test"] == tests);
+    wanted.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).collect()
+}
+
+/// Runs the test programs, as `cargo test` would.
 pub fn test(work: &mut Work<'_>) -> Result<String> {
-    let arguments = ["--no-run", "--message-format=json-render-diagnostics"];
-    let built = work.build(&mut work.cargo("test", &arguments))?;
-    let programs = test_programs(&built);
-    ensure!(!programs.is_empty(), "cargo built no test program");
     let role = format!("prove_{}", work.subject.place);
     let servers = &work.context.servers;
     let database = work.subject.has("postgres").then(|| servers.create_superuser(&role)).transpose()?;
     let mut total = 0;
-    for program in programs {
+    for program in &work.subject.tests {
         let mut command = Command::new(program);
         clean(&mut command);
         command.current_dir(&work.subject.dir).env("CARGO_MANIFEST_DIR", &work.subject.dir);
@@ -189,7 +228,7 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
         total += passed_tests(&work.run(&mut command)?)?;
     }
     if has_doctests(&work.subject.dir.join("src"))? {
-        total += passed_tests(&work.build(&mut work.cargo("test", &["--doc"]))?)?;
+        total += passed_tests(&work.run(&mut work.cargo("test", &["--doc"]))?)?;
     }
     if database.is_some() {
         work.context.servers.drop_databases_of(&role)?;
@@ -197,12 +236,6 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
     ensure!(total > 0, "no test ran");
     work.subject.facts.insert("tests", f64::from(total));
     Ok(format!("{total} tests"))
-}
-
-fn test_programs(built: &str) -> Vec<PathBuf> {
-    let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let tests = messages.filter(|message| message["profile"]["test"] == true);
-    tests.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).collect()
 }
 
 /// Adds up the `test result:` lines. An ignored test proves nothing, so it is refused.

@@ -14,15 +14,16 @@ use super::steps::{self, Step};
 use super::transitions;
 
 pub const STEPS: &[Step] = &[
-    Step { name: "weave", run: siblings },
-    Step { name: "tooling", run: tooling },
-    Step { name: steps::FILES, run: own_files },
-    Step { name: "tests", run: quick_tests },
-    Step { name: "transitions", run: transitions::untouched },
-    Step { name: "transitions: edited", run: transitions::edited },
-    Step { name: "in place: fmt", run: |work| in_place(work, steps::format) },
-    Step { name: "in place: clippy", run: |work| in_place(work, steps::lint) },
-    Step { name: "in place: test", run: |work| in_place(work, steps::test) },
+    Step::alone("weave", siblings),
+    Step::alone("tooling", tooling),
+    Step::alone(steps::FILES, own_files),
+    Step::alone("tests", quick_tests),
+    Step::alone("transitions", transitions::untouched),
+    Step::alone("transitions: edited", transitions::edited),
+    Step::alone("in place: fmt", |work| in_place(work, steps::format)),
+    Step::alone("in place: clippy", |work| in_place(work, steps::lint)),
+    Step::alone("in place: build", |work| in_place(work, steps::build)),
+    Step::alone("in place: test", |work| in_place(work, steps::test)),
 ];
 
 fn siblings(work: &mut Work<'_>) -> Result<String> {
@@ -37,7 +38,7 @@ fn tooling(work: &mut Work<'_>) -> Result<String> {
     let mut clippy = Command::new("cargo");
     clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
     clean(&mut clippy);
-    work.build(clippy.current_dir(&work.context.root))?;
+    work.run(clippy.current_dir(&work.context.root))?;
     Ok(String::new())
 }
 
@@ -52,7 +53,7 @@ fn quick_tests(work: &mut Work<'_>) -> Result<String> {
     command.args(["test", "--workspace", "--locked"]).current_dir(&work.context.root);
     clean(&mut command);
     command.env("CARGO_GENERATE", &work.context.tools.cargo_generate);
-    let total = steps::passed_tests(&work.build(&mut command)?)?;
+    let total = steps::passed_tests(&work.run(&mut command)?)?;
     ensure!(total > 0, "no test ran");
     Ok(format!("{total} tests"))
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,6 @@ use crate::variant::{TOGGLES, Variant};
 
 use super::check::Work;
 use super::command::clean;
-use super::locked;
 
 pub const NAME: &str = "orders";
 /// Those that are compiled and tested with their owners' code, which has a table of its own where there is a database
@@ -143,7 +142,7 @@ pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command.args(["build", "--package", "slipway", "--locked", "--message-format=json-render-diagnostics"]);
     clean(&mut command);
-    let said = work.build(command.current_dir(&work.context.root))?;
+    let said = work.run(command.current_dir(&work.context.root))?;
     let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
     programs.next().context("cargo built no slipway")
@@ -268,6 +267,11 @@ fn contents(folder: &Path) -> Result<Files> {
         }
     }
     Ok(files)
+}
+
+/// A thread that panics takes the run down with it; what the lock guards is whole even then.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

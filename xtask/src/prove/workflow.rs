@@ -115,7 +115,7 @@ impl Runner<'_, '_> {
         command.env("CARGO_TARGET_DIR", self.work.context.folder.join("build"));
         command.env("GITHUB_OUTPUT", self.scratch.path().join("output"));
         command.env("GITHUB_REF_NAME", format!("v{}", version(&self.work.subject.dir)?)).envs(variables);
-        self.work.build(&mut command).with_context(|| title.to_owned())?;
+        self.work.run(&mut command).with_context(|| title.to_owned())?;
         self.ran += 1;
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::children;
@@ -36,12 +36,6 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     pub fn prepare(work: &mut Work<'a>) -> Result<Self> {
-        // `cargo test` has built it already, unless the tests' own dependencies changed features.
-        let built = work.build(&mut work.cargo("build", &["--message-format=json"]))?;
-        let program = built
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from));
         Ok(Self {
             servers: &work.context.servers,
             haproxy: &work.context.tools.haproxy,
@@ -49,7 +43,7 @@ impl<'a> Site<'a> {
             promtool: &work.context.tools.promtool,
             rotel: work.context.tools.rotel.as_deref(),
             pgbouncer: &work.context.tools.pgbouncer,
-            program: program.context("cargo built no program")?,
+            program: work.subject.program.clone(),
             dir: work.subject.dir.clone(),
             place: work.subject.place,
             postgres: work.subject.has("postgres"),
