@@ -9,6 +9,9 @@ use self::logs::LogWriter;
 use self::metrics::Metrics;
 
 pub mod context;
+//@ if otlp
+mod counted;
+//@ end
 pub mod filter;
 pub mod logs;
 pub mod metrics;

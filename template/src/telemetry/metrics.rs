@@ -110,6 +110,10 @@ fn describe() {
     describe_histogram!("db_pool_acquire_seconds", Unit::Seconds, "Waiting for a connection");
     describe_histogram!("db_query_duration_seconds", Unit::Seconds, "One query, by name");
     //@ end
+    //@ if otlp
+    describe_counter!("spans_ended_total", "Sampled spans that have ended");
+    describe_counter!("spans_exported_total", "Spans that a collector has taken");
+    //@ end
     //@ if rate_limit
     describe_counter!("rate_limited_total", "Requests refused, by policy");
     //@ end

@@ -18,6 +18,7 @@ use tracing_subscriber::layer::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
+use super::counted::Counted;
 use crate::config::value::{SecretUrl, is_http, optional};
 
 #[derive(Debug, Deserialize, Validate)]
@@ -66,7 +67,7 @@ where
         .context("otlp exporter")?;
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let provider = SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
+        .with_span_processor(Counted::ended(Counted::exported(exporter)))
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio))))
         .with_resource(Resource::builder().with_service_name(name).build())
         .build();

@@ -75,10 +75,19 @@ fn metrics_of(page: &str) -> (Metrics, BTreeSet<(String, String)>) {
     (metrics, values)
 }
 
+//@ if otlp
+/// Where no collector listens.
+const NOWHERE: &str = "http://127.0.0.1:1";
+
+//@ end
 /// A service that has done what it can do.
 async fn busy() -> TestApp {
     let receiver = Receiver::start().await;
-    let mut app = TestApp::spawn(&[("APP__WEBHOOK__URL", receiver.url.as_str())]).await;
+    let variables = vec![("APP__WEBHOOK__URL", receiver.url.as_str())];
+    //@ if otlp
+    let variables = [variables, vec![("OTEL_EXPORTER_OTLP_ENDPOINT", NOWHERE)]].concat();
+    //@ end
+    let mut app = TestApp::spawn(&variables).await;
     let task = app.create("a").await;
     for path in [&path_of(&task), "/v1/tasks", "/v1/tasks?status=open", "/nowhere"] {
         app.get(path).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::app::{Answer, TestApp};
+use crate::app::{Answer, TestApp, eventually};
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::receiver::Receiver;
 
@@ -88,6 +88,30 @@ async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
     app.create("a").await;
     let ended = app.stop().await;
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
+}
+
+#[tokio::test]
+async fn spans_that_no_collector_takes_are_counted() {
+    let collector = Receiver::start().await;
+    collector.answers(400);
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("APP__OTLP__SAMPLE_RATIO", "1.0"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+    ];
+    let app = TestApp::spawn(&variables).await;
+    let spans = async |what: &str| -> u64 {
+        let (page, name) = (app.metrics().await, format!("spans_{what}_total "));
+        page.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).expect("a number")
+    };
+    app.create("a").await;
+    collector.calls(1).await;
+    assert!(spans("ended").await > 0);
+    assert_eq!(spans("exported").await, 0, "all was refused");
+    collector.answers(200);
+    app.create("b").await;
+    let taken = eventually(async || spans("exported").await, |taken| *taken > 0).await;
+    assert!(taken < spans("ended").await, "what was lost stays lost");
 }
 
 #[tokio::test]

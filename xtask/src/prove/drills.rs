@@ -46,8 +46,10 @@ struct Drill {
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-/// The drill that needs a collector.
-pub const COLLECTOR: &str = "traces one request";
+/// The drills that need a collector.
+pub const COLLECTOR: [&str; 2] = [TRACES, ALERTS];
+const TRACES: &str = "traces one request";
+const ALERTS: &str = "raises alerts";
 
 const ALL: [Drill; 28] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
@@ -112,12 +114,12 @@ const ALL: [Drill; 28] = [
     },
     Drill {
         ends_only: true,
-        ..drill("raises alerts", "each incident seen by Prometheus and its end too", alerts::raised)
+        ..drill(ALERTS, "each incident seen by Prometheus and its end too", alerts::raised)
     },
     Drill {
         needs: Some("otlp"),
         ends_only: true,
-        ..drill(COLLECTOR, "from the client to the receiver, in someone else's collector", traces::followed)
+        ..drill(TRACES, "from the client to the receiver, in someone else's collector", traces::followed)
     },
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];

@@ -142,7 +142,8 @@ impl Plan {
 
     /// Whether the run needs a collector.
     pub(super) fn traces(&self) -> bool {
-        let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::COLLECTOR);
+        let asked = self.drills.is_empty()
+            || self.drills.iter().any(|name| drills::COLLECTOR.contains(&name.as_str()));
         asked && self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL)
     }
 

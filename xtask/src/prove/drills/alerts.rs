@@ -18,6 +18,7 @@ use super::clients::wait_until;
 use super::peers::{Receiver, Way};
 use super::prometheus::{BOUND, Prometheus, hastened};
 use super::shutdown::TASK;
+use super::traces::Collector;
 
 const CAP: usize = 4;
 /// Before the first incident: nothing fires, though everything is asked for.
@@ -34,6 +35,9 @@ const SETTINGS: [(&str, &str); 8] = [
     ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
     ("APP__LOG__ACCESS", "false"),
 ];
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const EVERY_SPAN_AT_ONCE: [(&str, &str); 2] =
+    [("APP__OTLP__SAMPLE_RATIO", "1.0"), ("OTEL_BSP_SCHEDULE_DELAY", "200")];
 /// What the incidents log as errors.
 const DUE: [&str; 2] = ["request.failed", "job.failed"];
 
@@ -43,6 +47,7 @@ struct Scene {
     /// With the alert that its end raises.
     ways: Vec<(&'static str, Way)>,
     _receiver: Receiver,
+    _collector: Option<Collector>,
 }
 
 impl Scene {
@@ -59,14 +64,19 @@ impl Scene {
         if site.redis {
             ways.push(("RedisDown", Way::on(&mut command, "REDIS_URL")?));
         }
+        let collector = site.rotel.map(|_| Collector::start(site)).transpose()?;
+        if let Some(collector) = &collector {
+            command.env(ENDPOINT, collector.url()).envs(EVERY_SPAN_AT_ONCE);
+            ways.push(("SpansLost", Way::on(&mut command, ENDPOINT)?));
+        }
         let service = Service::launch(&mut command)?;
         service.ready()?;
-        Ok(Self { service, ways, _receiver: receiver })
+        Ok(Self { service, ways, _receiver: receiver, _collector: collector })
     }
 }
 
 pub fn raised(site: &Site<'_>) -> Result<String> {
-    let Scene { service, ways, _receiver } = Scene::set(site)?;
+    let Scene { service, ways, _receiver, _collector } = Scene::set(site)?;
     let prometheus = Prometheus::start(site, service.admin)?;
     let over = AtomicBool::new(false);
     let (raised, time) = thread::scope(|scope| -> Result<_> {

@@ -20,6 +20,7 @@ pub struct Site<'a> {
     pub haproxy: &'a Path,
     pub prometheus: &'a Path,
     pub promtool: &'a Path,
+    /// None where no spans are exported.
     pub rotel: Option<&'a Path>,
     pub pgbouncer: &'a Path,
     pub program: PathBuf,
@@ -41,7 +42,7 @@ impl<'a> Site<'a> {
             haproxy: &work.context.tools.haproxy,
             prometheus: &work.context.tools.prometheus,
             promtool: &work.context.tools.promtool,
-            rotel: work.context.tools.rotel.as_deref(),
+            rotel: work.context.tools.rotel.as_deref().filter(|_| work.subject.has("otlp")),
             pgbouncer: &work.context.tools.pgbouncer,
             program: work.subject.program.clone(),
             dir: work.subject.dir.clone(),

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -46,14 +45,15 @@ const PARENTS: [(&str, &str); 11] = [
 ];
 
 /// A collector that writes what it receives to a file.
-struct Collector {
+pub struct Collector {
     _child: Child,
     home: Scratch,
     address: SocketAddr,
 }
 
 impl Collector {
-    fn start(program: &Path) -> Result<Self> {
+    pub fn start(site: &Site<'_>) -> Result<Self> {
+        let program = site.rotel.context("rotel was not set up")?;
         let home = Scratch::new()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let log = File::create(home.path().join("log"))?;
@@ -67,6 +67,10 @@ impl Collector {
         let collector = Self { _child: child, home, address };
         wait_until("the collector listens", BOUND, || Ok(Connection::open(address).is_ok()))?;
         Ok(collector)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Whether each span has arrived, and its parent.
@@ -123,10 +127,10 @@ impl Span {
 }
 
 pub fn followed(site: &Site<'_>) -> Result<String> {
-    let collector = Collector::start(site.rotel.context("rotel was not set up")?)?;
+    let collector = Collector::start(site)?;
     let receiver = Receiver::start()?;
     receiver.answer();
-    let (endpoint, url) = (format!("http://{}", collector.address), receiver.url());
+    let (endpoint, url) = (collector.url(), receiver.url());
     let service = site.start(&[
         ("APP__OTLP__ENDPOINT", &endpoint),
         ("APP__WEBHOOK__URL", &url),
