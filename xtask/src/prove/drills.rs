@@ -51,7 +51,7 @@ pub const COLLECTOR: [&str; 2] = [TRACES, ALERTS];
 const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
 
-const ALL: [Drill; 28] = [
+const ALL: [Drill; 29] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -63,6 +63,10 @@ const ALL: [Drill; 28] = [
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
     drill("shows its metrics", "promtool finds nothing to mend", metrics::page),
+    Drill {
+        ends_only: true,
+        ..drill("keeps its series", "100,000 strange requests add none", metrics::series)
+    },
     drill("stops under load", "exit 0, no request and no job lost", load::under_load),
     drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),
     drill("ends a half-sent request", "504, then exit 0", shutdown::half_sent),

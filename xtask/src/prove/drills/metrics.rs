@@ -1,18 +1,29 @@
 //! The page that Prometheus reads, as its own tool finds it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::children::Scratch;
-use crate::http::get;
+use crate::http::{Connection, get, head};
+use crate::prove::service::Service;
 
 use super::Site;
 use super::clients::{complete, long_tasks, wait_until};
 use super::peers::Receiver;
 use super::prometheus::BOUND;
+
+/// Requests of strangers, and those before them that show each series there is.
+const STRANGE: usize = 100_000;
+const FIRST: usize = 1_000;
+const CLIENTS: usize = 4;
+/// Sent before the first of them is answered.
+const AT_ONCE: usize = 50;
 
 /// Every kind of metric has a value by the time that the page is read: what is not there can't be found fault with.
 pub fn page(site: &Site<'_>) -> Result<String> {
@@ -39,4 +50,58 @@ pub fn page(site: &Site<'_>) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.trim().is_empty(), "promtool: {said}");
     Ok(format!("{} metrics", page.matches("# TYPE ").count()))
+}
+
+/// What clients make up must not become a series: each costs memory, here and in Prometheus, for as long as either runs.
+pub fn series(site: &Site<'_>) -> Result<String> {
+    let mut settings = site.unlimited().to_vec();
+    settings.push(("APP__LOG__ACCESS", "false"));
+    let service = site.start(&settings)?;
+    strangers(service.public, FIRST)?;
+    let before = names(&service)?;
+    strangers(service.public, STRANGE)?;
+    let after = names(&service)?;
+    site.stop(service)?;
+    let new: Vec<_> = after.difference(&before).collect();
+    ensure!(new.is_empty(), "{} new series, such as {}", new.len(), new[0]);
+    Ok(format!("{} series before and after", before.len()))
+}
+
+/// Requests of which no two are alike.
+fn strangers(address: SocketAddr, count: usize) -> Result<()> {
+    let client = || -> Result<()> {
+        let mut connection = Connection::open(address)?;
+        for _ in 0..count / CLIENTS / AT_ONCE {
+            let requests: Vec<String> = (0..AT_ONCE).map(strange).collect();
+            connection.send(&requests.concat())?;
+            for request in requests {
+                let answer = connection.response()?;
+                ensure!((400..500).contains(&answer.status), "answered {} to {request}", answer.status);
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client does not panic"))
+    })
+}
+
+/// A path, a method, an id and a query that nobody has used before.
+fn strange(number: usize) -> String {
+    let word = |_| fastrand::lowercase();
+    let word: String = (0..12).map(word).collect();
+    match number % 4 {
+        0 => head("GET", &format!("/{word}/{word}"), "", 0),
+        1 => head(&word.to_uppercase(), "/v1/tasks", "", 0),
+        2 => head("GET", &format!("/v1/tasks/{word}"), "", 0),
+        _ => head("GET", &format!("/v1/tasks?{word}={word}&limit={word}"), "", 0),
+    }
+}
+
+/// What is measured, without the values.
+fn names(service: &Service) -> Result<BTreeSet<String>> {
+    let page = get(service.admin, "/metrics")?.body;
+    let lines = page.lines().filter(|line| !line.starts_with('#'));
+    Ok(lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect())
 }
