@@ -6,6 +6,7 @@ mod clients;
 mod coherence;
 mod crash;
 mod descriptors;
+mod exporting;
 mod frozen;
 mod history;
 mod hostile;
@@ -47,11 +48,12 @@ struct Drill {
 }
 
 /// The drills that need a collector.
-pub const COLLECTOR: [&str; 2] = [TRACES, ALERTS];
+pub const COLLECTOR: [&str; 3] = [TRACES, ALERTS, EXPORTING];
 const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
+const EXPORTING: &str = "bears its collector's faults";
 
-const ALL: [Drill; 29] = [
+const ALL: [Drill; 30] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -63,6 +65,11 @@ const ALL: [Drill; 29] = [
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
     drill("shows its metrics", "promtool finds nothing to mend", metrics::page),
+    Drill {
+        needs: Some("otlp"),
+        ends_only: true,
+        ..drill(EXPORTING, "the median at most 5 % slower, memory bounded, loss counted", exporting::faults)
+    },
     Drill {
         ends_only: true,
         ..drill("keeps its series", "100,000 strange requests add none", metrics::series)

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -119,38 +120,63 @@ impl Drop for Receiver {
 
 fn receive(stream: TcpStream, gate: &Gate, calls: &Mutex<Calls>) -> Result<()> {
     let mut stream = BufReader::new(stream);
-    loop {
-        let (mut length, mut delivery, mut trace) = (0, String::new(), String::new());
-        loop {
-            let mut line = String::new();
-            stream.read_line(&mut line)?;
-            let (name, value) = match line.trim_end() {
-                "" => break,
-                line => line.split_once(':').unwrap_or((line, "")),
-            };
-            if name.eq_ignore_ascii_case("content-length") {
-                length = value.trim().parse()?;
-            }
-            if name.eq_ignore_ascii_case("webhook-id") {
-                value.trim().clone_into(&mut delivery);
-            }
-            if name.eq_ignore_ascii_case("traceparent") {
-                value.trim().clone_into(&mut trace);
-            }
-        }
-        if length == 0 {
-            return Ok(());
-        }
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body)?;
+    while let Some(Call { mut headers, body }) = call(&mut stream)? {
         gate.pass();
-        let call: Value = serde_json::from_slice(&body)?;
-        let id = call["data"]["id"].as_str().context("a webhook without its task")?;
+        let told: Value = serde_json::from_slice(&body)?;
+        let id = told["data"]["id"].as_str().context("a webhook without its task")?;
+        let mut header = |name: &str| headers.remove(name).unwrap_or_default();
         let mut calls = locked(calls);
-        calls.told.entry(id.to_owned()).or_default().insert(delivery);
-        calls.traces.push(trace);
+        calls.told.entry(id.to_owned()).or_default().insert(header("webhook-id"));
+        calls.traces.push(header("traceparent"));
         drop(calls);
         stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+    }
+    Ok(())
+}
+
+/// A call, by the lower-case names of its headers.
+struct Call {
+    headers: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+/// The next call on a connection. None once it has ended.
+fn call(stream: &mut BufReader<TcpStream>) -> Result<Option<Call>> {
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        let (name, value) = match line.trim_end() {
+            "" => break,
+            line => line.split_once(':').unwrap_or((line, "")),
+        };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let Some(length) = headers.get("content-length") else { return Ok(None) };
+    let mut body = vec![0; length.parse()?];
+    stream.read_exact(&mut body)?;
+    Ok(Some(Call { headers, body }))
+}
+
+/// Takes calls and refuses each, after a while.
+pub struct Refuser(Listening);
+
+impl Refuser {
+    pub fn start(after: Duration) -> Result<Self> {
+        let refuse = move |stream: TcpStream| -> Result<()> {
+            let mut stream = BufReader::new(stream);
+            while call(&mut stream)?.is_some() {
+                thread::sleep(after);
+                let answer = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+                stream.get_mut().write_all(answer.as_bytes())?;
+            }
+            Ok(())
+        };
+        Ok(Self(Listening::start(refuse)?))
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.0.address)
     }
 }
 

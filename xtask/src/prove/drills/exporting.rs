@@ -1,0 +1,96 @@
+//! What a collector's faults cost: no time of the service's clients, a bounded memory, and no loss that is not counted.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::http::Connection;
+use crate::prove::service::Service;
+
+use super::Site;
+use super::clients::{Latencies, long_tasks, wait_until};
+use super::peers::Refuser;
+use super::traces::Collector;
+
+/// Of each service in a round. More than the exporter's queue has room for.
+const REQUESTS: usize = 3_000;
+/// The slower median to the other, and the rounds in which it may come out: two services on a machine that does other
+/// things differ by more now and then, but one that waits for its collector does so in all of them.
+const RATIO: f64 = 1.05;
+const ROUNDS: usize = 5;
+/// In MiB, over a service whose collector takes everything.
+const GROWTH: f64 = 16.0;
+const SLOW: Duration = Duration::from_secs(2);
+const BOUND: Duration = Duration::from_secs(20);
+
+pub fn faults(site: &Site<'_>) -> Result<String> {
+    let collector = Collector::start(site)?;
+    let (refusing, slow) = (Refuser::start(Duration::ZERO)?, Refuser::start(SLOW)?);
+    // Takes connections, and no byte of them.
+    let frozen = TcpListener::bind("127.0.0.1:0")?;
+    let faults = [
+        ("absent", "http://127.0.0.1:1".to_owned()),
+        ("frozen", format!("http://{}", frozen.local_addr()?)),
+        ("refusing", refusing.url()),
+        ("slow", slow.url()),
+    ];
+    let sound = exporting(site, &collector.url())?;
+    let mut seen = Vec::new();
+    for (fault, endpoint) in faults {
+        let other = exporting(site, &endpoint)?;
+        seen.push(format!("{fault} {}", compared(&sound, &other).context(fault)?));
+        other.signal();
+        site.end(other, BOUND)?;
+    }
+    wait_until("all spans arrived", BOUND, || Ok(lost(&sound)? == 0.0))?;
+    site.stop(sound)?;
+    Ok(format!("of the median with a sound one: {}", seen.join(", ")))
+}
+
+/// A service that exports every span to `endpoint`.
+fn exporting(site: &Site<'_>, endpoint: &str) -> Result<Service> {
+    let mut settings = site.unlimited().to_vec();
+    settings.extend([
+        ("APP__OTLP__ENDPOINT", endpoint),
+        ("APP__OTLP__SAMPLE_RATIO", "1"),
+        ("APP__SHUTDOWN__FLUSH_TIMEOUT", "1s"),
+        ("APP__LOG__ACCESS", "false"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "200"),
+    ]);
+    site.start(&settings)
+}
+
+/// Asks both in turn. How the medians compare, once they do so within bounds.
+fn compared(sound: &Service, faulty: &Service) -> Result<String> {
+    let paths = [long_tasks(sound.public, 1)?.remove(0), long_tasks(faulty.public, 1)?.remove(0)];
+    let mut best = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        let mut clients = [Connection::open(sound.public)?, Connection::open(faulty.public)?];
+        let mut latencies = [Latencies::default(), Latencies::default()];
+        for _ in 0..REQUESTS {
+            for ((client, path), latencies) in clients.iter_mut().zip(&paths).zip(&mut latencies) {
+                let asked = Instant::now();
+                let answer = client.request("GET", path, "", "")?;
+                latencies.add(asked.elapsed());
+                ensure!(answer.status == 200, "answered {}", answer.status);
+            }
+        }
+        let [with, without] = latencies.each_mut().map(|one| one.percentile(50).as_secs_f64());
+        best = best.min(without / with);
+        if best <= RATIO {
+            break;
+        }
+    }
+    ensure!(best <= RATIO, "the median is {best:.2} times that with a sound collector");
+    let (more, lost) = (faulty.resident()? - sound.resident()?, lost(faulty)?);
+    ensure!(more < GROWTH, "{more:.0} MiB more than with a sound collector");
+    ensure!(lost > 0.0, "nothing is counted as lost");
+    Ok(format!("{best:.2}"))
+}
+
+/// Spans that have ended and did not arrive, so far.
+fn lost(service: &Service) -> Result<f64> {
+    let count = |name: &str| service.metric(name)?.with_context(|| format!("no {name}"));
+    Ok(count("spans_ended_total")? - count("spans_exported_total")?)
+}
