@@ -68,13 +68,13 @@ fn compared(sound: &Service, faulty: &Service) -> Result<String> {
     for _ in 0..ROUNDS {
         let mut clients = [Connection::open(sound.public)?, Connection::open(faulty.public)?];
         let mut latencies = [Latencies::default(), Latencies::default()];
-        for _ in 0..REQUESTS {
-            for ((client, path), latencies) in clients.iter_mut().zip(&paths).zip(&mut latencies) {
-                let asked = Instant::now();
-                let answer = client.request("GET", path, "", "")?;
-                latencies.add(asked.elapsed());
-                ensure!(answer.status == 200, "answered {}", answer.status);
-            }
+        for turn in 0..2 * REQUESTS {
+            // A B B A: who comes second is no better off for it.
+            let one = (turn + 1) / 2 % 2;
+            let asked = Instant::now();
+            let answer = clients[one].request("GET", &paths[one], "", "")?;
+            latencies[one].add(asked.elapsed());
+            ensure!(answer.status == 200, "answered {}", answer.status);
         }
         let [with, without] = latencies.each_mut().map(|one| one.percentile(50).as_secs_f64());
         best = best.min(without / with);

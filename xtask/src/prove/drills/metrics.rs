@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -21,6 +22,8 @@ use super::prometheus::BOUND;
 /// Requests of strangers, and those before them that show each series there is.
 const STRANGE: usize = 100_000;
 const FIRST: usize = 1_000;
+/// By then each gauge was set that is set by the clock.
+const GAUGES: Duration = Duration::from_secs(2);
 const CLIENTS: usize = 4;
 /// Sent before the first of them is answered.
 const AT_ONCE: usize = 50;
@@ -58,6 +61,7 @@ pub fn series(site: &Site<'_>) -> Result<String> {
     settings.push(("APP__LOG__ACCESS", "false"));
     let service = site.start(&settings)?;
     strangers(service.public, FIRST)?;
+    thread::sleep(GAUGES);
     let before = names(&service)?;
     strangers(service.public, STRANGE)?;
     let after = names(&service)?;
