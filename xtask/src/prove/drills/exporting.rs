@@ -70,7 +70,7 @@ fn compared(sound: &Service, faulty: &Service) -> Result<String> {
         let mut latencies = [Latencies::default(), Latencies::default()];
         for turn in 0..2 * REQUESTS {
             // A B B A: who comes second is no better off for it.
-            let one = (turn + 1) / 2 % 2;
+            let one = turn.div_ceil(2) % 2;
             let asked = Instant::now();
             let answer = clients[one].request("GET", &paths[one], "", "")?;
             latencies[one].add(asked.elapsed());
