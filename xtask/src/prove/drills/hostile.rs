@@ -23,9 +23,9 @@ const SLACK: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
 /// Between five clients and the next five, so that they don't all come and go at one moment: what is
 /// measured is how long they can stay, not how fast a processor is.
-const PAUSE: Duration = Duration::from_millis(1);
-const HEAD: Duration = Duration::from_secs(1);
-const BODY: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(4);
+const HEAD: Duration = Duration::from_secs(3);
+const BODY: Duration = Duration::from_secs(4);
 /// The median tells how it is served. The bound on the slowest is for a machine whose cores others
 /// use too, where a thread may be kept waiting by as much.
 const MEDIAN: Duration = Duration::from_millis(50);
@@ -36,8 +36,8 @@ const GROWTH: (f64, f64) = (1.1, 4.0);
 const STORMS: usize = 5;
 
 const SETTINGS: [(&str, &str); 5] = [
-    ("APP__HTTP__HEADER_READ_TIMEOUT", "1s"),
-    ("APP__HTTP__BODY_TIMEOUT", "2s"),
+    ("APP__HTTP__HEADER_READ_TIMEOUT", "3s"),
+    ("APP__HTTP__BODY_TIMEOUT", "4s"),
     ("APP__HTTP__REQUEST_TIMEOUT", "5s"),
     // Slow bodies count as requests in flight: shedding load is a drill of its own.
     ("APP__HTTP__MAX_IN_FLIGHT", "5000"),
