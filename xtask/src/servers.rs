@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Signal, geteuid};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::children::{self, Child, Scratch};
 use crate::tools::Tools;
@@ -25,8 +25,8 @@ const TRIES: u32 = 3;
 
 /// Running servers; dropping them ends them. The fields end in the order in which they stand.
 pub struct Servers {
-    _postgres: Child,
-    _redis: Child,
+    postgres: Child,
+    redis: Child,
     _home: Scratch,
     postgres_bin: PathBuf,
     postgres_port: u16,
@@ -48,8 +48,8 @@ impl Servers {
             postgres(&tools.postgres, home.path(), port, user.as_ref())
         })?;
         Ok(Self {
-            _postgres: postgres,
-            _redis: redis,
+            postgres,
+            redis,
             _home: home,
             postgres_bin: tools.postgres.clone(),
             postgres_port,
@@ -111,6 +111,22 @@ impl Servers {
         self.client("psql", &["-d", url, "-v", "ON_ERROR_STOP=1", "-Atqc", sql])
     }
 
+    /// Stops Postgres, each of its processes where it stands, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When a process can't be stopped.
+    pub fn freeze_postgres(&self) -> Result<Frozen> {
+        Frozen::family(&self.postgres)
+    }
+
+    /// The same of Redis.
+    ///
+    /// # Errors
+    /// When it can't be stopped.
+    pub fn freeze_redis(&self) -> Result<Frozen> {
+        Frozen::family(&self.redis)
+    }
+
     /// Empties one of Redis' numbered databases.
     ///
     /// # Errors
@@ -132,6 +148,40 @@ impl Servers {
             .output()?;
         ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// Processes that were sent SIGSTOP, and will be sent SIGCONT.
+pub struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    /// A process and its children (Linux). The parent first, so that there will be no more of them.
+    fn family(parent: &Child) -> Result<Self> {
+        let mut frozen = Self(Vec::new());
+        frozen.stop(parent.id())?;
+        for entry in fs::read_dir("/proc")? {
+            let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+            if status.lines().any(|line| line == format!("PPid:\t{}", parent.id())) {
+                frozen.stop(id)?;
+            }
+        }
+        Ok(frozen)
+    }
+
+    fn stop(&mut self, id: u32) -> Result<()> {
+        let id = Pid::from_raw(i32::try_from(id)?).context("no process has the id 0")?;
+        kill_process(id, Signal::STOP)?;
+        self.0.push(id);
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for id in &self.0 {
+            let _ = kill_process(*id, Signal::CONT);
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::prove::service::{Exit, Service};
 
 use super::Site;
 use super::clients::{complete, long_tasks, wait_until};
-use super::peers::{Receiver, Way};
+use super::peers::Receiver;
 use super::shutdown::TASK;
 
 const SETTINGS: [(&str, &str); 5] = [
@@ -28,9 +28,9 @@ const JOBS: usize = 12;
 
 /// Postgres: a request that waits for it is answered, and what can't be finished is cut.
 pub fn postgres(site: &Site<'_>) -> Result<String> {
-    let (way, service) = behind(site, "DATABASE_URL")?;
+    let service = site.start(&site.with_pool(&SETTINGS))?;
     long_tasks(service.public, 1)?;
-    way.freeze();
+    let frozen = site.servers.freeze_postgres()?;
     let mut waiting = Connection::open(service.public)?;
     waiting.send(&(head("POST", "/v1/tasks", "", TASK.len()) + TASK))?;
     thread::sleep(Duration::from_millis(200));
@@ -39,15 +39,16 @@ pub fn postgres(site: &Site<'_>) -> Result<String> {
     let answer = waiting.response().context("the request that waited for Postgres")?;
     ensure!([503, 504].contains(&answer.status), "answered {}: {}", answer.status, answer.body);
     let (exit, after) = ended(site, service, signalled, &["request.failed"])?;
+    drop(frozen);
     let cut = verdict(&exit)?;
     Ok(format!("{} to who waited, {cut} after {after:.1?}", answer.status))
 }
 
 /// Redis: passed by.
 pub fn redis(site: &Site<'_>) -> Result<String> {
-    let (way, service) = behind(site, "REDIS_URL")?;
+    let service = site.start(&site.with_pool(&SETTINGS))?;
     let path = long_tasks(service.public, 1)?.remove(0);
-    way.freeze();
+    let frozen = site.servers.freeze_redis()?;
     let answer = get(service.public, &path)?;
     ensure!(answer.status == 200, "answered {}: {}", answer.status, answer.body);
     let written = request(service.public, "POST", "/v1/tasks", TASK)?;
@@ -55,6 +56,7 @@ pub fn redis(site: &Site<'_>) -> Result<String> {
     let signalled = Instant::now();
     service.signal();
     let (exit, after) = ended(site, service, signalled, &[])?;
+    drop(frozen);
     let cut = verdict(&exit)?;
     ensure!(exit.code == Some(0), "{cut}: a cache is no reason to cut a drain short");
     Ok(format!("served meanwhile, {cut} after {after:.1?}"))
@@ -109,15 +111,6 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
     let counted = exit.event("shutdown.drain_timeout").map(|event| event["jobs_lost"].clone());
     ensure!(counted == Some(lost.into()), "{cut}: {lost} jobs were lost");
     Ok(format!("{cut} after {after:.1?}, {lost} of {JOBS} jobs abandoned and counted"))
-}
-
-/// A ready service that reaches the server of `variable` by a way that can be frozen.
-fn behind(site: &Site<'_>, variable: &str) -> Result<(Way, Service)> {
-    let mut command = site.command()?;
-    let way = Way::on(&mut command, variable)?;
-    let service = Service::launch(command.envs(site.with_pool(&SETTINGS)))?;
-    service.ready()?;
-    Ok((way, service))
 }
 
 /// Waits for the end, which must come in time.
