@@ -22,7 +22,7 @@ use metrics::gauge;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
@@ -34,6 +34,7 @@ use crate::lifecycle::Stop;
 mod activity;
 mod descriptors;
 mod held;
+mod memory;
 
 /// Connections that may wait to be accepted, as far as the kernel allows (`net.core.somaxconn`). The usual 128
 /// are gone in a burst, and who comes then tries again only after a second.
@@ -107,6 +108,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_fli
     let _ended = stop.ended.clone().drop_guard();
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(limits.max_connections));
+    let _upkeep = AbortOnDropHandle::new(tokio::spawn(memory::give_back(connections.clone())));
     let open = |(stream, peer): (TcpStream, SocketAddr), place: OwnedSemaphorePermit| {
         let connection = Connection { peer, limits, in_flight: in_flight.clone(), stop: stop.clone() };
         let router = router.clone();

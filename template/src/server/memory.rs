@@ -1,0 +1,34 @@
+//! Gives memory back to the system once a crowd of clients has left. glibc keeps what is free below anything that lives
+//! on, and so all that a crowd has needed.
+
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+/// How often clients are counted.
+const EVERY: Duration = Duration::from_secs(1);
+/// Clients whose memory is worth the milliseconds in which nobody else can have any.
+const CROWD: usize = 250;
+
+/// Watches `connections`, for ever.
+pub(super) async fn give_back(connections: TaskTracker) {
+    let mut most = 0;
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let open = connections.len();
+        most = most.max(open);
+        if most >= CROWD && open < most / 4 {
+            trim();
+            most = open;
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "glibc offers this to C alone; it takes a number and touches nothing of ours")]
+fn trim() {
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn trim() {}
