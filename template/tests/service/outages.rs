@@ -77,7 +77,7 @@ const NOTICED: Duration = Duration::from_millis(2 * (100 + 500));
 
 #[tokio::test]
 async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
-    for outage in ["gone", "silent", "full", "restarted"] {
+    for outage in ["gone", "silent", "full", "restarted", "read-only"] {
         let database = Database::create().await;
         let (by_proxy, proxy) = database.behind_proxy().await;
         let url = if outage == "full" { database.owned().await } else { by_proxy };
@@ -97,19 +97,22 @@ async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
                 "gone" => proxy.cut(),
                 "silent" => proxy.freeze(),
                 "full" => database.limit_connections(0).await,
+                "read-only" => database.set("default_transaction_read_only = on").await,
                 _ => database.end_connections().await,
             }
-            if outage != "restarted" {
+            // It is ready as long as it can read.
+            if !["restarted", "read-only"].contains(&outage) {
                 let began = Instant::now();
                 turns_ready(&app, 503).await;
                 assert!(began.elapsed() < NOTICED + BUSY, "{outage}: noticed after {:?}", began.elapsed());
             }
             // Longer than anyone waits: what was asked before has been given up.
             tokio::time::sleep(Duration::from_secs(2)).await;
-            if outage == "full" {
-                database.limit_connections(-1).await;
+            match outage {
+                "full" => database.limit_connections(-1).await,
+                "read-only" => database.set("default_transaction_read_only = off").await,
+                _ => proxy.mend(),
             }
-            proxy.mend();
             let began = Instant::now();
             turns_ready(&app, 200).await;
             assert!(began.elapsed() < NOTICED + BUSY, "{outage}: ready after {:?}", began.elapsed());
