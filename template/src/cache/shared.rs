@@ -46,13 +46,18 @@ static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Stores a task only in place of what was found before it was loaded: what raced a write, or comes after all
-/// was flushed, must not win.
+/// Stores a task unless a newer version was seen: a fill that raced a write must not win. Nothing, or the mark of
+/// another look-up, tells that all was flushed since this one: whether there was a write is known no more.
 static FILL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-         redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-         return 1",
+        "local there = redis.call('GET', KEYS[1])
+         if not there then return false end
+         local version = tonumber(string.match(there, '^%d+'))
+         if version == 0 and there ~= ARGV[1] then return false end
+         if version <= tonumber(ARGV[2]) then
+             redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
+         end
+         return true",
     )
 });
 
@@ -71,7 +76,7 @@ static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
 #[derive(Debug)]
 pub(super) enum Found {
     Task(Task),
-    /// Something that a task may take the place of.
+    /// No task, but something in its place.
     Instead(String),
     /// It was not asked, or did not answer.
     Unknown,
@@ -117,18 +122,18 @@ impl Shared {
         self.missed().add(id, DELETED, self.ttl);
     }
 
-    /// Stores what was loaded in place of what was `found` before, unless something else is there by now.
+    /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
     pub(super) async fn fill(&self, task: &Task, found: &Found) {
         let filled = match found {
             Found::Instead(found) => {
                 let json = serde_json::to_string(task).expect("a task is always JSON");
                 let mut fill = FILL.key(self.key(task.id));
-                fill.arg(found).arg(format!("{}:{json}", task.version)).arg(self.lifetime());
-                self.redis.run::<()>("store", fill).await
+                fill.arg(found).arg(task.version).arg(json).arg(self.lifetime());
+                self.redis.run("store", fill).await
             }
             Found::Task(_) | Found::Unknown => None,
         };
-        if filled.is_none() {
+        if filled != Some(true) {
             self.missed().add(task.id, task.version, self.ttl);
         }
     }

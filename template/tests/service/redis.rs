@@ -170,28 +170,44 @@ async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
     assert_eq!(two.get(&path).await.status, 404);
 }
 
-#[tokio::test]
-async fn what_was_loaded_before_redis_forgot_is_not_stored() {
+/// What Redis has of a task after `other` took the place of what a look-up had found, while the load was under way.
+async fn stored_after(changed: bool, other: Option<&str>) -> Option<String> {
     let namespace = uuid::Uuid::now_v7().to_string();
     let app = TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str())]).await;
     let path = path_of(&app.create("a").await);
+    if changed {
+        app.patch(&path, &json!({ "title": "b" })).await;
+    }
+    let key = format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"));
     let client = redis::Client::open(server()).expect("a URL");
-    let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
-    let mut connection = app.process.database().connect().await;
+    let redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    let database = app.process.database();
+    let mut connection = database.connect().await;
     let mut transaction = connection.begin().await.expect("a transaction");
     transaction.execute("LOCK TABLE tasks").await.expect("the lock");
-    let forgetting = async {
-        let id = path.rsplit('/').next().expect("an id");
-        let key = format!("{namespace}:task:v1:{id}");
-        // As a flush of all would, between the look-up and the load: what raced with it is known no more.
-        eventually(async || redis.clone().del::<_, u32>(&key).await.expect("an answer"), |gone| *gone == 1)
-            .await;
+    let meddle = async {
+        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        let deleted: u32 = redis.clone().del(&key).await.expect("an answer");
+        assert_eq!(deleted, 1, "the look-up has left something, or found it");
+        if let Some(other) = other {
+            let () = redis.clone().set_ex(&key, other, 60).await.expect("an answer");
+        }
         transaction.rollback().await.expect("the lock is given back");
-        key
     };
-    let (answer, key) = tokio::join!(app.get(&path), forgetting);
-    assert_eq!(answer.json()["title"], "a");
-    assert!(!redis.exists::<_, bool>(&key).await.expect("an answer"), "an old value might stay for its TTL");
+    let (answer, ()) = tokio::join!(app.get(&path), meddle);
+    assert_eq!(answer.json()["title"], if changed { "b" } else { "a" });
+    redis.clone().get(&key).await.expect("an answer")
+}
+
+#[tokio::test]
+async fn what_was_loaded_is_stored_only_where_no_write_can_be_hidden() {
+    assert_eq!(stored_after(false, None).await, None, "all was flushed since, a mark of a write too");
+    let another = Some("0:another-look-up");
+    assert_eq!(stored_after(false, another).await.as_deref(), another, "flushed, and looked up again");
+    assert_eq!(stored_after(false, Some("3:write")).await.as_deref(), Some("3:write"), "a write since");
+    let stored = stored_after(true, Some("1:before")).await.expect("the task");
+    assert!(stored.starts_with("2:{"), "what was answered must not be followed by what was before: {stored}");
 }
 
 #[tokio::test]
