@@ -5,6 +5,7 @@ mod api;
 mod clients;
 mod coherence;
 mod crash;
+mod degraded;
 mod descriptors;
 mod exporting;
 mod frozen;
@@ -53,7 +54,7 @@ const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
 const EXPORTING: &str = "bears its collector's faults";
 
-const ALL: [Drill; 30] = [
+const ALL: [Drill; 31] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -100,6 +101,15 @@ const ALL: [Drill; 30] = [
         needs: Some("postgres"),
         ends_only: true,
         ..drill("works through pgbouncer", "in transaction mode, no request and no job lost", pooler::through)
+    },
+    Drill {
+        needs: Some("redis"),
+        ends_only: true,
+        ..drill(
+            "does without Redis",
+            "no 5xx, p99 at most 1.5 times as long, used again",
+            degraded::without_redis,
+        )
     },
     Drill {
         needs: Some("redis"),

@@ -1,0 +1,86 @@
+//! Redis falls silent under load: nobody is refused, few wait, and once it answers again it is used again.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::http::Connection;
+
+use super::Site;
+use super::clients::{Latencies, long_tasks};
+
+const CLIENTS: usize = 8;
+const TASKS: usize = 50;
+/// Between two requests of a client: what is measured is waiting, not a processor that has too much to do.
+const PAUSE: Duration = Duration::from_millis(5);
+const NORMAL: Duration = Duration::from_secs(3);
+/// For the calls under way to fail, after which Redis is left alone.
+const OPENING: Duration = Duration::from_secs(1);
+const SILENT: Duration = Duration::from_secs(6);
+/// Of the 99th percentile without Redis to that with it. What a shared machine may add to either is left out.
+const FACTOR: f64 = 1.5;
+const NOISE: Duration = Duration::from_millis(2);
+
+pub fn without_redis(site: &Site<'_>) -> Result<String> {
+    let mut settings = site.unlimited().to_vec();
+    // So short that most reads go past this replica's own tier.
+    settings.extend([("APP__CACHE__TTL", "50ms"), ("APP__LOG__ACCESS", "false")]);
+    let service = site.start(&settings)?;
+    let paths = long_tasks(service.public, TASKS)?;
+    let (over, asked) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let (frozen_at, mended_at) = thread::scope(|scope| -> Result<_> {
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|_| scope.spawn(|| reader(service.public, &paths, &over, &asked))).collect();
+        thread::sleep(NORMAL);
+        let (frozen_at, frozen) = (Instant::now(), site.servers.freeze_redis());
+        thread::sleep(OPENING + SILENT);
+        drop(frozen?);
+        let mended_at = Instant::now();
+        let closed = service.event("cache.breaker_closed");
+        thread::sleep(NORMAL);
+        over.store(true, Ordering::SeqCst);
+        for client in clients {
+            client.join().expect("a client does not panic")?;
+        }
+        closed.context("Redis is not used again")?;
+        Ok((frozen_at, mended_at))
+    })?;
+    site.stop(service)?;
+    let asked = asked.into_inner().unwrap_or_default();
+    let p99 = |from: Instant, to: Instant| {
+        let mut latencies = Latencies::default();
+        asked.iter().filter(|(at, _)| (from..to).contains(at)).for_each(|(_, took)| latencies.add(*took));
+        (latencies.percentile(99), latencies.count())
+    };
+    let (normal, _) = p99(frozen_at - NORMAL, frozen_at);
+    let (silent, count) = p99(frozen_at + OPENING, mended_at);
+    ensure!(count > CLIENTS * 100, "no more than {count} requests while Redis was silent");
+    let said = format!("{} requests answered; p99 {normal:.1?}, without Redis {silent:.1?}", asked.len());
+    ensure!(silent < normal.mul_f64(FACTOR) + NOISE, "{said}");
+    Ok(said)
+}
+
+/// Reads tasks until it is over: when each was asked for, and how long it took.
+fn reader(
+    address: SocketAddr,
+    paths: &[String],
+    over: &AtomicBool,
+    asked: &Mutex<Vec<(Instant, Duration)>>,
+) -> Result<()> {
+    let mut connection = Connection::open(address)?;
+    let mut own = Vec::new();
+    while !over.load(Ordering::SeqCst) {
+        let path = &paths[fastrand::usize(..paths.len())];
+        let at = Instant::now();
+        let answer = connection.request("GET", path, "", "")?;
+        ensure!(answer.status == 200, "answered {}: {}", answer.status, answer.body);
+        own.push((at, at.elapsed()));
+        thread::sleep(PAUSE);
+    }
+    asked.lock().expect("no client has panicked").extend(own);
+    Ok(())
+}
