@@ -1,7 +1,7 @@
 //! The connection to Redis. It is never waited for longer than `redis.timeout`, and while it fails it is not
 //! asked at all.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -156,16 +156,27 @@ fn lazy(client: &Client, timeout: Duration) -> anyhow::Result<ConnectionManager>
     ConnectionManager::new_lazy_with_config(client.clone(), config).context("redis")
 }
 
-/// Stops asking a dependency that keeps failing, and asks again after a pause.
+/// Stops asking a dependency that keeps failing. After a pause one caller goes and sees.
 #[derive(Debug, Default)]
 struct Breaker {
     failures: AtomicU32,
     open_until: Mutex<Option<Instant>>,
+    /// Whether that one is on its way.
+    trial: AtomicBool,
 }
 
 impl Breaker {
     fn is_open(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) >= FAILURES && Self::lasts(*self.open_until())
+        if self.failures.load(Ordering::Relaxed) < FAILURES {
+            return false;
+        }
+        let mut open_until = self.open_until();
+        let open = open_until.is_some_and(|until| Instant::now() < until);
+        if !open {
+            *open_until = Some(Instant::now() + PAUSE);
+            self.trial.store(true, Ordering::Relaxed);
+        }
+        open
     }
 
     fn succeeded(&self) {
@@ -174,22 +185,16 @@ impl Breaker {
         }
     }
 
-    /// Returns whether it has just opened.
+    /// Returns whether it has just opened, or has been tried in vain.
     fn failed(&self, command: &str, reason: &RedisError) -> bool {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 < FAILURES {
-            return false;
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures >= FAILURES {
+            *self.open_until() = Some(Instant::now() + PAUSE);
         }
-        let mut open_until = self.open_until();
-        let opens = !Self::lasts(*open_until);
-        if opens {
+        if failures == FAILURES {
             warn!(command, %reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
         }
-        *open_until = Some(Instant::now() + PAUSE);
-        opens
-    }
-
-    fn lasts(until: Option<Instant>) -> bool {
-        until.is_some_and(|until| Instant::now() < until)
+        self.trial.swap(false, Ordering::Relaxed) || failures == FAILURES
     }
 
     fn open_until(&self) -> MutexGuard<'_, Option<Instant>> {
