@@ -46,18 +46,16 @@ static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Stores a task unless a newer version was seen: a fill that raced a write must not win. Nothing, or the mark of
-/// another look-up, tells that all was flushed since this one: whether there was a write is known no more.
+/// Stores a task in place of what was found before it was loaded, and of nothing else: a fill that raced a write, or
+/// comes after all was flushed, must not win. Tells whether this version or a later one is there.
 static FILL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local there = redis.call('GET', KEYS[1])
-         if not there then return false end
-         local version = tonumber(string.match(there, '^%d+'))
-         if version == 0 and there ~= ARGV[1] then return false end
-         if version <= tonumber(ARGV[2]) then
+         if there == ARGV[1] then
              redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
+             return true
          end
-         return true",
+         return there and tonumber(string.match(there, '^%d+')) >= tonumber(ARGV[2])",
     )
 });
 
