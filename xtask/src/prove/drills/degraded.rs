@@ -13,10 +13,10 @@ use crate::http::Connection;
 use super::Site;
 use super::clients::{Latencies, long_tasks};
 
-const CLIENTS: usize = 32;
+const CLIENTS: usize = 16;
 const TASKS: usize = 50;
 /// Between two requests of a client: what is measured is waiting, not a processor that has too much to do.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(40);
 const NORMAL: Duration = Duration::from_secs(3);
 /// For the calls under way to fail, after which Redis is left alone.
 const OPENING: Duration = Duration::from_secs(1);
