@@ -10,6 +10,9 @@ use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+//@ if otlp
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+//@ end
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::Layer;
@@ -88,6 +91,10 @@ pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWri
         Format::Pretty => layer.event_format(ForPeople).boxed(),
     };
     let (lets_through, filter) = Filter::new(&config.filter);
+    //@ if otlp
+    // No line shows a span: where none is exported, none is made.
+    let lets_through = lets_through.and(filter_fn(|about: &tracing::Metadata<'_>| about.is_event()));
+    //@ end
     (layer.with_filter(lets_through).boxed(), LogWriter { _guard: guard, dropped, filter })
 }
 
