@@ -38,6 +38,7 @@ pub mod problem;
 //@ if rate_limit
 pub mod rate_limit;
 //@ end
+mod tally;
 pub mod tasks;
 
 #[derive(Clone, Debug, Deserialize, Validate)]
@@ -151,7 +152,7 @@ fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Rout
         .layer(option_layer(cors))
         .layer(from_fn(middleware::unambiguous))
         .layer(from_fn(middleware::secure))
-        .layer(from_fn_with_state(observer, middleware::observe))
+        .layer(from_fn_with_state(Arc::new(observer), middleware::observe))
 }
 
 /// The OpenAPI document of the API, as JSON.
@@ -203,7 +204,8 @@ mod tests {
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
         let panics = get(async || -> StatusCode { panic!("a secret") });
-        let observer = Observer { lifecycle: Lifecycle::default(), trusted_proxies: [].into(), access: true };
+        let (lifecycle, tally) = (Lifecycle::default(), tally::Tally::default());
+        let observer = Observer { lifecycle, trusted_proxies: Vec::new(), access: true, tally };
         let router = observed(Router::new().route("/", panics), None, observer);
         let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
         let request = request.body(Body::empty()).expect("a request");

@@ -14,7 +14,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body::Body as _;
 use ipnet::IpNet;
-use metrics::{counter, gauge, histogram};
 use tokio::sync::Semaphore;
 use tracing::info;
 //@ if otlp
@@ -25,6 +24,7 @@ use uuid::Uuid;
 use super::client;
 use super::extract::BodyTimeout;
 use super::problem::{Category, Problem};
+use super::tally::Tally;
 use crate::lifecycle::{Lifecycle, State as Phase};
 use crate::server::{Held, Hold};
 use crate::telemetry::context::{Context, Trace};
@@ -36,18 +36,19 @@ use crate::telemetry::otlp;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the outermost layer needs to know.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Observer {
     pub lifecycle: Lifecycle,
-    pub trusted_proxies: Arc<[IpNet]>,
+    pub trusted_proxies: Vec<IpNet>,
     /// Whether each request is a line in the log.
     pub access: bool,
+    pub tally: Tally,
 }
 
 impl Observer {
     pub fn new(http: &super::Config, log: &logs::Config, lifecycle: Lifecycle) -> Self {
         let trusted_proxies = http.trusted_proxies.iter().map(|network| network.0).collect();
-        Self { lifecycle, trusted_proxies, access: log.access }
+        Self { lifecycle, trusted_proxies, access: log.access, tally: Tally::default() }
     }
 }
 
@@ -64,12 +65,12 @@ impl<S: Sync> FromRequestParts<S> for Client {
 }
 
 /// Gives the request its identity, and writes and counts it once its answer has been sent or given up.
-pub async fn observe(State(observer): State<Observer>, mut request: Request, next: Next) -> Response {
+pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let peer = peer.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let client = client::address(peer, request.headers(), &observer.trusted_proxies);
     request.extensions_mut().insert(Client(client));
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let method = method_name(request.method());
     let version = request.version();
     let caller = Trace::from_headers(request.headers());
@@ -77,25 +78,25 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
     //@ if otlp
     let span = info_span!(
         "request",
-        otel.name = format!("{method} {route}"),
+        otel.name = format!("{method} {}", route(path.as_ref())),
         otel.kind = "server",
         http.request.method = method,
-        http.route = route,
+        http.route = route(path.as_ref()),
         http.response.status_code = tracing::field::Empty,
     );
     let trace = otlp::adopt(&span, caller.as_ref()).or(trace);
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
+    observer.tally.in_flight.increment(1);
     let mut record = Record {
         context: context.clone(),
-        access: observer.access,
+        observer: observer.clone(),
         started: Instant::now(),
         method,
-        route,
+        path,
         client: client::network(client),
         status: None,
     };
-    gauge!("http_requests_in_flight").increment(1);
     let answering = context.clone().scope(next.run(request));
     //@ if otlp
     let answering = answering.instrument(span.clone());
@@ -140,13 +141,18 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+/// What the path matched, not the path: that would be as many labels as clients ask for.
+fn route(path: Option<&MatchedPath>) -> &str {
+    path.map_or("unmatched", MatchedPath::as_str)
+}
+
 /// One request, reported when it is dropped: after the last byte, or when the client has gone.
 struct Record {
     context: Context,
-    access: bool,
+    observer: Arc<Observer>,
     started: Instant,
     method: &'static str,
-    route: String,
+    path: Option<MatchedPath>,
     client: IpNet,
     /// None until there is an answer: a client that leaves before it gets none.
     status: Option<StatusCode>,
@@ -159,16 +165,11 @@ impl Drop for Record {
         // 499 is what proxies write for a client that has gone.
         let status = self.status.map_or(499, |status| status.as_u16());
         let seconds = self.started.elapsed().as_secs_f64();
-        let labels = [
-            ("method", self.method.to_owned()),
-            ("route", self.route.clone()),
-            ("status", status.to_string()),
-        ];
-        gauge!("http_requests_in_flight").decrement(1);
-        counter!("http_requests_total", &labels).increment(1);
-        histogram!("http_request_duration_seconds", &labels).record(seconds);
-        if self.access {
-            let (method, route, client) = (self.method, self.route.as_str(), self.client.to_string());
+        let (method, route) = (self.method, route(self.path.as_ref()));
+        self.observer.tally.in_flight.decrement(1);
+        self.observer.tally.answered(method, route, status, seconds);
+        if self.observer.access {
+            let client = self.client.to_string();
             self.context.clone().enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
