@@ -1,6 +1,7 @@
 //! What every request passes through: identity, log line, metrics, caps and deadlines.
 
 use std::convert::Infallible;
+use std::mem::take;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,7 +98,7 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
         client: client::network(client),
         status: None,
     };
-    let answering = context.clone().scope(next.run(request));
+    let answering = context.scope(next.run(request));
     //@ if otlp
     let answering = answering.instrument(span.clone());
     //@ end
@@ -108,7 +109,7 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
     //@ end
     record.status = Some(response.status());
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&context.request_id) {
+    if let Ok(id) = HeaderValue::from_str(&record.context.request_id) {
         headers.insert(REQUEST_ID, id);
     }
     if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
@@ -170,7 +171,7 @@ impl Drop for Record {
         self.observer.tally.answered(method, route, status, seconds);
         if self.observer.access {
             let client = self.client.to_string();
-            self.context.clone().enter(|| {
+            take(&mut self.context).enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
         }
