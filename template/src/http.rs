@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use bytesize::ByteSize;
 use garde::Validate;
@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tower::util::option_layer;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
@@ -130,14 +130,13 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     };
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     let max_body_size = usize::try_from(config.max_body_size.as_u64())?;
-    // Layers wrap what stands above them: the last one sees a request first. These guard the API alone, so that
-    // probes answer even when it is full.
-    let api = api.layer(DefaultBodyLimit::max(max_body_size));
+    // The first sees a request first. These guard the API alone, so that probes answer even when it is full.
+    let layers = ServiceBuilder::new().layer(from_fn_with_state(bounds, middleware::bound));
     //@ if rate_limit
-    let api = api.layer(from_fn_with_state(around.rate_limit, rate_limit::limit));
+    let layers = layers.layer(from_fn_with_state(around.rate_limit, rate_limit::limit));
     //@ end
     let router = api
-        .layer(from_fn_with_state(bounds, middleware::bound))
+        .layer(layers.layer(DefaultBodyLimit::max(max_body_size)))
         .merge(openapi::routes(document.to_pretty_json()?))
         .merge(health::public_routes(around.health))
         .fallback(not_found)
@@ -147,12 +146,14 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
 
 /// Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
 fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Router {
-    router
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(option_layer(cors))
-        .layer(from_fn(middleware::unambiguous))
-        .layer(from_fn(middleware::secure))
-        .layer(from_fn_with_state(Arc::new(observer), middleware::observe))
+    // All at once: with each `layer` of its own the router puts what is below into a box, and every layer of every
+    // request makes a copy of all boxes below it.
+    router.layer(
+        ServiceBuilder::new()
+            .layer(from_fn_with_state(Arc::new(observer), middleware::observe))
+            .option_layer(cors)
+            .layer(CatchPanicLayer::custom(panicked)),
+    )
 }
 
 /// The OpenAPI document of the API, as JSON.

@@ -98,7 +98,7 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
         client: client::network(client),
         status: None,
     };
-    let answering = context.scope(next.run(request));
+    let answering = context.scope(guard(request, next));
     //@ if otlp
     let answering = answering.instrument(span.clone());
     //@ end
@@ -178,17 +178,22 @@ impl Drop for Record {
     }
 }
 
-/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1). The
-/// connection ends with the answer: where the next request begins is not sure.
-pub async fn unambiguous(request: Request, next: Next) -> Response {
-    let detail = if !names_one_host(&request) {
-        "The request must name one host."
+/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1), and gives
+/// each answer the headers that keep browsers safe.
+async fn guard(request: Request, next: Next) -> Response {
+    let mut response = if !names_one_host(&request) {
+        refused("The request must name one host.", request.version())
     } else if !is_framed_once(request.headers()) {
-        "The body may have no transfer coding but chunked, and that once."
+        refused("The body may have no transfer coding but chunked, and that once.", request.version())
     } else {
-        return next.run(request).await;
+        next.run(request).await
     };
-    let version = request.version();
+    secure(response.headers_mut());
+    response
+}
+
+/// The connection ends with the answer: where the next request begins is not sure.
+fn refused(detail: &'static str, version: Version) -> Response {
     let mut response = Problem::bad_request(detail).into_response();
     if version < Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -246,15 +251,12 @@ pub async fn bound(State(bounds): State<Bounds>, mut request: Request, next: Nex
 }
 
 /// Headers that keep browsers from guessing, framing and caching; the docs page may run its own script.
-pub async fn secure(request: Request, next: Next) -> Response {
+fn secure(headers: &mut HeaderMap) {
     const PAGE: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                         frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }
