@@ -120,7 +120,7 @@ pub struct Surroundings {
 /// The whole public listener.
 pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
     let (api, document) = OpenApiRouter::with_openapi(openapi::info())
-        .merge(tasks::router().with_state(tasks))
+        .merge(tasks::router().with_state(Arc::new(tasks)))
         .split_for_parts();
     let bounds = Bounds {
         in_flight: Arc::new(Semaphore::new(config.max_in_flight)),
@@ -133,7 +133,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     // The first sees a request first. These guard the API alone, so that probes answer even when it is full.
     let layers = ServiceBuilder::new().layer(from_fn_with_state(bounds, middleware::bound));
     //@ if rate_limit
-    let layers = layers.layer(from_fn_with_state(around.rate_limit, rate_limit::limit));
+    let layers = layers.layer(from_fn_with_state(Arc::new(around.rate_limit), rate_limit::limit));
     //@ end
     let router = api
         .layer(layers.layer(DefaultBodyLimit::max(max_body_size)))
@@ -158,7 +158,7 @@ fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Rout
 
 /// The OpenAPI document of the API, as JSON.
 pub fn openapi_document() -> anyhow::Result<String> {
-    let api = OpenApiRouter::<Tasks>::with_openapi(openapi::info()).merge(tasks::router());
+    let api = OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router());
     Ok(api.into_openapi().to_pretty_json()?)
 }
 
