@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::Layer;
@@ -84,7 +85,7 @@ pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWri
     let dropped = writer.error_counter();
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match config.format {
-        Format::Json => layer.event_format(FlatJson).boxed(),
+        Format::Json => layer.fmt_fields(NoText).event_format(FlatJson).boxed(),
         Format::Pretty => layer.event_format(ForPeople).boxed(),
     };
     let (lets_through, filter) = Filter::new(&config.filter);
@@ -146,6 +147,15 @@ where
         });
         line.0.extend_from_slice(b"}\n");
         writer.write_str(str::from_utf8(&line.0).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Spares spans the text of their fields, which a JSON line does not show.
+struct NoText;
+
+impl<'writer> FormatFields<'writer> for NoText {
+    fn format_fields<R: RecordFields>(&self, _: Writer<'writer>, _: R) -> fmt::Result {
+        Ok(())
     }
 }
 
