@@ -1,7 +1,7 @@
 //! Log lines: flat JSON for machines, coloured text for people, written by a thread of its own.
 
 use std::fmt;
-use std::io::stdout;
+use std::io::{BufWriter, stdout};
 
 use garde::Validate;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ const LONGEST_VALUE: usize = 8192;
 
 /// Lines that may wait for the writer. At a stopped reader this bounds the memory, not the requests.
 const QUEUED_LINES: usize = 16_384;
+
+/// In bytes, as much as a pipe holds. The writer keeps nothing back: it writes when no further line waits.
+const WRITTEN_AT_ONCE: usize = 65_536;
 
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
@@ -81,7 +84,7 @@ impl LogWriter {
 /// The layer that turns events into lines. It never waits for the reader: beyond the queue, lines are lost and counted.
 pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWriter) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).lossy(true);
-    let (writer, guard) = builder.finish(stdout());
+    let (writer, guard) = builder.finish(BufWriter::with_capacity(WRITTEN_AT_ONCE, stdout()));
     let dropped = writer.error_counter();
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match config.format {
