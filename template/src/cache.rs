@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use garde::Validate;
-use metrics::counter;
+use metrics::{Counter, counter};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -38,6 +38,8 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Cache {
     memory: moka::future::Cache<Uuid, Entry>,
+    hits: Counter,
+    misses: Counter,
     writes: Arc<Writes>,
     //@ if redis
     shared: shared::Shared,
@@ -55,8 +57,11 @@ impl Cache {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let Config { capacity, ttl } = config.cache;
         let memory = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
+        let requests = |outcome| counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome);
         Ok(Self {
             memory,
+            hits: requests("hit"),
+            misses: requests("miss"),
             // Counted by each process for itself.
             writes: Arc::default(),
             //@ if redis
@@ -77,20 +82,39 @@ impl Cache {
     where
         F: Future<Output = Result<Task, Error>>,
     {
+        match self.look_up(id).await {
+            Some(entry) if entry.writes == self.writes.count(id) => Ok(entry.task),
+            // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
+            known => Box::pin(self.get_anew(id, known, load)).await,
+        }
+    }
+
+    async fn look_up(&self, id: Uuid) -> Option<Entry> {
+        let known = self.memory.get(&id).await;
+        if known.is_some() { &self.hits } else { &self.misses }.increment(1);
+        known
+    }
+
+    async fn get_anew<F>(
+        &self,
+        id: Uuid,
+        mut known: Option<Entry>,
+        load: impl Fn() -> F,
+    ) -> Result<Arc<Task>, Arc<Error>>
+    where
+        F: Future<Output = Result<Task, Error>>,
+    {
         // More than one round only while writes to this very task keep coming in.
         for _ in 0..3 {
-            let known = self.memory.get(&id).await;
-            let outcome = if known.is_some() { "hit" } else { "miss" };
-            counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome).increment(1);
             let entry = match known {
                 Some(entry) => entry,
-                // Boxed, so that a hit need not carry the room that a load takes.
-                None => self.memory.try_get_with(id, Box::pin(self.load(id, &load))).await?,
+                None => self.memory.try_get_with(id, self.load(id, &load)).await?,
             };
             if entry.writes == self.writes.count(id) {
                 return Ok(entry.task);
             }
             self.memory.invalidate(&id).await;
+            known = self.look_up(id).await;
         }
         let task = load().await?;
         // It is not kept, and whatever is may be older.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use bytesize::ByteSize;
 use garde::Validate;
@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tower::util::option_layer;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
@@ -38,6 +38,7 @@ pub mod problem;
 //@ if rate_limit
 pub mod rate_limit;
 //@ end
+mod tally;
 pub mod tasks;
 
 #[derive(Clone, Debug, Deserialize, Validate)]
@@ -119,7 +120,7 @@ pub struct Surroundings {
 /// The whole public listener.
 pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
     let (api, document) = OpenApiRouter::with_openapi(openapi::info())
-        .merge(tasks::router().with_state(tasks))
+        .merge(tasks::router().with_state(Arc::new(tasks)))
         .split_for_parts();
     let bounds = Bounds {
         in_flight: Arc::new(Semaphore::new(config.max_in_flight)),
@@ -129,14 +130,13 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     };
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     let max_body_size = usize::try_from(config.max_body_size.as_u64())?;
-    // Layers wrap what stands above them: the last one sees a request first. These guard the API alone, so that
-    // probes answer even when it is full.
-    let api = api.layer(DefaultBodyLimit::max(max_body_size));
+    // The first sees a request first. These guard the API alone, so that probes answer even when it is full.
+    let layers = ServiceBuilder::new().layer(from_fn_with_state(bounds, middleware::bound));
     //@ if rate_limit
-    let api = api.layer(from_fn_with_state(around.rate_limit, rate_limit::limit));
+    let layers = layers.layer(from_fn_with_state(Arc::new(around.rate_limit), rate_limit::limit));
     //@ end
     let router = api
-        .layer(from_fn_with_state(bounds, middleware::bound))
+        .layer(layers.layer(DefaultBodyLimit::max(max_body_size)))
         .merge(openapi::routes(document.to_pretty_json()?))
         .merge(health::public_routes(around.health))
         .fallback(not_found)
@@ -146,17 +146,19 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
 
 /// Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
 fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Router {
-    router
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(option_layer(cors))
-        .layer(from_fn(middleware::unambiguous))
-        .layer(from_fn(middleware::secure))
-        .layer(from_fn_with_state(observer, middleware::observe))
+    // All at once: with each `layer` of its own the router puts what is below into a box, and every layer of every
+    // request makes a copy of all boxes below it.
+    router.layer(
+        ServiceBuilder::new()
+            .layer(from_fn_with_state(Arc::new(observer), middleware::observe))
+            .option_layer(cors)
+            .layer(CatchPanicLayer::custom(panicked)),
+    )
 }
 
 /// The OpenAPI document of the API, as JSON.
 pub fn openapi_document() -> anyhow::Result<String> {
-    let api = OpenApiRouter::<Tasks>::with_openapi(openapi::info()).merge(tasks::router());
+    let api = OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router());
     Ok(api.into_openapi().to_pretty_json()?)
 }
 
@@ -203,7 +205,8 @@ mod tests {
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
         let panics = get(async || -> StatusCode { panic!("a secret") });
-        let observer = Observer { lifecycle: Lifecycle::default(), trusted_proxies: [].into(), access: true };
+        let (lifecycle, tally) = (Lifecycle::default(), tally::Tally::default());
+        let observer = Observer { lifecycle, trusted_proxies: Vec::new(), access: true, tally };
         let router = observed(Router::new().route("/", panics), None, observer);
         let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
         let request = request.body(Body::empty()).expect("a request");

@@ -1,5 +1,6 @@
 //! The maintainers' tooling, as a library so that the tests in `tests/` can use it.
 
+pub mod bench;
 pub mod children;
 pub mod demo;
 pub mod generate;

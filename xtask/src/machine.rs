@@ -1,8 +1,13 @@
-//! The machine that the proof runs on.
+//! The machine that this runs on.
 
 use std::fs;
 use std::num::NonZero;
+use std::process::Command;
 use std::thread;
+
+use anyhow::{Result, bail, ensure};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// How many times more threads want to run than the machine can run, 1 or above: 1 in CI, and what
 /// others are doing on a shared machine is no fault of the template.
@@ -12,4 +17,53 @@ pub fn overload() -> f64 {
     let load: f64 = load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     (load / f64::from(u16::try_from(cores).unwrap_or(u16::MAX))).max(1.0)
+}
+
+/// Lets this process and those that it starts from now on open `count` files and sockets.
+///
+/// # Errors
+/// When the system's hard limit is lower.
+pub fn allow_descriptors(count: u64) -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= count) {
+        return Ok(());
+    }
+    let enough = limit.maximum.is_none_or(|maximum| maximum >= count);
+    ensure!(enough, "{count} descriptors are needed and `ulimit -Hn` allows {:?}", limit.maximum);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// The day, the compiler, the processor and how many cores of it there are.
+#[must_use]
+pub fn description() -> String {
+    let said = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    };
+    let rustc = said("rustc", "--version");
+    let rustc = rustc.split(" (").next().unwrap_or_default();
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    format!(
+        "{} · {rustc} · {cores} cores of {}",
+        said("date", "+%F"),
+        model.unwrap_or(std::env::consts::ARCH)
+    )
+}
+
+/// Keeps this thread, and what it starts from now on, off one of its cores, and returns which.
+///
+/// # Errors
+/// When there is only one.
+pub fn leave_a_core() -> Result<usize> {
+    let mut mine = sched_getaffinity(None)?;
+    let Some(core) = (0..CpuSet::MAX_CPU).find(|core| mine.is_set(*core)) else {
+        bail!("no core is ours");
+    };
+    ensure!(mine.count() > 1, "two cores are needed: one for what is measured, others for the load");
+    mine.unset(core);
+    sched_setaffinity(None, &mine)?;
+    Ok(core)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use xtask::variant::Variant;
-use xtask::{children, demo, prove, weave};
+use xtask::{bench, children, demo, prove, weave};
 
 /// The maintainers' commands of slipway.
 #[derive(Parser)]
@@ -28,6 +28,8 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Measure the service against bare axum; the results go to target/bench/
+    Bench(Bench),
     /// Write the `.liquid` sibling of every fenced file
     Weave {
         /// Only say which siblings are stale
@@ -73,6 +75,25 @@ struct Prove {
     /// Only print the names of the planned variants, as a JSON array
     #[arg(long)]
     list_json: bool,
+}
+
+#[derive(clap::Args)]
+struct Bench {
+    /// How often each load meets each server
+    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Only the rows whose name has this in it, such as `memory`
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Take the programs as the last run has built them
+    #[arg(long)]
+    again: bool,
+    /// Only count the instructions of a request, layer by layer, and hold them to bench/budget.toml
+    #[arg(long, conflicts_with_all = ["rounds", "only"])]
+    budget: bool,
+    /// Show the result in README.md and the guide of services; with --budget, make it the budget
+    #[arg(long, conflicts_with = "only")]
+    write: bool,
 }
 
 fn main() -> ExitCode {
@@ -122,6 +143,9 @@ fn run(cli: Cli) -> Result<bool> {
                 return Ok(true);
             }
             prove::run(&root, &plan)
+        }
+        Command::Bench(Bench { rounds, only, again, budget, write }) => {
+            bench::run(&root, &bench::Asked { rounds, only, again, write, budget })
         }
         Command::Demo { once } => demo::run(&root, once || std::env::var_os("CI").is_some()),
         Command::Weave { check } => {

@@ -32,6 +32,7 @@ use rustix::process::nice;
 
 use crate::children::Scratch;
 use crate::generate;
+use crate::machine;
 use crate::servers::Servers;
 use crate::tools::{Tools, Wanted};
 
@@ -75,6 +76,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
         rotel: plan.traces(),
         linters: plan.looks_at_files(),
         images: plan.makes_images(),
+        bench: false,
     };
     let tools = Tools::set_up(root, wanted, &|text| println!("set-up: {text}"))?;
     let servers = Servers::start(&tools)?;
@@ -88,7 +90,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let board = Board::new(plan);
     let mut subjects = work_through(&context, plan, &board);
     subjects.sort_by_key(|subject| subject.place);
-    let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: report::machine() };
+    let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: machine::description() };
     report.write(&context.folder)?;
     board.close(&report, &context.folder);
     Ok(report.proven())

@@ -19,6 +19,8 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use crate::children::{self, Child, Scratch};
 use crate::tools::Tools;
 
+pub mod rotel;
+
 const START_BOUND: Duration = Duration::from_secs(30);
 /// Another process may take the port between our look and the server's bind.
 const TRIES: u32 = 3;

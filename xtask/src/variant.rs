@@ -17,6 +17,8 @@ impl Variant {
     pub const FULL: Self = Self((1 << TOGGLES.len()) - 1);
     /// Every toggle off.
     pub const BASE: Self = Self(0);
+    /// Every toggle on but `redis`, the second.
+    pub const FULL_BUT_REDIS: Self = Self(Self::FULL.0 & !0b10);
 
     /// Whether it is the one without or the one with all toggles.
     #[must_use]
@@ -75,5 +77,15 @@ impl FromStr for Variant {
                 TOGGLES.join(", ")
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Variant;
+
+    #[test]
+    fn what_has_all_but_redis_is_named_so() {
+        assert_eq!(Variant::FULL_BUT_REDIS.to_string(), "postgres+rate_limit+otlp");
     }
 }

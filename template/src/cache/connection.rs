@@ -50,7 +50,7 @@ fn is_redis(url: &Option<SecretString>, (): &()) -> garde::Result {
 /// Clones share the connection and the breaker.
 #[derive(Clone)]
 pub struct Redis {
-    client: Client,
+    client: Arc<Client>,
     connection: Arc<RwLock<ConnectionManager>>,
     breaker: Arc<Breaker>,
     timeout: Duration,
@@ -68,7 +68,7 @@ impl Redis {
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         // The client brings no TLS provider of its own, and panics without one. Fails if one is installed: fine.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = Client::open(config.url.as_ref().map_or("", |url| url.expose_secret()))?;
+        let client = Arc::new(Client::open(config.url.as_ref().map_or("", |url| url.expose_secret()))?);
         let connection = Arc::new(RwLock::new(lazy(&client, config.timeout)?));
         let namespace = if config.namespace.is_empty() { env!("CARGO_PKG_NAME") } else { &*config.namespace };
         let (breaker, timeout) = (Arc::default(), config.timeout);

@@ -1,6 +1,7 @@
 //! What every request passes through: identity, log line, metrics, caps and deadlines.
 
 use std::convert::Infallible;
+use std::mem::take;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body::Body as _;
 use ipnet::IpNet;
-use metrics::{counter, gauge, histogram};
 use tokio::sync::Semaphore;
 use tracing::info;
 //@ if otlp
@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::client;
 use super::extract::BodyTimeout;
 use super::problem::{Category, Problem};
+use super::tally::Tally;
 use crate::lifecycle::{Lifecycle, State as Phase};
 use crate::server::{Held, Hold};
 use crate::telemetry::context::{Context, Trace};
@@ -36,18 +37,19 @@ use crate::telemetry::otlp;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the outermost layer needs to know.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Observer {
     pub lifecycle: Lifecycle,
-    pub trusted_proxies: Arc<[IpNet]>,
+    pub trusted_proxies: Vec<IpNet>,
     /// Whether each request is a line in the log.
     pub access: bool,
+    pub tally: Tally,
 }
 
 impl Observer {
     pub fn new(http: &super::Config, log: &logs::Config, lifecycle: Lifecycle) -> Self {
         let trusted_proxies = http.trusted_proxies.iter().map(|network| network.0).collect();
-        Self { lifecycle, trusted_proxies, access: log.access }
+        Self { lifecycle, trusted_proxies, access: log.access, tally: Tally::default() }
     }
 }
 
@@ -64,12 +66,12 @@ impl<S: Sync> FromRequestParts<S> for Client {
 }
 
 /// Gives the request its identity, and writes and counts it once its answer has been sent or given up.
-pub async fn observe(State(observer): State<Observer>, mut request: Request, next: Next) -> Response {
+pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let peer = peer.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let client = client::address(peer, request.headers(), &observer.trusted_proxies);
     request.extensions_mut().insert(Client(client));
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let method = method_name(request.method());
     let version = request.version();
     let caller = Trace::from_headers(request.headers());
@@ -77,26 +79,26 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
     //@ if otlp
     let span = info_span!(
         "request",
-        otel.name = format!("{method} {route}"),
+        otel.name = format!("{method} {}", route(path.as_ref())),
         otel.kind = "server",
         http.request.method = method,
-        http.route = route,
+        http.route = route(path.as_ref()),
         http.response.status_code = tracing::field::Empty,
     );
     let trace = otlp::adopt(&span, caller.as_ref()).or(trace);
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
+    observer.tally.in_flight.increment(1);
     let mut record = Record {
         context: context.clone(),
-        access: observer.access,
+        observer: observer.clone(),
         started: Instant::now(),
         method,
-        route,
+        path,
         client: client::network(client),
         status: None,
     };
-    gauge!("http_requests_in_flight").increment(1);
-    let answering = context.clone().scope(next.run(request));
+    let answering = context.scope(guard(request, next));
     //@ if otlp
     let answering = answering.instrument(span.clone());
     //@ end
@@ -107,7 +109,7 @@ pub async fn observe(State(observer): State<Observer>, mut request: Request, nex
     //@ end
     record.status = Some(response.status());
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&context.request_id) {
+    if let Ok(id) = HeaderValue::from_str(&record.context.request_id) {
         headers.insert(REQUEST_ID, id);
     }
     if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
@@ -140,13 +142,18 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+/// What the path matched, not the path: that would be as many labels as clients ask for.
+fn route(path: Option<&MatchedPath>) -> &str {
+    path.map_or("unmatched", MatchedPath::as_str)
+}
+
 /// One request, reported when it is dropped: after the last byte, or when the client has gone.
 struct Record {
     context: Context,
-    access: bool,
+    observer: Arc<Observer>,
     started: Instant,
     method: &'static str,
-    route: String,
+    path: Option<MatchedPath>,
     client: IpNet,
     /// None until there is an answer: a client that leaves before it gets none.
     status: Option<StatusCode>,
@@ -159,34 +166,34 @@ impl Drop for Record {
         // 499 is what proxies write for a client that has gone.
         let status = self.status.map_or(499, |status| status.as_u16());
         let seconds = self.started.elapsed().as_secs_f64();
-        let labels = [
-            ("method", self.method.to_owned()),
-            ("route", self.route.clone()),
-            ("status", status.to_string()),
-        ];
-        gauge!("http_requests_in_flight").decrement(1);
-        counter!("http_requests_total", &labels).increment(1);
-        histogram!("http_request_duration_seconds", &labels).record(seconds);
-        if self.access {
-            let (method, route, client) = (self.method, self.route.as_str(), self.client.to_string());
-            self.context.clone().enter(|| {
+        let (method, route) = (self.method, route(self.path.as_ref()));
+        self.observer.tally.in_flight.decrement(1);
+        self.observer.tally.answered(method, route, status, seconds);
+        if self.observer.access {
+            let client = self.client.to_string();
+            take(&mut self.context).enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
         }
     }
 }
 
-/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1). The
-/// connection ends with the answer: where the next request begins is not sure.
-pub async fn unambiguous(request: Request, next: Next) -> Response {
-    let detail = if !names_one_host(&request) {
-        "The request must name one host."
+/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1), and gives
+/// each answer the headers that keep browsers safe.
+async fn guard(request: Request, next: Next) -> Response {
+    let mut response = if !names_one_host(&request) {
+        refused("The request must name one host.", request.version())
     } else if !is_framed_once(request.headers()) {
-        "The body may have no transfer coding but chunked, and that once."
+        refused("The body may have no transfer coding but chunked, and that once.", request.version())
     } else {
-        return next.run(request).await;
+        next.run(request).await
     };
-    let version = request.version();
+    secure(response.headers_mut());
+    response
+}
+
+/// The connection ends with the answer: where the next request begins is not sure.
+fn refused(detail: &'static str, version: Version) -> Response {
     let mut response = Problem::bad_request(detail).into_response();
     if version < Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -244,15 +251,12 @@ pub async fn bound(State(bounds): State<Bounds>, mut request: Request, next: Nex
 }
 
 /// Headers that keep browsers from guessing, framing and caching; the docs page may run its own script.
-pub async fn secure(request: Request, next: Next) -> Response {
+fn secure(headers: &mut HeaderMap) {
     const PAGE: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                         frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }

@@ -226,7 +226,7 @@ impl RateLimit {
 
 /// Lets a request through while its budgets last.
 pub async fn limit(
-    State(limits): State<RateLimit>,
+    State(limits): State<Arc<RateLimit>>,
     client: Client,
     request: Request,
     next: Next,

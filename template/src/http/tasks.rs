@@ -1,5 +1,7 @@
 //! The routes of tasks: from HTTP to the use-cases and back.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -18,8 +20,8 @@ use crate::tasks::Tasks;
 
 const LARGEST_PAGE: u16 = 100;
 
-/// All routes under `/v1/tasks`.
-pub fn router() -> OpenApiRouter<Tasks> {
+/// All routes under `/v1/tasks`. Behind an `Arc`, since each layer of each request makes copies of its state.
+pub fn router() -> OpenApiRouter<Arc<Tasks>> {
     OpenApiRouter::new()
         .routes(routes!(create_task, list_tasks))
         .routes(routes!(get_task, patch_task, delete_task))
@@ -39,7 +41,10 @@ fn tagged(status: StatusCode, task: &Task) -> Response {
         BodyRefused, Failures
     )
 )]
-async fn create_task(State(tasks): State<Tasks>, Valid(new): Valid<NewTask>) -> Result<Response, Problem> {
+async fn create_task(
+    State(tasks): State<Arc<Tasks>>,
+    Valid(new): Valid<NewTask>,
+) -> Result<Response, Problem> {
     let task = tasks.create(new).await?;
     let location = [(header::LOCATION, format!("/v1/tasks/{}", task.id))];
     Ok((location, tagged(StatusCode::CREATED, &task)).into_response())
@@ -75,7 +80,7 @@ struct TaskPage {
     responses((status = 200, description = "A page", body = TaskPage), ParametersRefused, Failures)
 )]
 async fn list_tasks(
-    State(tasks): State<Tasks>,
+    State(tasks): State<Arc<Tasks>>,
     Query(parameters): Query<ListParameters>,
 ) -> Result<Json<TaskPage>, Problem> {
     let limit = parameters.limit.unwrap_or(20);
@@ -95,7 +100,7 @@ async fn list_tasks(
         NotFound, Failures
     )
 )]
-async fn get_task(State(tasks): State<Tasks>, Id(id): Id) -> Result<Response, Problem> {
+async fn get_task(State(tasks): State<Arc<Tasks>>, Id(id): Id) -> Result<Response, Problem> {
     Ok(tagged(StatusCode::OK, &*tasks.get(id).await?))
 }
 
@@ -109,7 +114,7 @@ async fn get_task(State(tasks): State<Tasks>, Id(id): Id) -> Result<Response, Pr
     )
 )]
 async fn patch_task(
-    State(tasks): State<Tasks>,
+    State(tasks): State<Arc<Tasks>>,
     Id(id): Id,
     IfMatch(version): IfMatch,
     Valid(patch): Valid<TaskPatch>,
@@ -124,7 +129,7 @@ async fn patch_task(
     responses((status = 204, description = "Deleted"), NotFound, ConditionFailed, Failures)
 )]
 async fn delete_task(
-    State(tasks): State<Tasks>,
+    State(tasks): State<Arc<Tasks>>,
     Id(id): Id,
     IfMatch(version): IfMatch,
 ) -> Result<StatusCode, Problem> {
@@ -142,7 +147,7 @@ async fn delete_task(
     )
 )]
 async fn complete_task(
-    State(tasks): State<Tasks>,
+    State(tasks): State<Arc<Tasks>>,
     Id(id): Id,
     IfMatch(version): IfMatch,
 ) -> Result<Response, Problem> {

@@ -1,7 +1,7 @@
 //! Log lines: flat JSON for machines, coloured text for people, written by a thread of its own.
 
 use std::fmt;
-use std::io::{Write as _, stdout};
+use std::io::{BufWriter, stdout};
 
 use garde::Validate;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,9 @@ const LONGEST_VALUE: usize = 8192;
 
 /// Lines that may wait for the writer. At a stopped reader this bounds the memory, not the requests.
 const QUEUED_LINES: usize = 16_384;
+
+/// In bytes, as much as a pipe holds. The writer keeps nothing back: it writes when no further line waits.
+const WRITTEN_AT_ONCE: usize = 65_536;
 
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
@@ -83,7 +86,7 @@ impl LogWriter {
 /// The layer that turns events into lines. It never waits for the reader: beyond the queue, lines are lost and counted.
 pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWriter) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).lossy(true);
-    let (writer, guard) = builder.finish(stdout());
+    let (writer, guard) = builder.finish(BufWriter::with_capacity(WRITTEN_AT_ONCE, stdout()));
     let dropped = writer.error_counter();
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match config.format {
@@ -138,20 +141,21 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut line = Line(Vec::with_capacity(512));
-        let now = OffsetDateTime::now_utc().format(&Rfc3339).map_err(|_| fmt::Error)?;
-        line.field("timestamp", &now);
+        line.0.extend_from_slice(b"{\"timestamp\":\"");
+        OffsetDateTime::now_utc().format_into(&mut line.0, &Rfc3339).map_err(|_| fmt::Error)?;
+        line.0.push(b'"');
         line.field("level", event.metadata().level().as_str());
         event.record(&mut line);
         line.field("target", event.metadata().target());
-        if let Some(context) = Context::current() {
+        Context::with_current(|context| {
             line.field("request_id", &*context.request_id);
-            if let Some(trace) = context.trace {
+            if let Some(trace) = &context.trace {
                 line.field("trace_id", &trace.trace_id);
                 line.field("span_id", &trace.span_id);
             }
-        }
-        line.0.push(b'}');
-        writeln!(writer, "{}", String::from_utf8_lossy(&line.0))
+        });
+        line.0.extend_from_slice(b"}\n");
+        writer.write_str(str::from_utf8(&line.0).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -160,9 +164,10 @@ struct Line(Vec<u8>);
 
 impl Line {
     fn field<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
-        let separator = if self.0.is_empty() { b'{' } else { b',' };
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
         // Writing to memory can't fail, and neither can text, numbers and booleans as JSON.
-        let _ = write!(self.0, "{}\"{name}\":", char::from(separator));
         let _ = serde_json::to_writer(&mut self.0, value);
     }
 }

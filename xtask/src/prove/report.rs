@@ -1,10 +1,7 @@
 //! The result of a run, held against its plan; `report.json` and `report.html`.
 
 use std::fs;
-use std::num::NonZero;
 use std::path::Path;
-use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -127,24 +124,6 @@ fn check(check: &Check) -> Value {
         "note": note,
         "seconds": check.time.as_secs_f64(),
     })
-}
-
-/// The day, the compiler, the processor and how many cores of it there are.
-pub fn machine() -> String {
-    let said = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
-    };
-    let rustc = said("rustc", "--version");
-    let rustc = rustc.split(" (").next().unwrap_or_default();
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    format!(
-        "{} · {rustc} · {cores} cores of {}",
-        said("date", "+%F"),
-        model.unwrap_or(std::env::consts::ARCH)
-    )
 }
 
 /// `7 min 4 s`.

@@ -4,7 +4,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -51,18 +50,6 @@ pub fn wait_until(what: &str, bound: Duration, mut holds: impl FnMut() -> Result
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(started.elapsed())
-}
-
-/// Lets this process and those that it starts from now on open `count` files and sockets.
-pub fn allow_descriptors(count: u64) -> Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= count) {
-        return Ok(());
-    }
-    let enough = limit.maximum.is_none_or(|maximum| maximum >= count);
-    ensure!(enough, "{count} descriptors are needed and `ulimit -Hn` allows {:?}", limit.maximum);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 /// Latencies, sorted when they are asked.

@@ -13,7 +13,8 @@ use crate::http::{get, head};
 use crate::prove::service::Service;
 
 use super::Site;
-use super::clients::{Latencies, allow_descriptors, long_tasks, narrow, wait_until};
+use super::clients::{Latencies, long_tasks, narrow, wait_until};
+use crate::machine::allow_descriptors;
 
 /// Of each kind, all at once.
 const EACH: usize = 1000;

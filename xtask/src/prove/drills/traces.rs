@@ -2,16 +2,12 @@
 //! nobody here wrote has received it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::Signal;
 
-use crate::children::{self, Child, Scratch};
 use crate::http::Connection;
-use crate::servers::free_port;
+use crate::servers::rotel::Rotel;
 
 use super::Site;
 use super::clients::wait_until;
@@ -45,32 +41,16 @@ const PARENTS: [(&str, &str); 11] = [
 ];
 
 /// A collector that writes what it receives to a file.
-pub struct Collector {
-    _child: Child,
-    home: Scratch,
-    address: SocketAddr,
-}
+pub struct Collector(Rotel);
 
 impl Collector {
     pub fn start(site: &Site<'_>) -> Result<Self> {
         let program = site.rotel.context("rotel was not set up")?;
-        let home = Scratch::new()?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let log = File::create(home.path().join("log"))?;
-        let mut command = children::tied(program);
-        command.args(["start", "--exporter", "blackhole"]);
-        command.args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"]);
-        command.args(["--otlp-http-endpoint", &address.to_string()]);
-        command.args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{}", free_port()?)]);
-        command.env_clear().current_dir(home.path()).stdout(log.try_clone()?).stderr(log);
-        let child = Child::spawn(&mut command, Signal::TERM)?;
-        let collector = Self { _child: child, home, address };
-        wait_until("the collector listens", BOUND, || Ok(Connection::open(address).is_ok()))?;
-        Ok(collector)
+        Ok(Self(Rotel::start(program, &["--debug-log", "traces", "--debug-log-verbosity", "detailed"])?))
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.0.url()
     }
 
     /// Whether each span has arrived, and its parent.
@@ -84,7 +64,7 @@ impl Collector {
 
     /// The spans of the trace, each with the name of its parent.
     fn spans(&self) -> Result<Vec<(Span, String)>> {
-        let log = fs::read_to_string(self.home.path().join("log"))?;
+        let log = self.0.log()?;
         let all = || log.split("\nSpan #").skip(1).map(Span::read).filter(|span| span.trace == TRACE);
         let names: BTreeMap<String, String> = all().map(|span| (span.id, span.name)).collect();
         let below = |span: Span| {

@@ -1,0 +1,77 @@
+//! `cargo bench-service`: what the production stack costs over bare axum, measured in one run.
+
+mod budget;
+mod build;
+mod crowd;
+mod load;
+mod plot;
+mod rows;
+mod server;
+mod site;
+mod start;
+mod table;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::machine;
+use crate::servers::Servers;
+use crate::tools::{Tools, Wanted};
+
+use build::Programs;
+use site::Site;
+use table::Report;
+
+/// What a maintainer asks for.
+pub struct Asked {
+    /// How often each load meets each contestant.
+    pub rounds: u32,
+    /// The rows whose name has this in it.
+    pub only: String,
+    /// Whether the programs of the last run are taken as they are.
+    pub again: bool,
+    /// Whether what was measured becomes what the repository shows.
+    pub write: bool,
+    /// Whether instructions are counted, and nothing else measured.
+    pub budget: bool,
+}
+
+/// Measures, or counts. `false` when a count is over its budget.
+///
+/// # Errors
+/// When something can't be built, started or measured.
+pub fn run(root: &Path, asked: &Asked) -> Result<bool> {
+    let say = |text: &str| println!("set-up: {text}");
+    let wanted = Wanted { rotel: true, bench: true, ..Wanted::default() };
+    let tools = Tools::set_up(root, wanted, &say)?;
+    let folder = root.join("target/bench");
+    let programs =
+        if asked.again { Programs::again(&folder)? } else { Programs::build(root, &folder, &tools, &say)? };
+    if asked.budget {
+        let servers = Servers::start(&tools)?;
+        let site = Site::new(&tools, &servers, &programs, None)?;
+        return budget::check(root, &site, asked.write);
+    }
+    let machine = machine::description();
+    // What is started from here on, the servers among it, leaves the core of the contestants alone.
+    let core = machine::leave_a_core()?;
+    machine::allow_descriptors(crowd::LARGEST * 2 + 500)?;
+    let servers = Servers::start(&tools)?;
+    let site = Site::new(&tools, &servers, &programs, Some(core))?;
+    let report = Report {
+        machine,
+        rows: rows::measure(&site, asked)?,
+        starts: start::measure(&site)?,
+        crowds: crowd::measure(&site)?,
+    };
+    let (markdown, svg) = (report.markdown(), plot::svg(&report));
+    fs::write(folder.join("report.md"), &markdown).context("the table")?;
+    fs::write(folder.join("plot.svg"), &svg).context("the plot")?;
+    println!("\n{markdown}\nwritten to {}", folder.display());
+    if asked.write {
+        report.publish(root, &svg)?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,148 @@
+//! How many instructions a request takes, layer by layer, and how many it may.
+//!
+//! Counted by valgrind on the program as it is released. The same work takes the same instructions on any day and
+//! beside any other load, which can't be said of its time.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use crate::children::Scratch;
+use crate::http::Connection;
+use crate::variant::Variant;
+
+use super::site::{BESIDE, Contestant, Site};
+
+/// What is committed, from the root.
+const TABLE: &str = "bench/budget.toml";
+/// How much more a layer may take than what is committed.
+const GROWTH: f64 = 0.05;
+/// What a layer that is small may vary by: which bytes share a buffer is decided by time.
+const NOISE: f64 = 250.0;
+
+/// A count is the difference of two runs, so that a start costs nothing.
+const FEW: u32 = 1000;
+const MANY: u32 = 3000;
+
+/// A layer: what it adds to the one before, or to the one that is named.
+struct Layer {
+    name: &'static str,
+    on: Option<&'static str>,
+    who: Contestant,
+    settings: &'static [(&'static str, &'static str)],
+}
+
+const BARE: &str = "bare axum";
+const BASE: Contestant = Contestant::Service(Variant::BASE);
+const FULL: Contestant = Contestant::Service(Variant::FULL);
+const RATE_LIMIT: &str = "rate limit and what else is switched on";
+const SPANS: &str = "a span, not exported";
+
+const LAYERS: [Layer; 8] = [
+    Layer { name: BARE, on: None, who: Contestant::Bare("memory"), settings: &[] },
+    Layer {
+        name: "the service, without its log line",
+        on: Some(BARE),
+        who: BASE,
+        settings: &[("APP__LOG__ACCESS", "false")],
+    },
+    Layer { name: "the log line", on: Some("the service, without its log line"), who: BASE, settings: &[] },
+    Layer {
+        name: RATE_LIMIT,
+        on: Some("the log line"),
+        who: Contestant::Service(BESIDE),
+        settings: &[("APP__OTLP__ENDPOINT", "")],
+    },
+    Layer {
+        name: SPANS,
+        on: Some(RATE_LIMIT),
+        who: Contestant::Service(BESIDE),
+        settings: &[("APP__OTLP__SAMPLE_RATIO", "0")],
+    },
+    Layer {
+        name: "its export",
+        on: Some(SPANS),
+        who: Contestant::Service(BESIDE),
+        settings: &[("APP__OTLP__SAMPLE_RATIO", "1")],
+    },
+    Layer {
+        name: "the budgets in Redis",
+        on: Some(SPANS),
+        who: FULL,
+        settings: &[("APP__OTLP__SAMPLE_RATIO", "0")],
+    },
+    Layer {
+        name: "a query",
+        on: Some(SPANS),
+        who: Contestant::Service(BESIDE),
+        settings: &[("APP__OTLP__SAMPLE_RATIO", "0"), ("APP__CACHE__TTL", "1ms")],
+    },
+];
+
+/// Counts, and holds the counts to what is committed; `write` commits them instead. `false` when one is too high.
+pub fn check(root: &Path, site: &Site<'_>, write: bool) -> Result<bool> {
+    let path = root.join(TABLE);
+    let mut table: DocumentMut = fs::read_to_string(&path)?.parse().context(TABLE)?;
+    let mut counts: Vec<(&str, f64)> = Vec::new();
+    let mut held = true;
+    for layer in &LAYERS {
+        let count = count(site, layer)?;
+        let below = layer.on.and_then(|on| counts.iter().find(|(name, _)| *name == on));
+        let own = count - below.map_or(0.0, |(_, count)| *count);
+        counts.push((layer.name, count));
+        let budget = table["instructions"].get(layer.name).and_then(Item::as_integer);
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let budget = budget.map(|budget| budget as f64);
+        let verdict = match budget {
+            _ if write => "written",
+            Some(budget) if own <= budget + (budget * GROWTH).max(NOISE) => "ok",
+            _ => "TOO MANY",
+        };
+        held &= verdict != "TOO MANY";
+        let committed = budget.map_or("none".to_owned(), |budget| format!("{budget:.0}"));
+        println!("{:42} {own:8.0}  committed {committed:>8}  {verdict}", layer.name);
+        if write {
+            #[expect(clippy::cast_possible_truncation, reason = "a count of instructions")]
+            let own = own.round() as i64;
+            table["instructions"].or_insert(Item::Table(Table::new()))[layer.name] = value(own);
+        }
+    }
+    if write {
+        fs::write(&path, table.to_string())?;
+    } else if !held {
+        println!("a layer takes over {:.0} % more than {TABLE} allows", GROWTH * 100.0);
+    }
+    Ok(held)
+}
+
+/// Instructions a request, with all layers up to this one.
+fn count(site: &Site<'_>, layer: &Layer) -> Result<f64> {
+    let (few, many) = (counted(site, layer, FEW)?, counted(site, layer, MANY)?);
+    Ok((many - few) / f64::from(MANY - FEW))
+}
+
+/// Instructions of a whole run.
+fn counted(site: &Site<'_>, layer: &Layer, requests: u32) -> Result<f64> {
+    let home = Scratch::new()?;
+    let log = home.path().join("log");
+    let log_file = format!("--log-file={}", log.display());
+    let counts = format!("--callgrind-out-file={}", home.path().join("counts").display());
+    let valgrind = site.bench.valgrind.to_str().context("valgrind's path")?;
+    let under = [valgrind, "--tool=callgrind", &log_file, &counts];
+    let server = site.start_under(&under, layer.who, layer.settings)?;
+    let path = server.populate(1)?.remove(0);
+    let mut client = Connection::open(server.address)?;
+    for _ in 0..requests {
+        let answer = client.request("GET", &path, "", "")?;
+        ensure!(answer.status == 200, "answered {}", answer.status);
+    }
+    drop(client);
+    server.stop();
+    let said = fs::read_to_string(&log)?;
+    let Some(total) = said.lines().find_map(|line| line.split_once("Collected : ")) else {
+        bail!("valgrind counted nothing:\n{said}");
+    };
+    Ok(total.1.trim().parse()?)
+}

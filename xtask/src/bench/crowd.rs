@@ -1,0 +1,59 @@
+//! Many connections at once: what is served, and what each costs in memory.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::variant::Variant;
+
+use super::load::{Load, Requests};
+use super::site::{Contestant, Site};
+
+pub const LARGEST: u64 = 4096;
+const CROWDS: [u64; 3] = [32, 1024, LARGEST];
+
+pub struct Crowd {
+    pub label: &'static str,
+    pub sizes: Vec<Size>,
+}
+
+pub struct Size {
+    pub connections: u64,
+    pub per_second: f64,
+    /// The most memory there was, in MiB.
+    pub peak: f64,
+}
+
+impl Crowd {
+    /// What one connection more takes, under full load, in KiB.
+    pub fn each(&self) -> f64 {
+        let (Some(few), Some(many)) = (self.sizes.first(), self.sizes.last()) else { return 0.0 };
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+        let more = (many.connections - few.connections) as f64;
+        (many.peak - few.peak) * 1024.0 / more
+    }
+}
+
+pub fn measure(site: &Site<'_>) -> Result<Vec<Crowd>> {
+    let services = [Variant::BASE, Variant::FULL].map(Contestant::Service);
+    [Contestant::Bare("memory")].into_iter().chain(services).map(|who| measured(site, who)).collect()
+}
+
+fn measured(site: &Site<'_>, who: Contestant) -> Result<Crowd> {
+    let mut sizes = Vec::new();
+    for connections in CROWDS {
+        let server = site.start(who, &[])?;
+        let requests = Requests::Get(server.populate(1)?);
+        let load = Load { requests, connections, pause: Duration::ZERO, seconds: 2 };
+        let seen = load.on(&site.bench.wrk, &server)?;
+        sizes.push(Size { connections, per_second: seen.per_second(), peak: server.memory("VmHWM")? });
+        server.stop();
+    }
+    let crowd = Crowd { label: who.label(), sizes };
+    let sizes = crowd
+        .sizes
+        .iter()
+        .map(|size| format!("{}: {:.0}/s {:.1} MiB", size.connections, size.per_second, size.peak));
+    println!("connections {:12} {}", crowd.label, sizes.collect::<Vec<_>>().join("  "));
+    Ok(crowd)
+}

@@ -1,0 +1,116 @@
+//! A contestant that runs: its address, what it has used, and its output, which is read as fast as it comes.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::children::Child;
+use crate::http::{Connection, get};
+
+/// Under valgrind a start takes a hundred times as long.
+const START_BOUND: Duration = Duration::from_mins(2);
+
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    /// A service has one.
+    admin: Option<SocketAddr>,
+    /// From the start of the process until it was ready.
+    pub ready: Duration,
+}
+
+/// What the first lines have told.
+struct Up {
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+    at: Instant,
+}
+
+impl Server {
+    pub fn launch(command: &mut Command) -> Result<Self> {
+        command.stdout(Stdio::piped());
+        let started = Instant::now();
+        let mut child = Child::spawn(command, Signal::TERM)?;
+        let stdout = child.take_stdout().context("no output")?;
+        let (told, up) = channel();
+        thread::spawn(move || read(stdout, &told));
+        let up = up.recv_timeout(START_BOUND).context("a contestant did not start")?;
+        Ok(Self { child, address: up.address, admin: up.admin, ready: up.at - started })
+    }
+
+    /// Processor time that it has used so far, in seconds.
+    pub fn cpu(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name, in brackets, may have spaces; after it `utime` and `stime` are the 12th and 13th (proc_pid_stat(5)).
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
+        let ticks = ticks.sum::<Result<u32, _>>().context("/proc/<pid>/stat")?;
+        let per_second = u32::try_from(rustix::param::clock_ticks_per_second())?;
+        Ok(f64::from(ticks) / f64::from(per_second))
+    }
+
+    /// A figure of `/proc/<pid>/status` in MiB: `VmRSS`, or `VmHWM` for the most there ever was.
+    pub fn memory(&self, field: &str) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib: f64 =
+            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no memory")?;
+        Ok(kib / 1024.0)
+    }
+
+    /// Lines of its log that it has lost because the reader was too slow.
+    pub fn lost_lines(&self) -> Result<f64> {
+        let Some(admin) = self.admin else { return Ok(0.0) };
+        let page = get(admin, "/metrics")?.body;
+        let value = page.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
+        value.and_then(|value| value.parse().ok()).context("no count of lost lines")
+    }
+
+    /// Creates tasks, and returns their paths.
+    pub fn populate(&self, count: usize) -> Result<Vec<String>> {
+        let mut client = Connection::open(self.address)?;
+        let mut create = || -> Result<String> {
+            let answer = client.request("POST", "/v1/tasks", "", super::load::TASK)?;
+            ensure!(answer.status == 201, "a task was answered {}: {}", answer.status, answer.body);
+            Ok(answer.header("location").context("no location")?.to_owned())
+        };
+        (0..count).map(|_| create()).collect()
+    }
+
+    /// Asks it to end, and waits for it.
+    pub fn stop(mut self) {
+        self.child.end();
+    }
+}
+
+/// Tells of the start, then reads on to the end and keeps nothing: a pipe that nobody empties would be measured.
+fn read(stdout: ChildStdout, told: &Sender<Up>) {
+    let mut reader = BufReader::with_capacity(1 << 16, stdout);
+    let (mut address, mut admin) = (None, None);
+    let mut line = String::new();
+    while matches!(reader.read_line(&mut line), Ok(1..)) {
+        let event: Value = serde_json::from_str(&line).unwrap_or_default();
+        let field = |name: &str| event[name].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
+        match event["message"].as_str() {
+            Some("service.start") => (address, admin) = (field("bind"), field("admin")),
+            // Bare axum says no more than where it is.
+            None => address = line.trim().parse().ok(),
+            _ => {}
+        }
+        let ready = event["message"] == "service.ready" || event.is_null();
+        if let Some(address) = address.filter(|_| ready) {
+            let _ = told.send(Up { address, admin, at: Instant::now() });
+            break;
+        }
+        line.clear();
+    }
+    let mut bytes = vec![0; 1 << 16];
+    while matches!(reader.read(&mut bytes), Ok(1..)) {}
+}

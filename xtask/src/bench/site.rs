@@ -1,0 +1,151 @@
+//! Where it is measured: the programs, and what they need around them.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::children;
+use crate::servers::Servers;
+use crate::servers::rotel::Rotel;
+use crate::tools::{Bench, Tools};
+use crate::variant::Variant;
+
+use super::build::Programs;
+use super::server::Server;
+
+/// What each request asks of Redis is a cost of its own: without it, the others can be seen.
+pub const BESIDE: Variant = Variant::FULL_BUT_REDIS;
+
+/// Each request is allowed, and counted all the same.
+const BUDGET: &str = "1000000";
+
+pub struct Site<'a> {
+    pub bench: &'a Bench,
+    pub servers: &'a Servers,
+    programs: &'a Programs,
+    collector: Rotel,
+    database: String,
+    /// The core that contestants run on; any, where none is kept free for them.
+    core: Option<usize>,
+}
+
+/// One of those that are measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Contestant {
+    /// Bare axum, and where it keeps tasks.
+    Bare(&'static str),
+    Service(Variant),
+}
+
+impl Contestant {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Bare("postgres") => "bare axum + sqlx",
+            Self::Bare("redis") => "bare axum + redis",
+            Self::Bare(_) => "bare axum",
+            Self::Service(Variant::BASE) => "base",
+            Self::Service(BESIDE) => "full, but Redis",
+            Self::Service(_) => "full",
+        }
+    }
+}
+
+impl<'a> Site<'a> {
+    pub fn new(
+        tools: &'a Tools,
+        servers: &'a Servers,
+        programs: &'a Programs,
+        core: Option<usize>,
+    ) -> Result<Self> {
+        let bench = tools.bench.as_ref().context("nothing to measure with")?;
+        let collector = Rotel::start(tools.rotel.as_ref().context("rotel was not set up")?, &[])?;
+        let database = servers.create_database("bench")?;
+        let site = Self { bench, servers, programs, collector, database, core };
+        let mut migrate = site.service(Variant::FULL, &[], &[])?;
+        let migrated = migrate.arg("migrate").stdout(Stdio::null()).status()?;
+        ensure!(migrated.success(), "the database could not be set up");
+        Ok(site)
+    }
+
+    /// A contestant with these settings besides, ready.
+    pub fn start(&self, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
+        self.start_under(&[], who, settings)
+    }
+
+    /// The same, run by the program that `under` begins with.
+    pub fn start_under(&self, under: &[&str], who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
+        let mut command = match who {
+            Contestant::Service(variant) => self.service(variant, under, settings)?,
+            Contestant::Bare(keeps) => {
+                let mut command = self.pinned(under, &self.programs.bare);
+                command.arg(keeps);
+                match keeps {
+                    "postgres" => command.arg(&self.database),
+                    "redis" => command.arg(self.servers.redis_url(1)),
+                    _ => &mut command,
+                };
+                command
+            }
+        };
+        Server::launch(&mut command)
+    }
+
+    pub fn program(&self, who: Contestant) -> Result<&Path> {
+        match who {
+            Contestant::Bare(_) => Ok(&self.programs.bare),
+            Contestant::Service(variant) => self.programs.service(variant),
+        }
+    }
+
+    /// A service with everything on and nothing refused.
+    fn service(&self, variant: Variant, under: &[&str], settings: &[(&str, &str)]) -> Result<Command> {
+        let mut command = self.pinned(under, self.programs.service(variant)?);
+        command.envs([
+            ("APP_ENV", "production"),
+            ("APP__HTTP__HOST", "127.0.0.1"),
+            ("APP__HTTP__PORT", "0"),
+            ("APP__HTTP__MAX_IN_FLIGHT", "10000"),
+            ("APP__ADMIN__HOST", "127.0.0.1"),
+            ("APP__ADMIN__PORT", "0"),
+            ("APP__SHUTDOWN__GRACE_DELAY", "0s"),
+        ]);
+        if variant.has("postgres") {
+            command.env("DATABASE_URL", &self.database);
+        }
+        if variant.has("redis") {
+            command.env("REDIS_URL", self.servers.redis_url(0));
+        }
+        if variant.has("rate_limit") {
+            for policy in ["PER_CLIENT", "GLOBAL", "WRITES"] {
+                command.env(format!("APP__RATE_LIMIT__{policy}_PER_SECOND"), BUDGET);
+                command.env(format!("APP__RATE_LIMIT__{policy}_BURST"), BUDGET);
+            }
+        }
+        if variant.has("otlp") {
+            command.env("APP__OTLP__ENDPOINT", self.collector.url());
+        }
+        command.envs(settings.iter().copied());
+        Ok(command)
+    }
+
+    /// A program with nothing in its environment, one worker, and a core of its own where there is one.
+    fn pinned(&self, under: &[&str], program: &Path) -> Command {
+        let core = self.core.map(|core| core.to_string());
+        let mut words: Vec<&str> = Vec::new();
+        if let Some(core) = &core {
+            words.extend(["taskset", "--cpu-list", core]);
+        }
+        words.extend(under);
+        let mut command = match words.split_first() {
+            Some((first, others)) => {
+                let mut command = children::tied(Path::new(first));
+                command.args(others).arg(program);
+                command
+            }
+            None => children::tied(program),
+        };
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("TOKIO_WORKER_THREADS", "1");
+        command
+    }
+}

@@ -1,0 +1,178 @@
+//! What was measured, as Markdown, and where it is shown.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::crowd::Crowd;
+use super::rows::{Figures, Measured};
+use super::start::Start;
+
+pub struct Report {
+    pub machine: String,
+    pub rows: Vec<Measured>,
+    pub starts: Vec<Start>,
+    pub crowds: Vec<Crowd>,
+}
+
+/// Between these two lines of the README all is written by the bench.
+const BEGIN: &str = "<!-- cargo bench-service --write -->\n";
+const END: &str = "<!-- end -->\n";
+/// And in the guide of a service all of the section with this heading, which stands before the other.
+const HEADING: &str = "## Measured\n";
+const NEXT: &str = "## Find out where it goes\n";
+const PLOT: &str = "![Requests for the same processor time, bare axum = 1](bench/plot.svg)";
+
+impl Report {
+    /// All of it.
+    pub fn markdown(&self) -> String {
+        let mut text = format!("{}\n\n", self.machine);
+        let _ = writeln!(
+            text,
+            "| `GET` or `POST` | server | requests/s | CPU a request | p50 | p99 | peak memory |"
+        );
+        text += "|---|---|---|---|---|---|---|\n";
+        for row in &self.rows {
+            let Some(bare) = row.figures.first() else { continue };
+            for figures in &row.figures {
+                let name = if figures.label == bare.label { row.name } else { "" };
+                let _ = writeln!(text, "| {name} | {}", line(figures, bare));
+            }
+        }
+        let paces: Vec<String> =
+            self.rows.iter().map(|row| format!("{} for {}", thousands(row.pace), row.name)).collect();
+        let _ = writeln!(
+            text,
+            "\nRequests/s and CPU: as many as one core takes, from 64 connections. p50 and p99: at about the same \
+             pace for all, in requests/s {}. In brackets: the ratio to bare axum.",
+            paces.join(", ")
+        );
+        let limited = self.rows.iter().flat_map(|row| &row.figures).any(|figures| figures.busy < 0.9);
+        if limited {
+            text += "† Its core was not full: the load, or the database beside it, was the limit. Compare the CPU.\n";
+        }
+        let lost: f64 = self.rows.iter().flat_map(|row| &row.figures).map(|figures| figures.lost_lines).sum();
+        let _ = writeln!(text, "Lines of the access log that were lost: {lost:.0}.\n");
+        text += "| | ready | idle memory | program | each connection under load |\n|---|---|---|---|---|\n";
+        for (start, crowd) in self.starts.iter().zip(&self.crowds) {
+            let _ = writeln!(
+                text,
+                "| {} | {:.1} ms | {:.1} MiB | {:.1} MB | {:.1} KiB |",
+                start.label,
+                start.ready,
+                start.idle,
+                start.program,
+                crowd.each()
+            );
+        }
+        text += "\n| connections |";
+        let sizes = self.crowds.first().map(|crowd| crowd.sizes.as_slice()).unwrap_or_default();
+        for size in sizes {
+            let _ = write!(text, " {} |", thousands_of(size.connections));
+        }
+        let _ = writeln!(text, "\n|---|{}", "---|".repeat(sizes.len()));
+        for crowd in &self.crowds {
+            let _ = write!(text, "| {} |", crowd.label);
+            for size in &crowd.sizes {
+                let _ = write!(text, " {}/s, {:.0} MiB |", thousands(size.per_second), size.peak);
+            }
+            text += "\n";
+        }
+        text
+    }
+
+    /// Puts it where the repository shows it.
+    pub fn publish(&self, root: &Path, svg: &str) -> Result<()> {
+        fs::write(root.join("bench/plot.svg"), svg)?;
+        let readme = root.join("README.md");
+        let text = fs::read_to_string(&readme)?;
+        let (before, rest) = text.split_once(BEGIN).context("README.md: no place for the table")?;
+        let (_, after) = rest.split_once(END).context("README.md: the place for the table has no end")?;
+        fs::write(&readme, format!("{before}{BEGIN}\n{PLOT}\n\n{}\n{END}{after}", self.markdown()))?;
+        let guide = root.join("template/docs/performance.md");
+        let text = fs::read_to_string(&guide)?;
+        let (before, after) = text.split_once(NEXT).context("performance.md: no place for the table")?;
+        let before = before.split_once(HEADING).map_or(before, |(before, _)| before);
+        fs::write(&guide, format!("{before}{HEADING}\n{}\n{NEXT}{after}", self.for_services()))?;
+        println!("written to README.md and template/docs/performance.md: now `cargo weave`");
+        Ok(())
+    }
+
+    /// What a service tells of itself: of those with other parts only what is true of each.
+    fn for_services(&self) -> String {
+        let mut text = format!(
+            "{}. One core for the service, all that is said above switched on; in brackets the ratio to a handler \
+             on axum alone that gives the same answers.\n\n",
+            self.machine
+        );
+        text += "| request | server | requests/s | CPU a request | p50 | p99 | peak memory |\n|---|---|---|---|---|---|---|\n";
+        let mut fenced = String::new();
+        for row in &self.rows {
+            let Some(bare) = row.figures.first() else { continue };
+            for figures in &row.figures {
+                let described = match figures.label {
+                    "base" => "this service, in its smallest form",
+                    "full" => "this service, with all of its parts",
+                    "full, but Redis" => continue,
+                    label => label,
+                };
+                let line =
+                    format!("| {} | {}", row.name, line(&Figures { label: described, ..*figures }, bare));
+                let of_all = row.figures.iter().any(|figures| figures.label == "base");
+                let to = if of_all && figures.label != "full" { &mut text } else { &mut fenced };
+                to.push_str(&line);
+                to.push('\n');
+            }
+        }
+        let _ =
+            write!(text, "<!--@ if postgres and redis and rate_limit and otlp -->\n{fenced}<!--@ end -->\n");
+        text
+    }
+}
+
+/// The cells of one contestant, each with its ratio to the reference.
+fn line(figures: &Figures, bare: &Figures) -> String {
+    let of = |value: f64, reference: f64| {
+        if figures.label == bare.label { String::new() } else { format!(" ({:.2})", value / reference) }
+    };
+    let limited = if figures.busy < 0.9 { "†" } else { "" };
+    format!(
+        "{} | {}{limited}{} | {:.1} µs{} | {:.2} ms{} | {:.2} ms{} | {:.0} MiB{} |",
+        figures.label,
+        thousands(figures.per_second),
+        of(figures.per_second, bare.per_second),
+        figures.cpu,
+        of(figures.cpu, bare.cpu),
+        figures.p50,
+        of(figures.p50, bare.p50),
+        figures.p99,
+        of(figures.p99, bare.p99),
+        figures.peak,
+        of(figures.peak, bare.peak),
+    )
+}
+
+/// `12,300`: no more digits than two runs share.
+fn thousands(value: f64) -> String {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "requests a second")]
+    let rounded = (value / 100.0).round().max(0.0) as u64 * 100;
+    thousands_of(rounded)
+}
+
+fn thousands_of(value: u64) -> String {
+    if value < 1000 { value.to_string() } else { format!("{},{:03}", value / 1000, value % 1000) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{thousands, thousands_of};
+
+    #[test]
+    fn numbers_have_no_more_digits_than_they_mean() {
+        assert_eq!(thousands(98_765.4), "98,800");
+        assert_eq!(thousands(960.0), "1,000");
+        assert_eq!(thousands_of(4096), "4,096");
+    }
+}
