@@ -62,7 +62,7 @@ const ADDED: [(&str, &str, &str); 7] = [
     ("src/http.rs", "pub mod admin;\n", "pub mod berths;\n"),
     (
         "src/http.rs",
-        "        .merge(tasks::router().with_state(tasks))\n",
+        "        .merge(tasks::router().with_state(Arc::new(tasks)))\n",
         "        .merge(berths::router())\n",
     ),
     ("tests/service/main.rs", "mod app;\n", "mod berths;\n"),
