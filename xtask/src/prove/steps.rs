@@ -100,8 +100,9 @@ impl Step {
         self.name == IMAGE
     }
 
+    /// Whether it runs the service's own tests, in place or where it was generated.
     pub fn tests(&self) -> bool {
-        self.name == TEST
+        self.name.ends_with(TEST)
     }
 
     pub fn is_drill(&self) -> bool {
