@@ -70,11 +70,12 @@ const ADDED: [(&str, &str, &str); 7] = [
     (".github/workflows/ci.yml", "      - run: cargo fmt --check\n", STEP),
     ("Cargo.toml", "uuid = { version = \"1\", features = [\"serde\", \"v7\"] }\n", "itoa = \"1\"\n"),
 ];
-const CHANGED: [(&str, &str, &str); 4] = [
+const CHANGED: [(&str, &str, &str); 5] = [
     ("config/default.toml", "request_timeout = \"10s\"", "request_timeout = \"8s\""),
     ("config/default.toml", "max_in_flight = 1000", "max_in_flight = 800"),
     ("tests/service/main.rs", "mod process;", "#[path = \"binary.rs\"]\nmod process;"),
     ("Cargo.toml", "version = \"0.1.0\"", "version = \"1.4.2\""),
+    ("deploy/kubernetes/version/kustomization.yaml", "newTag: \"0.1.0\"", "newTag: \"1.4.2\""),
 ];
 /// Files that differ with the variant that they were written in; every edited service has the first.
 pub const OWN: [&str; 2] = ["src/berths.rs", "migrations/20261121101500_berths.sql"];

@@ -112,11 +112,18 @@ impl<'a> Files<'a> {
         let (mut count, mut operators) = (0, Vec::new());
         for entry in WalkDir::new(self.dir.join("deploy")).sort_by_file_name() {
             let entry = entry?;
-            if entry.file_name() != "kustomization.yaml" {
+            // A component is a part of others.
+            if entry.file_name() != "kustomization.yaml"
+                || fs::read_to_string(entry.path())?.contains("\nkind: Component\n")
+            {
                 continue;
             }
             let folder = entry.path().parent().unwrap_or(self.dir);
             let built = self.work.run(Command::new(&self.linters.kubectl).arg("kustomize").arg(folder))?;
+            let images = built.lines().filter_map(|line| line.trim().strip_prefix("image: "));
+            let untagged =
+                images.filter(|image| !image.rsplit('/').next().is_some_and(|name| name.contains(':')));
+            ensure!(untagged.count() == 0, "{}: an image without its version", entry.path().display());
             let mut own = Vec::new();
             for document in yaml_serde::Deserializer::from_str(&built) {
                 let resource = Value::deserialize(document)?;

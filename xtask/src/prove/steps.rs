@@ -63,12 +63,13 @@ pub const IMAGES: [Step; 4] = [
 /// What `--features` takes in their place.
 pub const FEATURES: [Step; 2] = [Step::ahead(GENERATE, generate), Step::alone("features", features::check)];
 
-/// What `--transitions` takes in their place.
+/// What `--transitions` takes in their place. One service after the other: all have one name, and so one program in the
+/// folder that builds share.
 pub const TRANSITIONS: [Step; 5] = [
-    Step::ahead(GENERATE, transitions::become_variant),
-    Step::ahead("fmt", format),
-    Step::ahead(LINT, lint),
-    Step::ahead(BUILD, build),
+    Step::alone(GENERATE, transitions::become_variant),
+    Step::alone("fmt", format),
+    Step::alone(LINT, lint),
+    Step::alone(BUILD, build),
     Step::alone(TEST, test),
 ];
 
