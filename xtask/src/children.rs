@@ -57,6 +57,17 @@ impl Child {
         self.inner.id()
     }
 
+    /// A figure of its `/proc/<pid>/status` in MiB, such as `VmRSS` (Linux).
+    ///
+    /// # Errors
+    /// When it has ended, or there is no such figure.
+    pub fn memory(&self, field: &str) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        Ok(kib.with_context(|| format!("no {field}"))? / 1024.0)
+    }
+
     /// The child's standard output, once, when the command piped it.
     pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.inner.stdout.take()

@@ -148,3 +148,10 @@ pub fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Res
 pub fn get(address: SocketAddr, path: &str) -> Result<Response> {
     request(address, "GET", path, "")
 }
+
+/// The value of a series on a service's page of metrics.
+pub fn metric(admin: SocketAddr, series: &str) -> Result<Option<f64>> {
+    let page = get(admin, "/metrics")?.body;
+    let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    Ok(value.map(str::parse).transpose()?)
+}

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::children::Child;
-use crate::http::{Connection, get};
+use crate::http::{Connection, metric};
 
 /// Under valgrind a start takes a hundred times as long.
 const START_BOUND: Duration = Duration::from_mins(2);
@@ -56,21 +56,15 @@ impl Server {
         Ok(f64::from(ticks) / f64::from(per_second))
     }
 
-    /// A figure of `/proc/<pid>/status` in MiB: `VmRSS`, or `VmHWM` for the most there ever was.
+    /// Memory in MiB: `VmRSS` is what is in use, `VmHWM` the most that ever was.
     pub fn memory(&self, field: &str) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kib: f64 =
-            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no memory")?;
-        Ok(kib / 1024.0)
+        self.child.memory(field)
     }
 
     /// Lines of its log that it has lost because the reader was too slow.
     pub fn lost_lines(&self) -> Result<f64> {
         let Some(admin) = self.admin else { return Ok(0.0) };
-        let page = get(admin, "/metrics")?.body;
-        let value = page.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
-        value.and_then(|value| value.parse().ok()).context("no count of lost lines")
+        metric(admin, "log_lines_dropped_total")?.context("no count of lost lines")
     }
 
     /// Creates tasks, and returns their paths.

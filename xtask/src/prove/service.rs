@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::children::Child;
-use crate::http::get;
+use crate::http::metric;
 use crate::servers::tail;
 
 const START_BOUND: Duration = Duration::from_secs(10);
@@ -91,18 +91,12 @@ impl Service {
 
     /// The value of a series of the metrics, such as `http_connections`; none before there is one.
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
-        let page = get(self.admin, "/metrics")?.body;
-        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        Ok(value.map(str::parse).transpose()?)
+        metric(self.admin, series)
     }
 
     /// Memory in use, in MiB (Linux).
     pub fn resident(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib: f64 =
-            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
-        Ok(kib / 1024.0)
+        self.child.memory("VmRSS")
     }
 
     pub fn signal(&self) {
