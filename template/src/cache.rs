@@ -149,9 +149,7 @@ impl Cache {
     pub async fn written(&self, task: &Task) {
         self.forget(task.id).await;
         //@ if redis
-        self.shared.supersede(task.id, task.version).await;
-        // Again: until it was superseded there, the old value could be had from there.
-        self.forget(task.id).await;
+        self.supersede(task.id, task.version).await;
         //@ end
     }
 
@@ -159,10 +157,17 @@ impl Cache {
     pub async fn deleted(&self, id: Uuid) {
         self.forget(id).await;
         //@ if redis
-        self.shared.supersede(id, shared::DELETED).await;
-        self.forget(id).await;
+        self.supersede(id, shared::DELETED).await;
         //@ end
     }
+    //@ if redis
+
+    async fn supersede(&self, id: Uuid, version: i64) {
+        self.shared.supersede(id, version).await;
+        // Again: until it was superseded there, the old value could be had from there.
+        self.forget(id).await;
+    }
+    //@ end
 
     /// Reads the task anew when it is next asked for.
     pub async fn forget(&self, id: Uuid) {

@@ -9,6 +9,7 @@ use std::path::Path;
 use config::{Value, ValueKind};
 use garde::Validate;
 use serde::Deserialize;
+use strum::{Display, EnumString};
 
 use self::layers::{Values, nested, parse, read, siblings};
 
@@ -56,21 +57,12 @@ pub struct Config {
 }
 
 /// Where the process runs, from `APP_ENV`; it names the file that is read and narrows the defaults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Environment {
     Development,
     Staging,
     Production,
-}
-
-impl fmt::Display for Environment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Development => "development",
-            Self::Staging => "staging",
-            Self::Production => "production",
-        })
-    }
 }
 
 /// One thing wrong with the configuration. It never carries the value, which may be a secret.
@@ -164,20 +156,12 @@ fn resolve(
     mut faults: BTreeSet<Fault>,
 ) -> Result<Loaded, Faults> {
     let variable = |name: &str| variables.get(name).map(|(value, _)| value.as_str());
-    let environment = match variable("APP_ENV") {
-        None | Some("development") => Environment::Development,
-        Some("staging") => Environment::Staging,
-        Some("production") => Environment::Production,
-        Some(_) => {
-            fault(
-                &mut faults,
-                "APP_ENV",
-                "environment APP_ENV",
-                "expected development, staging or production",
-            );
-            Environment::Production
-        }
-    };
+    let environment = variable("APP_ENV").map_or(Ok(Environment::Development), str::parse);
+    let environment = environment.unwrap_or_else(|_| {
+        let allowed = "expected development, staging or production";
+        fault(&mut faults, "APP_ENV", "environment APP_ENV", allowed);
+        Environment::Production
+    });
     let mut values = parse("default", DEFAULT, &mut faults);
     let defaults = values.clone();
     if environment == Environment::Development {
@@ -196,12 +180,8 @@ fn resolve(
     values.retain(|key, value| {
         let known = defaults.contains_key(key);
         if !known {
-            fault(
-                &mut faults,
-                key,
-                &source(value),
-                &format!("unknown key, expected {}", siblings(key, &defaults)),
-            );
+            let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
+            fault(&mut faults, key, &source(value), &allowed);
         }
         known
     });

@@ -37,6 +37,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Every client looks for what makes its TLS, and panics without it. The first to install one can't fail.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     run(Arguments::parse().command.unwrap_or(Command::Serve)).unwrap_or_else(|error| {
         eprintln!("{error:#}");
         // 78 is EX_CONFIG of sysexits.h: starting again won't help before the configuration has changed.

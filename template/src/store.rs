@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
 use time::OffsetDateTime;
 use tracing::warn;
 //@ if otlp
-use tracing::{Instrument, Span, info_span};
+use tracing::{Instrument, info_span};
 //@ end
 use uuid::Uuid;
 
@@ -22,9 +22,6 @@ use crate::config::value::{millis, optional};
 use crate::health::Check;
 use crate::jobs::Job;
 use crate::task::{NewTask, Status, Task, TaskPatch};
-//@ if otlp
-use crate::telemetry::context::Context;
-//@ end
 use crate::telemetry::metrics::as_f64;
 
 pub mod dead_letters;
@@ -222,7 +219,7 @@ impl Store {
                 Row,
                 "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
                  WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
-                status.name(),
+                status.into_str(),
                 after,
                 limit
             );
@@ -337,13 +334,7 @@ impl Store {
     ) -> sqlx::Result<T> {
         let started = Instant::now();
         //@ if otlp
-        // Only where something asked for it: polling for jobs would be a trace a second of its own.
-        let span = match Context::current() {
-            Some(_) => {
-                info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql")
-            }
-            None => Span::none(),
-        };
+        let span = info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql");
         let query = query.instrument(span);
         //@ end
         let result = tokio::time::timeout(self.patience, query).await;

@@ -66,8 +66,6 @@ impl std::fmt::Debug for Redis {
 impl Redis {
     /// Connects when it is first used, so that the service starts before its Redis.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
-        // The client brings no TLS provider of its own, and panics without one. Fails if one is installed: fine.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = Arc::new(Client::open(config.url.as_ref().map_or("", |url| url.expose_secret()))?);
         let connection = Arc::new(RwLock::new(lazy(&client, config.timeout)?));
         let namespace = if config.namespace.is_empty() { env!("CARGO_PKG_NAME") } else { &*config.namespace };

@@ -16,12 +16,8 @@ pub(super) fn read(path: &Path, required: bool, faults: &mut BTreeSet<Fault>) ->
         Ok(text) => parse(&name, &text, faults),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => Values::new(),
         Err(error) => {
-            fault(
-                faults,
-                "APP_CONFIG_FILE",
-                &name,
-                &format!("expected a file that can be read: {}", error.kind()),
-            );
+            let allowed = format!("expected a file that can be read: {}", error.kind());
+            fault(faults, "APP_CONFIG_FILE", &name, &allowed);
             Values::new()
         }
     }

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 use tracing::error;
 use utoipa::ToSchema;
 
@@ -15,8 +16,9 @@ use crate::tasks;
 use crate::telemetry::context::Context;
 
 /// The closed set that answers, logs and metrics share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum Category {
     Validation,
     NotFound,
@@ -30,25 +32,6 @@ pub enum Category {
     Overloaded,
     Unavailable,
     Internal,
-}
-
-impl Category {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Validation => "validation",
-            Self::NotFound => "not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::Conflict => "conflict",
-            Self::TooLarge => "too_large",
-            //@ if rate_limit
-            Self::RateLimited => "rate_limited",
-            //@ end
-            Self::Timeout => "timeout",
-            Self::Overloaded => "overloaded",
-            Self::Unavailable => "unavailable",
-            Self::Internal => "internal",
-        }
-    }
 }
 
 /// One thing wrong with what was sent.
@@ -109,11 +92,8 @@ impl Problem {
     }
 
     pub fn internal() -> Self {
-        Self::new(
-            Category::Internal,
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "The request could not be completed.",
-        )
+        let detail = "The request could not be completed.";
+        Self::new(Category::Internal, StatusCode::INTERNAL_SERVER_ERROR, detail)
     }
 
     pub fn timeout(detail: &'static str) -> Self {
@@ -167,7 +147,7 @@ impl From<&Arc<store::Error>> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let category = self.category.name();
+        let category = self.category.into_str();
         counter!("errors_total", "category" => category).increment(1);
         if let Some(cause) = &self.cause {
             error!(category, status = self.status.as_u16(), cause, "request.failed");

@@ -1,33 +1,32 @@
 //! Which events become lines: those that are configured, or others for a while.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::{Registry, reload};
 
 /// Clones change the same filter.
 #[derive(Clone, Debug)]
 pub struct Filter {
-    configured: Arc<str>,
-    handle: reload::Handle<EnvFilter, Registry>,
+    configured: Targets,
+    handle: reload::Handle<Targets, Registry>,
     /// When the configured one is back; None while it is in force.
     until: watch::Sender<Option<Instant>>,
 }
 
 impl Filter {
-    /// The filter for the layer, and what changes it. `configured` is valid: [`parse`] was asked before.
-    pub(super) fn new(configured: &str) -> (reload::Layer<EnvFilter, Registry>, Self) {
-        let (layer, handle) = reload::Layer::new(EnvFilter::new(configured));
-        (layer, Self { configured: configured.into(), handle, until: watch::Sender::new(None) })
+    /// The filter for the layer, and what changes it.
+    pub(super) fn new(configured: Targets) -> (reload::Layer<Targets, Registry>, Self) {
+        let (layer, handle) = reload::Layer::new(configured.clone());
+        (layer, Self { configured, handle, until: watch::Sender::new(None) })
     }
 
     /// Writes what `text` lets through, and after `time` again what is configured.
-    pub fn change(&self, text: &str, filter: EnvFilter, time: Duration) -> Result<()> {
+    pub fn change(&self, text: &str, filter: Targets, time: Duration) -> Result<()> {
         info!(filter = text, time = ?time, "log.filter_changed");
         self.handle.reload(filter)?;
         self.until.send_replace(Some(Instant::now() + time));
@@ -49,7 +48,7 @@ impl Filter {
                 _ = changes.changed() => continue,
                 () = over => {}
             }
-            if self.handle.reload(EnvFilter::new(&*self.configured)).is_ok() {
+            if self.handle.reload(self.configured.clone()).is_ok() {
                 info!("log.filter_restored");
             }
             self.until.send_replace(None);
@@ -58,7 +57,8 @@ impl Filter {
 }
 
 /// The filter that `text` describes, such as `info,service::jobs=debug`.
-pub fn parse(text: &str) -> Option<EnvFilter> {
-    // An empty filter lets nearly nothing through, which nobody asks for with nothing.
-    text.parse().ok().filter(|_| !text.trim().is_empty())
+pub fn parse(text: &str) -> Option<Targets> {
+    // Any other text would be taken for the name of a target that nothing has, and silence the log.
+    let is_filter = |char: char| char.is_alphanumeric() || "_-:=,".contains(char);
+    text.parse().ok().filter(|_| !text.is_empty() && text.chars().all(is_filter))
 }

@@ -93,7 +93,8 @@ pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWri
         Format::Json => layer.event_format(FlatJson).boxed(),
         Format::Pretty => layer.event_format(ForPeople).boxed(),
     };
-    let (lets_through, filter) = Filter::new(&config.filter);
+    let configured = filter::parse(&config.filter).expect("a filter that was found valid");
+    let (lets_through, filter) = Filter::new(configured);
     //@ if otlp
     // No line shows a span: where none is exported, none is made.
     let lets_through = lets_through.and(filter_fn(|about: &tracing::Metadata<'_>| about.is_event()));

@@ -41,6 +41,8 @@ impl TestApp {
         let start = process.event("service.start").await;
         let at = |field: &str| start[field].as_str().and_then(|at| at.parse().ok()).expect("an address");
         let (address, admin) = (at("bind"), at("admin"));
+        // Every client looks for it, though ours asks for no TLS. Fails if another test has installed it: fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // The tests' own environment may name a proxy, which could not reach the service.
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { process, address, admin, client }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::app::{Answer, TestApp, path_of};
+use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::receiver::Receiver;
 use crate::wire::Wire;
 
@@ -109,6 +109,8 @@ async fn other_lines_are_written_for_a_while_when_an_operator_asks() {
         wire.answer_or_end().await;
     };
     break_off().await;
+    // What asks is the one that is left: the other has told of its end, had it anything to tell.
+    eventually(async || app.metrics().await, |page| page.contains("http_connections 1\n")).await;
     for (query, filter) in [("", ""), ("", "service=verbose"), ("?for=2h", "debug"), ("?until=1s", "debug")] {
         assert_eq!(change(query, filter).await, 400, "{query} {filter}");
     }

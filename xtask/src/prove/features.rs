@@ -26,9 +26,9 @@ const KEPT: [(&str, &str); 8] = [
     // Documented as what `conn::auto` needs, though this release has it without.
     ("hyper-util", "server-auto"),
     // The webhook's `https`, the database's TLS, and the runtime that it looks for.
-    ("reqwest", "rustls"),
+    ("reqwest", "rustls-no-provider"),
     ("sqlx", "runtime-tokio"),
-    ("sqlx", "tls-rustls-aws-lc-rs"),
+    ("sqlx", "tls-rustls-ring-webpki"),
 ];
 
 pub fn check(work: &mut Work<'_>) -> Result<String> {
