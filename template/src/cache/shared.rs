@@ -63,10 +63,9 @@ static FILL: LazyLock<Script> = LazyLock::new(|| {
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local seen = redis.call('GET', KEYS[1])
-         if seen and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return 0 end
+         if seen and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return end
          redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
-         redis.call('PUBLISH', ARGV[4], ARGV[5])
-         return 1",
+         redis.call('PUBLISH', ARGV[4], ARGV[5])",
     )
 });
 

@@ -3,9 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-//@ if redis
-use std::sync::LazyLock;
-//@ end
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -19,15 +16,14 @@ use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
 use ipnet::Ipv6Net;
 use metrics::counter;
-//@ if redis
-use redis::Script;
-//@ end
 use serde::Deserialize;
 
 use super::middleware::Client;
 use super::problem::{Category, Problem};
 //@ if redis
 use crate::cache::connection::Redis;
+
+mod shared;
 //@ end
 
 /// How often clients that have not been seen lately are forgotten.
@@ -36,42 +32,15 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-//@ if redis
-
-/// Takes a request from the budget of each of KEYS, or from none when one is used up: the generic cell rate
-/// algorithm. ARGV has for each the microseconds that a request is worth, and those of the whole budget. Returns
-/// which budget is used up and for how long, or 0 and what is left of the first.
-static TAKE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local time = redis.call('TIME')
-         local now = time[1] * 1000000 + time[2]
-         local due = {}
-         for i, key in ipairs(KEYS) do
-           local cost, budget = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
-           due[i] = math.max(tonumber(redis.call('GET', key) or 0), now) + cost
-           if due[i] - budget > now then return {i, due[i] - budget - now} end
-         end
-         for i, key in ipairs(KEYS) do
-           redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil((due[i] - now) / 1000))
-         end
-         return {0, math.floor((now + ARGV[2] - due[1]) / ARGV[1])}",
-    )
-});
-//@ end
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
-    #[garde(skip)]
     pub per_client_per_second: NonZeroU32,
-    #[garde(skip)]
     pub per_client_burst: NonZeroU32,
-    #[garde(skip)]
     pub global_per_second: NonZeroU32,
-    #[garde(skip)]
     pub global_burst: NonZeroU32,
-    #[garde(skip)]
     pub writes_per_second: NonZeroU32,
-    #[garde(skip)]
     pub writes_burst: NonZeroU32,
 }
 
@@ -141,14 +110,14 @@ pub struct RateLimit {
     /// The stricter before those that more requests share: one who is refused must not use up what all need.
     limiters: Arc<[Limiter; 3]>,
     //@ if redis
-    redis: Redis,
+    shared: shared::Shared,
     //@ end
 }
 
 impl RateLimit {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         //@ if redis
-        let redis = Redis::open(&config.redis)?;
+        let shared = shared::Shared::new(Redis::open(&config.redis)?);
         //@ end
         let config = &config.rate_limit;
         let limiters = Arc::new([
@@ -160,7 +129,7 @@ impl RateLimit {
             // Kept by each process for itself.
             limiters,
             //@ if redis
-            redis,
+            shared,
             //@ end
         })
     }
@@ -171,6 +140,9 @@ impl RateLimit {
         loop {
             ticks.tick().await;
             self.limiters.iter().for_each(Limiter::forget_idle);
+            //@ if redis
+            self.shared.forget_idle();
+            //@ end
         }
     }
 
@@ -196,32 +168,6 @@ impl RateLimit {
         }
         verdict.expect("there are policies for every request")
     }
-    //@ if redis
-
-    /// Takes it from those that all replicas share too, and returns what they say. Who has used up a budget here has
-    /// done so everywhere; and when Redis does not answer, what is known here counts.
-    async fn take_together(&self, limiters: &[Limiter], client: IpAddr, here: Verdict) -> Verdict {
-        if here.wait.is_some() {
-            return here;
-        }
-        let mut take = TAKE.prepare_invoke();
-        for Limiter { policy, .. } in limiters {
-            let Policy { name, per_second, burst, .. } = policy;
-            // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
-            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
-            take.key(self.redis.key(&budget));
-            take.arg(policy.time_for(1).as_micros()).arg(policy.time_for(burst.get()).as_micros());
-        }
-        match self.redis.run::<(usize, u64)>("rate_limit", take).await {
-            Some((0, left)) => Verdict { left: u32::try_from(left).unwrap_or(u32::MAX), ..here },
-            Some((refused, wait)) => {
-                let policy = limiters[refused - 1].policy;
-                Verdict { policy, left: 0, wait: Some(Duration::from_micros(wait)) }
-            }
-            None => here,
-        }
-    }
-    //@ end
 }
 
 /// Lets a request through while its budgets last.
@@ -235,7 +181,11 @@ pub async fn limit(
     let limiters = limits.limiters(is_write);
     let verdict = RateLimit::take(limiters, client.0);
     //@ if redis
-    let verdict = limits.take_together(limiters, client.0, verdict).await;
+    let verdict = match verdict.wait {
+        // Who has used up a budget here has done so everywhere.
+        Some(_) => verdict,
+        None => limits.shared.take(limiters, client.0, verdict).await,
+    };
     //@ end
     let Verdict { policy, left, wait } = verdict;
     let mut response = match wait {

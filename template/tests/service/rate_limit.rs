@@ -1,6 +1,9 @@
 //! Rate limits: who asks too much is told when to come back, others and probes are not affected, and nobody
 //! gets a second budget by lying about the address.
 
+//@ if redis
+use redis::AsyncCommands;
+//@ end
 use reqwest::Method;
 use serde_json::json;
 
@@ -143,5 +146,36 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
     for app in [&one, &other] {
         assert_eq!(burst(app, |_| "10.0.0.2".to_owned()).await, [200, 200, 200, 429, 429]);
     }
+}
+
+#[tokio::test]
+async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_that() {
+    let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
+    let shared = [
+        ("REDIS_URL", url.as_str()),
+        ("APP__REDIS__NAMESPACE", &namespace),
+        ("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1"),
+        ("APP__RATE_LIMIT__PER_CLIENT_BURST", "640"),
+    ];
+    let (one, other) = (TestApp::spawn(&shared).await, TestApp::spawn(&shared).await);
+    for _ in 0..10 {
+        assert_eq!(one.get("/v1/tasks").await.status, 200);
+    }
+    // The budget is whole again in a second for each request that was taken from it.
+    let mut redis =
+        redis::Client::open(url).expect("a URL").get_multiplexed_async_connection().await.expect("Redis");
+    let taken: i64 =
+        redis.pttl(format!("{namespace}:{{rate}}:per_client:1:640:127.0.0.1")).await.expect("a time");
+    assert!((10_500..=30_000).contains(&taken), "{taken} ms");
+
+    let began = std::time::Instant::now();
+    let mut served = 10;
+    for _ in 0..640 {
+        for app in [&one, &other] {
+            served += u64::from(app.get("/v1/tasks").await.status == 200);
+        }
+    }
+    let most = 641 + began.elapsed().as_secs();
+    assert!((608..=most).contains(&served), "{served} were served");
 }
 //@ end

@@ -8,7 +8,7 @@ use redis::AsyncCommands;
 use reqwest::{Method, Url};
 use serde_json::json;
 //@ if postgres
-use sqlx::{Connection, Executor};
+use sqlx::Connection;
 //@ end
 
 //@ if postgres
@@ -181,9 +181,7 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let client = redis::Client::open(server()).expect("a URL");
     let redis = client.get_multiplexed_async_connection().await.expect("a connection");
     let database = app.process.database();
-    let mut connection = database.connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let lock = database.lock("tasks").await;
     let meddle = async {
         let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
         eventually(async || database.count(blocked).await, |count| *count == 1).await;
@@ -192,7 +190,7 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
         if let Some(other) = other {
             let () = redis.clone().set_ex(&key, other, 60).await.expect("an answer");
         }
-        transaction.rollback().await.expect("the lock is given back");
+        lock.close().await.expect("the lock is given back");
     };
     let (answer, ()) = tokio::join!(app.get(&path), meddle);
     assert_eq!(answer.json()["title"], "b");
