@@ -199,7 +199,8 @@ impl Service {
         let tasks = Tasks { store: store.clone(), cache, queue, notify, writes: writes.clone() };
         let around = http::Surroundings {
             health: health.clone(),
-            observer: Observer::new(&config.http, &config.log, lifecycle.clone()),
+            // Sees each request first, and its answer last.
+            observer: Observer::new(config, lifecycle.clone()),
             //@ if rate_limit
             rate_limit: RateLimit::open(config)?,
             //@ end

@@ -55,10 +55,7 @@ pub struct Check {
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check")
-            .field("name", &self.name)
-            .field("required", &self.required)
-            .finish_non_exhaustive()
+        f.debug_struct("Check").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -196,18 +193,12 @@ impl Health {
             return;
         }
         (dependency.status, dependency.against) = (status, 0);
-        let (name, error) = (dependency.name, dependency.error.as_deref());
+        let (name, required, error) = (dependency.name, dependency.required, dependency.error.as_deref());
         gauge!("dependency_up", "dependency" => name).set(if status == Status::Up { 1.0 } else { 0.0 });
         if status == Status::Up {
             info!(dependency = name, "dependency.up");
         } else {
-            warn!(
-                dependency = name,
-                required = dependency.required,
-                error,
-                category = "unavailable",
-                "dependency.down"
-            );
+            warn!(dependency = name, required, error, category = "unavailable", "dependency.down");
         }
     }
 

@@ -200,14 +200,11 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::lifecycle::Lifecycle;
 
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
         let panics = get(async || -> StatusCode { panic!("a secret") });
-        let (lifecycle, tally) = (Lifecycle::default(), tally::Tally::default());
-        let observer = Observer { lifecycle, trusted_proxies: Vec::new(), access: true, tally };
-        let router = observed(Router::new().route("/", panics), None, observer);
+        let router = observed(Router::new().route("/", panics), None, Observer::default());
         let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
         let request = request.body(Body::empty()).expect("a request");
         let response = router.oneshot(request).await.expect("an answer");

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use garde::Validate;
 use metrics::{counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,20 +52,11 @@ pub struct Job {
     pub attempts: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Kind {
     Webhook,
-}
-
-impl Kind {
-    const ALL: [Self; 1] = [Self::Webhook];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Webhook => "webhook",
-        }
-    }
 }
 
 impl Job {
@@ -102,9 +94,9 @@ impl Runner {
     pub fn new(config: Config, queue: Arc<Queue>) -> Self {
         gauge!("jobs_queue_depth_max").set(as_f64(config.queue_capacity));
         // There from the start: an alert on an increase can't see the one that makes a series appear.
-        for kind in Kind::ALL {
+        for kind in Kind::VARIANTS {
             for outcome in ["failed", "abandoned"] {
-                counter!("jobs_total", "job" => kind.name(), "outcome" => outcome).increment(0);
+                counter!("jobs_total", "job" => kind.into_str(), "outcome" => outcome).increment(0);
             }
         }
         Self { config, queue }
@@ -139,7 +131,7 @@ impl Runner {
     pub fn abandon(&self) -> usize {
         let lost = self.queue.abandon();
         for kind in &lost {
-            counter!("jobs_total", "job" => kind.name(), "outcome" => "abandoned").increment(1);
+            counter!("jobs_total", "job" => kind.into_str(), "outcome" => "abandoned").increment(1);
         }
         if !lost.is_empty() {
             error!(count = lost.len(), category = "internal", "job.abandoned");
@@ -155,12 +147,14 @@ impl Runner {
     {
         job.attempts += 1;
         let started = Instant::now();
-        let name = job.kind.name();
+        let name = job.kind.into_str();
         let caused_by = job.context.trace.as_ref();
         let trace = caused_by.map(Trace::child);
         //@ if otlp
-        let span =
-            info_span!("job", otel.name = name, job.id = %job.id, job.attempt = i64::from(job.attempts));
+        let span = otlp::sampled(
+            caused_by,
+            || info_span!("job", otel.name = name, job.id = %job.id, job.attempt = i64::from(job.attempts)),
+        );
         let trace = otlp::adopt(&span, caused_by).or(trace);
         //@ end
         let context = Context { trace, ..job.context.clone() };
@@ -188,7 +182,7 @@ impl Runner {
     }
 
     fn after(&self, job: &Job, failure: Failure, drain: &CancellationToken) -> Settlement {
-        let (name, reason) = (job.kind.name(), failure.reason);
+        let (name, reason) = (job.kind.into_str(), failure.reason);
         let another = failure.retry && job.attempts < self.config.max_attempts;
         if !another || (drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
             error!(job = name, id = %job.id, attempts = job.attempts, reason, category = "internal", "job.failed");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use garde::Validate;
 use serde::Deserialize;
+use strum::{IntoStaticStr, VariantArray};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,25 +26,13 @@ pub struct Config {
     pub flush_timeout: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum State {
     Starting,
     Ready,
     Draining,
     Stopped,
-}
-
-impl State {
-    pub const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Draining, Self::Stopped];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Draining => "draining",
-            Self::Stopped => "stopped",
-        }
-    }
 }
 
 /// What moves the process on.
@@ -108,9 +97,9 @@ impl Lifecycle {
     }
 
     fn publish(&self) {
-        for state in State::ALL {
+        for &state in State::VARIANTS {
             let value = if state == self.state() { 1.0 } else { 0.0 };
-            metrics::gauge!("service_state", "state" => state.name()).set(value);
+            metrics::gauge!("service_state", "state" => state.into_str()).set(value);
         }
     }
 }
@@ -173,7 +162,7 @@ mod tests {
 
     #[test]
     fn no_trigger_leads_back() {
-        for (state, trigger) in State::ALL.into_iter().flat_map(|one| TRIGGERS.map(|trigger| (one, trigger)))
+        for (state, trigger) in State::VARIANTS.iter().flat_map(|one| TRIGGERS.map(|trigger| (*one, trigger)))
         {
             assert!(state.after(trigger).is_none_or(|next| next > state), "{state:?} {trigger:?}");
         }

@@ -6,13 +6,13 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
 use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
@@ -129,13 +129,8 @@ impl Webhook {
 }
 
 fn refusal(status: StatusCode) -> Failure {
-    let passing = matches!(
-        status,
-        StatusCode::REQUEST_TIMEOUT
-            | StatusCode::CONFLICT
-            | StatusCode::TOO_EARLY
-            | StatusCode::TOO_MANY_REQUESTS
-    );
+    // Request Timeout, Conflict, Too Early.
+    let passing = [408, 409, 425].contains(&status.as_u16()) || status == StatusCode::TOO_MANY_REQUESTS;
     Failure { reason: format!("answered {status}"), retry: passing || !status.is_client_error() }
 }
 

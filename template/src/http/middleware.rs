@@ -26,10 +26,10 @@ use super::client;
 use super::extract::BodyTimeout;
 use super::problem::{Category, Problem};
 use super::tally::Tally;
+use crate::config::Config;
 use crate::lifecycle::{Lifecycle, State as Phase};
 use crate::server::{Held, Hold};
 use crate::telemetry::context::{Context, Trace};
-use crate::telemetry::logs;
 //@ if otlp
 use crate::telemetry::otlp;
 //@ end
@@ -37,19 +37,29 @@ use crate::telemetry::otlp;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the outermost layer needs to know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Observer {
     pub lifecycle: Lifecycle,
     pub trusted_proxies: Vec<IpNet>,
     /// Whether each request is a line in the log.
     pub access: bool,
     pub tally: Tally,
+    //@ if otlp
+    pub sampling: otlp::Sampling,
+    //@ end
 }
 
 impl Observer {
-    pub fn new(http: &super::Config, log: &logs::Config, lifecycle: Lifecycle) -> Self {
-        let trusted_proxies = http.trusted_proxies.iter().map(|network| network.0).collect();
-        Self { lifecycle, trusted_proxies, access: log.access, tally: Tally::default() }
+    pub fn new(config: &Config, lifecycle: Lifecycle) -> Self {
+        Self {
+            lifecycle,
+            trusted_proxies: config.http.trusted_proxies.iter().map(|network| network.0).collect(),
+            access: config.log.access,
+            tally: Tally::default(),
+            //@ if otlp
+            sampling: otlp::Sampling::new(&config.otlp),
+            //@ end
+        }
     }
 }
 
@@ -77,14 +87,17 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
     let caller = Trace::from_headers(request.headers());
     let trace = caller.as_ref().map(Trace::child);
     //@ if otlp
-    let span = info_span!(
-        "request",
-        otel.name = format!("{method} {}", route(path.as_ref())),
-        otel.kind = "server",
-        http.request.method = method,
-        http.route = route(path.as_ref()),
-        http.response.status_code = tracing::field::Empty,
-    );
+    let trace = trace.or_else(|| observer.sampling.begin());
+    let span = otlp::sampled(trace.as_ref(), || {
+        info_span!(
+            "request",
+            otel.name = format!("{method} {}", route(path.as_ref())),
+            otel.kind = "server",
+            http.request.method = method,
+            http.route = route(path.as_ref()),
+            http.response.status_code = tracing::field::Empty,
+        )
+    });
     let trace = otlp::adopt(&span, caller.as_ref()).or(trace);
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };

@@ -2,7 +2,6 @@
 //!
 //! It travels in a task-local and not in a span, so that no log filter can switch correlation off.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
@@ -81,9 +80,7 @@ impl Trace {
 
     /// The same trace one step further: a span id of our own.
     pub fn child(&self) -> Self {
-        let mut span_id = String::with_capacity(16);
-        let _ = write!(span_id, "{:016x}", fastrand::u64(1..));
-        Self { span_id, ..self.clone() }
+        Self { span_id: format!("{:016x}", fastrand::u64(1..)), ..self.clone() }
     }
 
     /// The value of an outgoing `traceparent` header.

@@ -72,27 +72,16 @@ pub fn as_f64(count: usize) -> f64 {
 
 fn describe() {
     describe_counter!("http_requests_total", "Requests answered, by method, route and status");
-    describe_histogram!(
-        "http_request_duration_seconds",
-        Unit::Seconds,
-        "From the request's head to the answer's last byte"
-    );
+    describe_histogram!("http_request_duration_seconds", Unit::Seconds, "From its head to the answer's end");
     describe_gauge!("http_requests_in_flight", "Requests whose answer has not been sent whole");
     describe_gauge!("http_requests_in_flight_max", "Requests beyond which further ones are refused");
     describe_gauge!("http_connections", "Open connections, of both listeners");
-    describe_gauge!(
-        "http_connections_max",
-        "Connections to the public listener beyond which further ones wait"
-    );
+    describe_gauge!("http_connections_max", "Public connections beyond which further ones wait");
     describe_counter!("errors_total", "Answers that report an error, by category");
     describe_counter!("panics_total", "Panics, wherever they happened");
     describe_gauge!("jobs_queue_depth", "Jobs that wait");
     describe_gauge!("jobs_queue_depth_max", "Jobs beyond which no further one is queued");
-    describe_gauge!(
-        "jobs_queue_oldest_seconds",
-        Unit::Seconds,
-        "For how long the job that is due longest has waited"
-    );
+    describe_gauge!("jobs_queue_oldest_seconds", Unit::Seconds, "How long the job that is due longest waits");
     describe_counter!("jobs_total", "Job runs ended, by outcome");
     describe_histogram!("job_duration_seconds", Unit::Seconds, "One run of a job");
     describe_counter!("tasks_total", "Tasks created, completed and deleted");

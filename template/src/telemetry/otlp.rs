@@ -13,8 +13,8 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use serde::Deserialize;
 use tracing::{Level, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::Layer;
+use tracing_subscriber::filter::{FilterExt, Targets, dynamic_filter_fn};
+use tracing_subscriber::layer::{self, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
@@ -32,6 +32,9 @@ pub struct Config {
     #[garde(skip)]
     pub service_name: Option<String>,
 }
+
+/// The spans that no other one causes.
+const ROOTS: [&str; 2] = ["request", "job"];
 
 /// The sending end, if there is an endpoint.
 #[derive(Debug)]
@@ -68,13 +71,35 @@ where
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let provider = SdkTracerProvider::builder()
         .with_span_processor(Counted::ended(Counted::exported(exporter)))
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio))))
+        // What is not to be exported has no span: [`Sampling`].
+        .with_sampler(Sampler::AlwaysOn)
         .with_resource(Resource::builder().with_service_name(name).build())
         .build();
     // Spans of the HTTP stack below would trace the export itself.
     let own = Targets::new().with_target("service", Level::INFO);
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("service")).with_filter(own);
-    Ok((Some(layer), Exporter { provider: Some(provider), flush_timeout }))
+    // What a request or a job does is exported where itself is.
+    let below = dynamic_filter_fn(|span, around: &layer::Context<'_, S>| {
+        ROOTS.contains(&span.name()) || around.lookup_current().is_some()
+    });
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("service"));
+    Ok((Some(layer.with_filter(own.and(below))), Exporter { provider: Some(provider), flush_timeout }))
+}
+
+/// Which requests are exported where their caller has not decided: a share of them, or none without an endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sampling(Option<f64>);
+
+impl Sampling {
+    pub fn new(config: &Config) -> Self {
+        Self(config.endpoint.as_ref().map(|_| config.sample_ratio))
+    }
+
+    /// A trace that begins here.
+    pub fn begin(self) -> Option<Trace> {
+        let sampled = fastrand::f64() < self.0?;
+        let (trace_id, span_id) = (fastrand::u128(1..), fastrand::u64(1..));
+        Some(Trace { trace_id: format!("{trace_id:032x}"), span_id: format!("{span_id:016x}"), sampled })
+    }
 }
 
 /// Blocking clients start a runtime, which must not happen on a thread of ours.
@@ -103,6 +128,11 @@ impl Exporter {
             Err(_) => "timeout",
         })
     }
+}
+
+/// The span of what belongs to `trace`, if that is exported.
+pub fn sampled(trace: Option<&Trace>, span: impl FnOnce() -> Span) -> Span {
+    if trace.is_some_and(|trace| trace.sampled) { span() } else { Span::none() }
 }
 
 /// Makes `span` continue the caller's trace and tells where in which trace it is, if it is exported at all.

@@ -1,10 +1,10 @@
 //! Work outside the request: the webhook of a completed task, delivered as Standard Webhooks says, again and
 //! again until it is taken, and no more once it is.
 
-use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
+use ring::hmac;
 use rustix::process::Signal;
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::app::{Answer, TestApp, eventually};
+use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::receiver::Receiver;
 
@@ -61,6 +61,31 @@ async fn caller_that_does_not_sample_is_followed() {
     assert_eq!(app.stop().await.code, Some(0));
     let sent: Vec<u8> = collector.calls(1).await.iter().flat_map(|call| call.body.to_vec()).collect();
     assert!(holds(&sent, b"POST /v1/tasks") && !holds(&sent, &unhex(TRACE)));
+}
+
+#[tokio::test]
+async fn what_is_not_sampled_makes_no_spans() {
+    let (collector, receiver) = (Receiver::start().await, Receiver::start().await);
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("APP__OTLP__SAMPLE_RATIO", "0.0"),
+        ("APP__WEBHOOK__URL", receiver.url.as_str()),
+        ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+    ];
+    let mut app = TestApp::spawn(&variables).await;
+    let task = app.create("a").await;
+    let path = path_of(&task);
+    assert_eq!(app.get(&path).await.status, 200);
+    assert_eq!(app.complete(&task).await.status, 200);
+    let told = &receiver.calls(1).await[0];
+    let line = app.process.event_where("http.request", |line| line["status"] == 201).await;
+    let trace = line["trace_id"].as_str().expect("a trace nonetheless");
+    assert_ne!(told.header("traceparent"), "", "and so has the job");
+    assert!(trace.len() == 32 && told.header("traceparent").ends_with("-00"), "{told:?}");
+    assert!(app.metrics().await.contains("spans_ended_total 0\n"));
+    let request = app.request(Method::GET, &path);
+    Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
+    assert!(!app.metrics().await.contains("spans_ended_total 0\n"), "that of a caller who samples");
 }
 
 #[tokio::test]

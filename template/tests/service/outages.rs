@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::{Connection, Executor};
+use sqlx::Connection;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::postgres::Database;
@@ -155,9 +155,7 @@ async fn exhausted_pool_turns_requests_away_in_time() {
         TestApp::spawn(&[&WATCHFUL, [("APP__DATABASE__MAX_CONNECTIONS", "1")].as_slice()].concat()).await;
     let (path, change) = (path_of(&app.create("a").await), json!({ "title": "b" }));
     let database = app.process.database();
-    let mut connection = database.connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let lock = database.lock("tasks").await;
     let waiting = app.patch(&path, &change);
     let refused = async {
         // The one connection waits for the lock; whoever comes now waits for the connection.
@@ -169,7 +167,7 @@ async fn exhausted_pool_turns_requests_away_in_time() {
         // Time enough for the checks to find the database down, if they waited as well.
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(app.get("/ready").await.status, 200, "or all replicas would be taken out at once");
-        transaction.rollback().await.expect("the lock is given back");
+        lock.close().await.expect("the lock is given back");
         (answer, took)
     };
     let (patched, (answer, took)) = tokio::join!(waiting, refused);
@@ -181,9 +179,7 @@ async fn exhausted_pool_turns_requests_away_in_time() {
 #[tokio::test]
 async fn statement_that_takes_too_long_is_ended() {
     let app = TestApp::spawn(&[("APP__DATABASE__STATEMENT_TIMEOUT", "300ms")]).await;
-    let mut connection = app.process.database().connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let _lock = app.process.database().lock("tasks").await;
     let answer = app.get("/v1/tasks").await;
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
     for word in ["statement", "canceling", "sql", "tasks\""] {
@@ -197,14 +193,12 @@ async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
     let mut app = TestApp::spawn(&[("APP__DATABASE__SLOW_QUERY_THRESHOLD", "200ms")]).await;
     let path = path_of(&app.create("canary").await);
     let (database, change) = (app.process.database(), json!({ "title": "another canary" }));
-    let mut connection = database.connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let lock = database.lock("tasks").await;
     let unlocked = async {
         let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
         eventually(async || database.count(blocked).await, |count| *count == 1).await;
         tokio::time::sleep(slow).await;
-        transaction.rollback().await.expect("the lock is given back");
+        lock.close().await.expect("the lock is given back");
     };
     let (patched, ()) = tokio::join!(app.patch(&path, &change), unlocked);
     assert_eq!(patched.status, 200);
@@ -226,15 +220,13 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
     ])
     .await;
     let task = app.create("a").await;
-    let mut connection = database.connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE jobs, tasks").await.expect("the locks");
+    let lock = database.lock("jobs, tasks").await;
     let frozen = async {
         // One connection waits with a worker, the other with the request: there are no more.
         let blocked = "pg_locks WHERE NOT granted AND relation IN ('jobs'::regclass, 'tasks'::regclass)";
         eventually(async || database.count(blocked).await, |count| *count == 2).await;
         proxy.freeze();
-        transaction.rollback().await.expect("the locks are given back");
+        lock.close().await.expect("the locks are given back");
     };
     let began = Instant::now();
     let (cut_short, ()) = tokio::join!(app.get("/v1/tasks"), frozen);

@@ -69,6 +69,13 @@ impl Database {
         url.into()
     }
 
+    /// Keeps all others from `tables` until what is returned is closed.
+    pub async fn lock(&self, tables: &str) -> PgConnection {
+        let mut connection = self.connect().await;
+        connection.execute(AssertSqlSafe(format!("BEGIN; LOCK TABLE {tables}"))).await.expect("the lock");
+        connection
+    }
+
     /// Allows the owner so many connections, and ends those that are open.
     pub async fn limit_connections(&self, count: i32) {
         administer(format!("ALTER ROLE {} CONNECTION LIMIT {count}", self.name)).await.expect("a limit");
@@ -230,14 +237,12 @@ async fn readers_that_miss_together_share_one_query() {
     let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1000")]).await;
     let path = path_of(&app.create("a").await);
     let database = app.process.database();
-    let mut connection = database.connect().await;
-    let mut transaction = connection.begin().await.expect("a transaction");
-    transaction.execute("LOCK TABLE tasks").await.expect("the lock");
+    let lock = database.lock("tasks").await;
     let readers = join_all((0..READERS).map(|_| app.get(&path)));
     let unlocked = async {
         let all_wait = format!("http_requests_in_flight {READERS}\n");
         eventually(async || app.metrics().await, |page| page.contains(&all_wait)).await;
-        transaction.rollback().await.expect("the lock is given back");
+        lock.close().await.expect("the lock is given back");
     };
     let (answers, ()) = tokio::join!(readers, unlocked);
     assert!(answers.iter().all(|answer| answer.status == 200));
