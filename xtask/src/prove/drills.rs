@@ -24,6 +24,7 @@ mod shutdown;
 mod site;
 mod start;
 mod traces;
+mod unread;
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,7 @@ const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
 const EXPORTING: &str = "bears its collector's faults";
 
-const ALL: [Drill; 31] = [
+const ALL: [Drill; 32] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -74,6 +75,10 @@ const ALL: [Drill; 31] = [
     Drill {
         ends_only: true,
         ..drill("keeps its series", "100,000 strange requests add none", metrics::series)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("outlives its log's reader", "requests go on, each line is kept or counted", unread::log)
     },
     drill("stops under load", "exit 0, no request and no job lost", load::under_load),
     drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),

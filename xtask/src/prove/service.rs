@@ -89,6 +89,16 @@ impl Service {
         }
     }
 
+    /// Reads nothing of what it logs until this is dropped.
+    pub fn stop_reading(&self) -> impl Sized {
+        lock(&self.log.0)
+    }
+
+    /// How many lines with `text` it has logged so far.
+    pub fn logged(&self, text: &str) -> usize {
+        lock(&self.log.0).lines.iter().filter(|(_, line)| line.contains(text)).count()
+    }
+
     /// The value of a series of the metrics, such as `http_connections`; none before there is one.
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
         metric(self.admin, series)

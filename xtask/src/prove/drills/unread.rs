@@ -1,0 +1,75 @@
+//! A log that nobody reads: requests go on, each line is kept or counted as lost, and memory is bounded.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::http::Connection;
+use crate::prove::service::Service;
+
+use super::Site;
+use super::clients::{Latencies, long_tasks, wait_until};
+
+/// With the reader and without. More lines than the service's queue and the pipe have room for.
+const REQUESTS: usize = 40_000;
+const CLIENTS: usize = 4;
+/// Of the 99th percentile without the reader to that with it, and what a shared machine may add: a request that waited
+/// for the reader would wait for ever.
+const FACTOR: f64 = 3.0;
+const NOISE: Duration = Duration::from_millis(5);
+/// In MiB: the queue, full of lines.
+const GROWTH: f64 = 16.0;
+const LOST: &str = "log_lines_dropped_total";
+const BOUND: Duration = Duration::from_secs(10);
+
+pub fn log(site: &Site<'_>) -> Result<String> {
+    let service = site.start(site.unlimited())?;
+    let path = long_tasks(service.public, 1)?.remove(0);
+    let read = asked(service.public, &path)?;
+    let before = service.resident()?;
+    let stopped = service.stop_reading();
+    let unread = asked(service.public, &path)?;
+    let (lost, more) = (lost(&service)?, service.resident()? - before);
+    drop(stopped);
+    ensure!(lost > 0, "no line was lost: the queue never filled");
+    ensure!(more < GROWTH, "{more:.1} MiB more while nobody read");
+    let said =
+        format!("{lost} lines lost; 99 % answered in {read:.1?} with a reader, in {unread:.1?} without");
+    ensure!(unread < read.mul_f64(FACTOR) + NOISE, "{said}");
+    // The first made the task.
+    let kept = 1 + 2 * REQUESTS - lost;
+    let all = || Ok(service.logged("\"message\":\"http.request\"") == kept);
+    wait_until("every line read or counted as lost", BOUND, all)?;
+    site.stop(service)?;
+    Ok(said)
+}
+
+fn lost(service: &Service) -> Result<usize> {
+    let lost = service.metric(LOST)?.with_context(|| format!("no {LOST}"))?;
+    Ok(format!("{lost:.0}").parse()?)
+}
+
+/// Asks for the task again and again, with some clients. The latency that 99 % don't exceed.
+fn asked(address: SocketAddr, path: &str) -> Result<Duration> {
+    let client = || -> Result<Latencies> {
+        let (mut connection, mut latencies) = (Connection::open(address)?, Latencies::default());
+        for _ in 0..REQUESTS / CLIENTS {
+            let asked = Instant::now();
+            let answer = connection.request("GET", path, "", "")?;
+            latencies.add(asked.elapsed());
+            ensure!(answer.status == 200, "answered {}: {}", answer.status, answer.body);
+        }
+        Ok(latencies)
+    };
+    let mut all = Latencies::default();
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().try_for_each(|client| {
+            all.extend(client.join().expect("a client does not panic")?);
+            anyhow::Ok(())
+        })
+    })?;
+    Ok(all.percentile(99))
+}
