@@ -17,9 +17,10 @@ use super::command::clean;
 use super::service::Service;
 
 /// Those that need Docker.
-const DOCKER: [&str; 3] = ["up", "down", "image"];
+const DOCKER: [&str; 4] = ["up", "down", "observe", "image"];
 /// In the order in which they build on each other; some are there only where their toggle is on.
-const ORDER: [&str; 8] = ["default", "fmt", "lint", "openapi", "migrate", "sqlx-prepare", "test", "deny"];
+const ORDER: [&str; 9] =
+    ["default", "fmt", "lint", "rules", "openapi", "migrate", "sqlx-prepare", "test", "deny"];
 /// Serves until it is told to stop.
 const SERVES: &str = "dev";
 

@@ -17,9 +17,11 @@ use crate::http::{get, request};
 use crate::prove::check::Work;
 use crate::prove::service::Service;
 
-/// What a runtime sets up before the program starts: a root that can't be written to, /proc, and no rights.
+/// What a runtime sets up before the program starts: a root that can't be written to, /proc, the devices that the runtime
+/// specification of the OCI promises (those that have a file to be mounted on), and no rights.
 const ENTER: &str = r#"
 mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && mount -t proc proc "$0/proc" &&
+for device in "$0"/dev/*; do mount --bind "/dev/${device##*/}" "$device" || exit; done &&
 exec setpriv --no-new-privs chroot --userspec=65532:65532 "$0" /service "$@"
 "#;
 /// Who answers for names within the container. On an address of its own, since the port can't be chosen.
@@ -77,7 +79,12 @@ impl Container {
         {
             fs::write(self.root.join("etc").join(file), text)?;
         }
-        fs::create_dir(self.root.join("proc"))?;
+        for folder in ["proc", "dev"] {
+            fs::create_dir(self.root.join(folder))?;
+        }
+        for device in ["null", "zero", "full", "random", "urandom"] {
+            fs::write(self.root.join("dev").join(device), "")?;
+        }
         let url = format!("https://{RECEIVER}:{}/hook", peers.port);
         let admin = crate::servers::free_port()?.to_string();
         let settings = [
