@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
 use walkdir::WalkDir;
 
 use crate::merge::Merged;
@@ -23,8 +25,10 @@ use crate::tree::{self, Entry};
 /// What the folder with a prepared change holds: the paths that it is about, each after a `+` when there is a new
 /// version and a `-` when not, and ended by a zero.
 const JOURNAL: &str = "journal";
-/// The process that works.
+/// The process that works. It holds this file locked, and so does each program that it starts, which may outlive it.
 const OWNER: &str = "pid";
+/// How long those may take to end after it.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 /// There once git's lock is held.
 const LOCKED: &str = "locked";
 /// The message of the commit to come.
@@ -78,14 +82,20 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
 /// Undoes what a run left that was killed amid its renames.
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     let staging = service::staging(top, git_folder)?;
-    let Ok(owner) = fs::read_to_string(staging.join(OWNER)) else {
+    let Ok(owner) = File::open(staging.join(OWNER)) else {
         // Ours and nothing begun in it yet, or someone else's, or not there at all.
         let _ = fs::remove_dir(&staging);
         return Ok(());
     };
-    let alive = Command::new("kill").args(["-0", owner.trim()]).stderr(Stdio::null()).status();
-    if alive.is_ok_and(|status| status.success()) {
-        bail!("another slipway is at work here (process {owner}): wait for it, then run this again");
+    let deadline = Instant::now() + LAST_WRITES;
+    while let Err(held) = owner.try_lock() {
+        if Instant::now() > deadline {
+            let owner = io::read_to_string(&owner)?;
+            bail!(
+                "another slipway is at work here (process {owner}, {held}): wait for it, then run this again"
+            );
+        }
+        thread::sleep(Duration::from_millis(20));
     }
     let lock = git_folder.join("index.lock");
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
@@ -157,14 +167,16 @@ struct Staging {
     lock: PathBuf,
     /// Whether the lock has become the index.
     done: bool,
+    /// Open, so that it stays locked.
+    _owner: File,
 }
 
 impl Staging {
     fn new(folder: PathBuf, lock: PathBuf) -> Result<Self> {
         fs::create_dir(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        let owner = own(&folder).inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
         // Not held yet, so not to be removed either.
-        let mut staging = Self { folder, lock, done: true };
-        fs::write(staging.folder.join(OWNER), std::process::id().to_string())?;
+        let mut staging = Self { folder, lock, done: true, _owner: owner };
         match File::create_new(&staging.lock) {
             Ok(_) => staging.done = false,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!(
@@ -190,6 +202,15 @@ impl Drop for Staging {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Makes the staging folder this process's own, and that of the programs that it will start: they inherit the lock.
+fn own(folder: &Path) -> Result<File> {
+    let mut owner = File::create_new(folder.join(OWNER))?;
+    owner.try_lock()?;
+    fcntl_setfd(&owner, FdFlags::empty())?;
+    owner.write_all(std::process::id().to_string().as_bytes())?;
+    Ok(owner)
 }
 
 /// Gives the service the objects that only the scratch repository has.

@@ -116,10 +116,14 @@ fn a_kill_at_every_step() {
     let service = Service::generate(&[]);
     let before = state(&service);
     for at in telling(steps(&service)) {
-        let mut command = broken_off(&service, at, "kill -KILL $PPID");
+        // What it had started outlives it.
+        let alive = service.parent.path().join("alive");
+        let fault = format!("exec 9> {}; flock 9; kill -KILL $PPID; sleep 0.2", alive.display());
+        let mut command = broken_off(&service, at, &fault);
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         // The next run makes it good.
         service.run(&["status"], 0);
+        fs::File::open(alive).unwrap().lock().unwrap();
         if service.read("slipway.toml").contains("redis = true") {
             take_back(&service);
         }
