@@ -2,6 +2,7 @@
 //! gets a second budget by lying about the address.
 
 //@ if redis
+use futures_util::{StreamExt, future::join_all};
 use redis::AsyncCommands;
 //@ end
 use reqwest::Method;
@@ -177,5 +178,21 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
     }
     let most = 641 + began.elapsed().as_secs();
     assert!((608..=most).contains(&served), "{served} were served");
+}
+
+#[tokio::test]
+async fn requests_of_one_client_that_come_at_once_ask_redis_together() {
+    let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
+    let shared = [("REDIS_URL", url.as_str()), ("APP__REDIS__NAMESPACE", &namespace)];
+    let app = TestApp::spawn(&[UNLIMITED, &shared].concat()).await;
+    let monitor = redis::Client::open(&*url).expect("a URL").get_async_monitor().await.expect("Redis");
+    for answer in join_all((0..64).map(|_| app.get("/v1/tasks"))).await {
+        assert_eq!(answer.status, 200);
+    }
+    let over = tokio::time::sleep(std::time::Duration::from_millis(200));
+    let commands: Vec<String> = monitor.into_on_message().take_until(over).collect().await;
+    let scripts = commands.iter().filter(|line| line.contains("\"EVALSHA\"") && line.contains(&namespace));
+    let asked = scripts.count();
+    assert!((1..=12).contains(&asked), "asked {asked} times: {commands:#?}");
 }
 //@ end
