@@ -15,7 +15,7 @@ use crate::config::value::millis;
 use crate::health::Check;
 //@ end
 use crate::store::Error;
-use crate::task::Task;
+use crate::task::{Rendered, Task};
 
 //@ if redis
 pub mod connection;
@@ -48,7 +48,7 @@ pub struct Cache {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    task: Arc<Task>,
+    task: Rendered,
     /// [`Writes::count`] from before the load: a write since then makes the entry void.
     writes: u64,
 }
@@ -78,7 +78,7 @@ impl Cache {
     //@ end
 
     /// The task, loaded unless it is known. Callers that miss at the same time share one load.
-    pub async fn get<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Arc<Task>, Arc<Error>>
+    pub async fn get<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Rendered, Arc<Error>>
     where
         F: Future<Output = Result<Task, Error>>,
     {
@@ -100,7 +100,7 @@ impl Cache {
         id: Uuid,
         mut known: Option<Entry>,
         load: impl Fn() -> F,
-    ) -> Result<Arc<Task>, Arc<Error>>
+    ) -> Result<Rendered, Arc<Error>>
     where
         F: Future<Output = Result<Task, Error>>,
     {
@@ -119,7 +119,7 @@ impl Cache {
         let task = load().await?;
         // It is not kept, and whatever is may be older.
         self.forget(id).await;
-        Ok(Arc::new(task))
+        Ok(Rendered::from(&task))
     }
 
     async fn load<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Entry, Error>
@@ -130,19 +130,19 @@ impl Cache {
         //@ if redis
         let found = self.shared.get(id).await;
         if let Found::Task(task) = found {
-            return Ok(Entry { task: Arc::new(task), writes });
+            return Ok(Entry { task, writes });
         }
         //@ end
-        let loaded = load().await;
+        let loaded = load().await.map(|task| Rendered::from(&task));
         //@ if redis
         match &loaded {
-            Ok(task) => self.shared.fill(task, &found).await,
+            Ok(task) => self.shared.fill(id, task, &found).await,
             // Once it answers again, it may still have what was just told to be gone.
             Err(Error::NotFound) if matches!(found, Found::Unknown) => self.shared.gone(id),
             Err(_) => {}
         }
         //@ end
-        Ok(Entry { task: Arc::new(loaded?), writes })
+        Ok(Entry { task: loaded?, writes })
     }
 
     /// Forgets what a write has changed. Called after the write and before it is acknowledged.

@@ -1,5 +1,6 @@
 //! The example domain: what a task is and which ones are valid.
 
+use bytes::Bytes;
 use garde::Validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use strum::IntoStaticStr;
@@ -36,6 +37,20 @@ pub struct Task {
 pub enum Status {
     Open,
     Completed,
+}
+
+/// A task as clients are told it, written once for all who read it.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    pub version: i64,
+    pub json: Bytes,
+}
+
+impl From<&Task> for Rendered {
+    fn from(task: &Task) -> Self {
+        let json = serde_json::to_vec(task).expect("a task is always JSON");
+        Self { version: task.version, json: json.into() }
+    }
 }
 
 /// A task that is to be created.

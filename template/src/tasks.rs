@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::cache::Cache;
 use crate::queue::{Full, Queue};
 use crate::store::{self, Store};
-use crate::task::{NewTask, Status, Task, TaskPatch};
+use crate::task::{NewTask, Rendered, Status, Task, TaskPatch};
 use crate::telemetry::context::Context;
 use crate::webhook;
 
@@ -61,7 +61,7 @@ impl Tasks {
         Ok(task)
     }
 
-    pub async fn get(&self, id: Uuid) -> Result<Arc<Task>, Error> {
+    pub async fn get(&self, id: Uuid) -> Result<Rendered, Error> {
         self.cache.get(id, || self.store.get(id)).await.map_err(Error::Store)
     }
 

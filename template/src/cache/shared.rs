@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use metrics::counter;
 use redis::Script;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use super::connection::{Config, Redis};
 use super::missed::Missed;
 use crate::health::Check;
-use crate::task::Task;
+use crate::task::{Rendered, Task};
 
 /// The version that no later one follows, and the one before all.
 pub(super) const DELETED: i64 = i64::MAX;
@@ -72,7 +73,7 @@ static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
 /// What Redis has of a task.
 #[derive(Debug)]
 pub(super) enum Found {
-    Task(Task),
+    Task(Rendered),
     /// No task, but something in its place.
     Instead(String),
     /// It was not asked, or did not answer.
@@ -120,18 +121,17 @@ impl Shared {
     }
 
     /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
-    pub(super) async fn fill(&self, task: &Task, found: &Found) {
+    pub(super) async fn fill(&self, id: Uuid, task: &Rendered, found: &Found) {
         let filled = match found {
             Found::Instead(found) => {
-                let json = serde_json::to_string(task).expect("a task is always JSON");
-                let mut fill = FILL.key(self.key(task.id));
-                fill.arg(found).arg(task.version).arg(json).arg(self.lifetime());
+                let mut fill = FILL.key(self.key(id));
+                fill.arg(found).arg(task.version).arg(&task.json[..]).arg(self.lifetime());
                 self.redis.run("store", fill).await
             }
             Found::Task(_) | Found::Unknown => None,
         };
         if filled != Some(true) {
-            self.missed().add(task.id, task.version, self.ttl);
+            self.missed().add(id, task.version, self.ttl);
         }
     }
 
@@ -212,9 +212,11 @@ impl Shared {
 }
 
 /// The task, unless it is older than `least`. A mark is none, and what another release has stored may be none.
-fn believed(found: &str, least: i64) -> Option<Task> {
+fn believed(found: &str, least: i64) -> Option<Rendered> {
     let (version, json) = found.split_once(':')?;
-    if version.parse::<i64>().ok()? < least { None } else { serde_json::from_str(json).ok() }
+    let version = version.parse().ok().filter(|version| *version >= least)?;
+    serde_json::from_str::<Task>(json).ok()?;
+    Some(Rendered { version, json: Bytes::copy_from_slice(json.as_bytes()) })
 }
 
 /// Like no other, so that a mark that was replaced is not taken for the one that comes after it.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::extract::{Id, IfMatch, Query, Valid};
 use super::openapi::{BodyRefused, ConditionFailed, Failures, NotFound, ParametersRefused};
 use super::problem::{FieldError, Problem};
-use crate::task::{NewTask, Status, Task, TaskPatch};
+use crate::task::{NewTask, Rendered, Status, Task, TaskPatch};
 use crate::tasks::Tasks;
 
 const LARGEST_PAGE: u16 = 100;
@@ -29,8 +29,10 @@ pub fn router() -> OpenApiRouter<Arc<Tasks>> {
 }
 
 /// A task with its `ETag`.
-fn tagged(status: StatusCode, task: &Task) -> Response {
-    (status, [(header::ETAG, format!("\"{}\"", task.version))], Json(task)).into_response()
+fn tagged(status: StatusCode, task: impl Into<Rendered>) -> Response {
+    let Rendered { version, json } = task.into();
+    let is_json = [(header::CONTENT_TYPE, "application/json")];
+    (status, [(header::ETAG, format!("\"{version}\""))], is_json, json).into_response()
 }
 
 /// Create a task
@@ -101,7 +103,7 @@ async fn list_tasks(
     )
 )]
 async fn get_task(State(tasks): State<Arc<Tasks>>, Id(id): Id) -> Result<Response, Problem> {
-    Ok(tagged(StatusCode::OK, &*tasks.get(id).await?))
+    Ok(tagged(StatusCode::OK, tasks.get(id).await?))
 }
 
 /// Change a task
