@@ -151,11 +151,11 @@ impl Runner {
         let caused_by = job.context.trace.as_ref();
         let trace = caused_by.map(Trace::child);
         //@ if otlp
-        let span = otlp::sampled(
+        let (span, trace) = otlp::span(
             caused_by,
+            trace,
             || info_span!("job", otel.name = name, job.id = %job.id, job.attempt = i64::from(job.attempts)),
         );
-        let trace = otlp::adopt(&span, caused_by).or(trace);
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {

@@ -88,7 +88,7 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
     let trace = caller.as_ref().map(Trace::child);
     //@ if otlp
     let trace = trace.or_else(|| observer.sampling.begin());
-    let span = otlp::sampled(trace.as_ref(), || {
+    let (span, trace) = otlp::span(caller.as_ref(), trace, || {
         info_span!(
             "request",
             otel.name = format!("{method} {}", route(path.as_ref())),
@@ -98,7 +98,6 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
             http.response.status_code = tracing::field::Empty,
         )
     });
-    let trace = otlp::adopt(&span, caller.as_ref()).or(trace);
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
     observer.tally.in_flight.increment(1);

@@ -130,24 +130,28 @@ impl Exporter {
     }
 }
 
-/// The span of what belongs to `trace`, if that is exported.
-pub fn sampled(trace: Option<&Trace>, span: impl FnOnce() -> Span) -> Span {
-    if trace.is_some_and(|trace| trace.sampled) { span() } else { Span::none() }
-}
-
-/// Makes `span` continue the caller's trace and tells where in which trace it is, if it is exported at all.
-pub fn adopt(span: &Span, caller: Option<&Trace>) -> Option<Trace> {
+/// The span of what is at `trace`, caused by `caller`, and where it is then; no span where it is not exported.
+pub fn span(
+    caller: Option<&Trace>,
+    trace: Option<Trace>,
+    make: impl FnOnce() -> Span,
+) -> (Span, Option<Trace>) {
+    if trace.as_ref().is_none_or(|trace| !trace.sampled) {
+        return (Span::none(), trace);
+    }
+    let span = make();
     if let Some(parent) = caller.and_then(remote) {
         // Fails where no layer exports this span, which is no error.
         let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(parent));
     }
     let context = span.context();
     let ours = context.span().span_context().clone();
-    ours.is_valid().then(|| Trace {
+    let exported = ours.is_valid().then(|| Trace {
         trace_id: ours.trace_id().to_string(),
         span_id: ours.span_id().to_string(),
         sampled: ours.is_sampled(),
-    })
+    });
+    (span, exported.or(trace))
 }
 
 fn remote(trace: &Trace) -> Option<SpanContext> {

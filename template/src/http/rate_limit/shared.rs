@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use redis::{Script, ScriptInvocation};
+use redis::Script;
 use tokio::sync::Mutex as Turn;
 
 use super::{Limiter, Policy, Verdict};
@@ -100,7 +100,15 @@ impl Shared {
         }
         // All who wait hold it, and the map.
         let waiting = Arc::strong_count(&turn) - 1;
-        let script = self.script(limiters, client, waiting, ahead.wanted());
+        let mut script = TAKE.prepare_invoke();
+        for Limiter { policy, .. } in limiters {
+            let Policy { name, per_second, burst, .. } = policy;
+            // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
+            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
+            script.key(self.redis.key(&budget));
+            script.arg(micros(policy, 1)).arg(micros(policy, burst.get()));
+        }
+        script.arg(waiting).arg(ahead.wanted());
         let verdict = match self.redis.run::<(usize, u64, u64)>("rate_limit", script).await {
             Some((0, taken, left)) => {
                 let [taken, left] = [taken, left].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
@@ -118,30 +126,11 @@ impl Shared {
         verdict
     }
 
-    fn script(
-        &self,
-        limiters: &[Limiter],
-        client: IpAddr,
-        waiting: usize,
-        wanted: u32,
-    ) -> ScriptInvocation<'static> {
-        let mut script = TAKE.prepare_invoke();
-        for Limiter { policy, .. } in limiters {
-            let Policy { name, per_second, burst, .. } = policy;
-            // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
-            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
-            script.key(self.redis.key(&budget));
-            script.arg(micros(policy, 1)).arg(micros(policy, burst.get()));
-        }
-        script.arg(waiting).arg(wanted);
-        script
-    }
-
     /// Forgets clients for whom nothing is left that was taken ahead.
     pub(super) fn forget_idle(&self) {
         let mut ahead = self.ahead();
         ahead.retain(|_, turn| {
-            turn.try_lock().map_or(true, |ahead| ahead.in_time()) || Arc::strong_count(turn) > 1
+            Arc::strong_count(turn) > 1 || turn.try_lock().is_ok_and(|ahead| ahead.in_time())
         });
         ahead.shrink_to_fit();
     }
