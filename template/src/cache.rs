@@ -108,7 +108,8 @@ impl Cache {
         for _ in 0..3 {
             let entry = match known {
                 Some(entry) => entry,
-                None => self.memory.try_get_with(id, self.load(id, &load)).await?,
+                // Boxed by the one who loads, so that those who wait for it need not carry that room.
+                None => self.memory.try_get_with(id, async { Box::pin(self.load(id, &load)).await }).await?,
             };
             if entry.writes == self.writes.count(id) {
                 return Ok(entry.task);
@@ -116,7 +117,7 @@ impl Cache {
             self.memory.invalidate(&id).await;
             known = self.look_up(id).await;
         }
-        let task = load().await?;
+        let task = Box::pin(load()).await?;
         // It is not kept, and whatever is may be older.
         self.forget(id).await;
         Ok(Rendered::from(&task))

@@ -41,15 +41,15 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// By client, and the first policy that counts for a request. One asks Redis, for all who wait for their turn.
-type Clients = HashMap<(IpAddr, &'static str), Arc<Turn<Ahead>>>;
-
 /// Clones share what was taken ahead.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     redis: Redis,
-    ahead: Arc<Mutex<Clients>>,
+    ahead: Arc<Mutex<HashMap<Payer, Ahead>>>,
 }
+
+/// A client, and the first policy that counts for a request.
+type Payer = (IpAddr, &'static str);
 
 /// Requests that were taken from all their budgets before they came.
 #[derive(Debug, Default)]
@@ -61,6 +61,8 @@ struct Ahead {
     until: Option<Instant>,
     /// What counted when none could be taken, and when.
     refused: Option<(Instant, Verdict)>,
+    /// Held by the one who asks Redis, for all who wait for their turn.
+    turn: Arc<Turn<()>>,
 }
 
 impl Ahead {
@@ -89,17 +91,48 @@ impl Shared {
     /// and returns what these say. When Redis does not answer, what is known here counts.
     pub(super) async fn take(&self, limiters: &[Limiter], client: IpAddr, here: Verdict) -> Verdict {
         let payer = (here.policy.payer(client), here.policy.name);
-        let turn = self.ahead().entry(payer).or_default().clone();
+        let spend = |ahead: &mut Ahead| ahead.spend().ok_or_else(|| ahead.turn.clone());
+        let turn = match self.of(payer, spend) {
+            Ok(left) => return Verdict { left, ..here },
+            Err(turn) => turn,
+        };
         let came = Instant::now();
-        let mut ahead = turn.lock().await;
-        if let Some(left) = ahead.spend() {
-            return Verdict { left, ..here };
-        }
-        if let Some((_, verdict)) = ahead.refused.filter(|(said, _)| came < *said) {
-            return verdict;
-        }
+        let _mine = turn.lock().await;
+        let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused, ahead.wanted())) {
+            (Some(left), ..) => return Verdict { left, ..here },
+            (None, Some((said, verdict)), _) if came < said => return verdict,
+            (None, _, wanted) => wanted,
+        };
         // All who wait hold it, and the map.
         let waiting = Arc::strong_count(&turn) - 1;
+        // Boxed, so that those who wait need not carry the room that it takes.
+        let verdict = match Box::pin(self.ask(limiters, client, waiting, wanted)).await {
+            Some((0, taken, left)) => {
+                let [taken, left] = [taken, left].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+                let (unused, until) = (taken.saturating_sub(1), Some(Instant::now() + LASTS));
+                self.of(payer, |ahead| {
+                    *ahead = Ahead { taken, unused, left, until, refused: None, turn: turn.clone() };
+                });
+                return Verdict { left: left.saturating_add(unused), ..here };
+            }
+            Some((refused, wait, _)) => {
+                let policy = limiters[refused - 1].policy;
+                Verdict { policy, left: 0, wait: Some(Duration::from_micros(wait)) }
+            }
+            None => here,
+        };
+        self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict)));
+        verdict
+    }
+
+    /// What [`TAKE`] returns, or none when Redis does not answer.
+    async fn ask(
+        &self,
+        limiters: &[Limiter],
+        client: IpAddr,
+        waiting: usize,
+        wanted: u32,
+    ) -> Option<(usize, u64, u64)> {
         let mut script = TAKE.prepare_invoke();
         for Limiter { policy, .. } in limiters {
             let Policy { name, per_second, burst, .. } = policy;
@@ -108,34 +141,23 @@ impl Shared {
             script.key(self.redis.key(&budget));
             script.arg(micros(policy, 1)).arg(micros(policy, burst.get()));
         }
-        script.arg(waiting).arg(ahead.wanted());
-        let verdict = match self.redis.run::<(usize, u64, u64)>("rate_limit", script).await {
-            Some((0, taken, left)) => {
-                let [taken, left] = [taken, left].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-                *ahead =
-                    Ahead { taken, unused: taken, left, until: Some(Instant::now() + LASTS), refused: None };
-                return Verdict { left: ahead.spend().unwrap_or(left), ..here };
-            }
-            Some((refused, wait, _)) => {
-                let policy = limiters[refused - 1].policy;
-                Verdict { policy, left: 0, wait: Some(Duration::from_micros(wait)) }
-            }
-            None => here,
-        };
-        ahead.refused = Some((Instant::now(), verdict));
-        verdict
+        script.arg(waiting).arg(wanted);
+        self.redis.run("rate_limit", script).await
     }
 
     /// Forgets clients for whom nothing is left that was taken ahead.
     pub(super) fn forget_idle(&self) {
         let mut ahead = self.ahead();
-        ahead.retain(|_, turn| {
-            Arc::strong_count(turn) > 1 || turn.try_lock().is_ok_and(|ahead| ahead.in_time())
-        });
+        ahead.retain(|_, ahead| ahead.in_time() || Arc::strong_count(&ahead.turn) > 1);
         ahead.shrink_to_fit();
     }
 
-    fn ahead(&self) -> MutexGuard<'_, Clients> {
+    /// What `look` finds at what was taken for `payer`.
+    fn of<T>(&self, payer: Payer, look: impl FnOnce(&mut Ahead) -> T) -> T {
+        look(self.ahead().entry(payer).or_default())
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, HashMap<Payer, Ahead>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
