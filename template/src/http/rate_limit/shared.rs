@@ -77,6 +77,11 @@ impl Ahead {
         if self.in_time() { self.taken.saturating_mul(2) } else { self.taken - self.unused }
     }
 
+    /// Whether Redis did not answer when it was last asked.
+    fn silent(&self) -> bool {
+        self.refused.is_some_and(|(_, verdict)| verdict.wait.is_none())
+    }
+
     fn in_time(&self) -> bool {
         self.until.is_some_and(|until| Instant::now() < until)
     }
@@ -91,13 +96,18 @@ impl Shared {
     /// and returns what these say. When Redis does not answer, what is known here counts.
     pub(super) async fn take(&self, limiters: &[Limiter], client: IpAddr, here: Verdict) -> Verdict {
         let payer = (here.policy.payer(client), here.policy.name);
-        let spend = |ahead: &mut Ahead| ahead.spend().ok_or_else(|| ahead.turn.clone());
-        let turn = match self.of(payer, spend) {
+        let spend = |ahead: &mut Ahead| ahead.spend().ok_or_else(|| (ahead.turn.clone(), ahead.silent()));
+        let (turn, silent) = match self.of(payer, spend) {
             Ok(left) => return Verdict { left, ..here },
             Err(turn) => turn,
         };
         let came = Instant::now();
-        let _mine = turn.lock().await;
+        let _mine = match turn.try_lock() {
+            Ok(mine) => mine,
+            // One goes and sees whether Redis answers again; nobody waits for that.
+            Err(_) if silent => return here,
+            Err(_) => turn.lock().await,
+        };
         let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused, ahead.wanted())) {
             (Some(left), ..) => return Verdict { left, ..here },
             (None, Some((said, verdict)), _) if came < said => return verdict,
