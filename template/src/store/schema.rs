@@ -28,14 +28,16 @@ impl Store {
         let (mut holder, mut connection) = both.context("the database does not answer")??;
         // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a
         // connection of its own, since an index can't be built CONCURRENTLY within one.
-        let mut turn = holder.begin().await?;
-        // Polled: a replica that waited inside the server would block such an index.
-        while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, LOCK)
-            .fetch_one(&mut *turn)
-            .await?
-        {
+        let turn = loop {
+            let mut turn = holder.begin().await?;
+            let taken = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, LOCK);
+            if taken.fetch_one(&mut *turn).await? {
+                break turn;
+            }
+            // Polled, and each time in a transaction that ends: such an index waits for all that were at a statement.
+            turn.rollback().await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        };
         let mut migrator = sqlx::migrate!();
         // A binary that is older than the schema starts, so that a deploy can be rolled back.
         migrator.set_ignore_missing(true).set_locking(false);

@@ -117,6 +117,11 @@ async fn replica_waits_while_another_migrates() {
     let mut app = TestApp::starting(Launch::new(&[("DATABASE_URL", &database.url)])).await;
     let ready = timeout(Duration::from_millis(400), app.process.event("service.ready")).await;
     assert!(ready.is_err(), "it did not wait");
+    // For its end an index would wait that is built CONCURRENTLY by the one who migrates.
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND xact_start < now() - interval '300 ms'";
+    let held: i64 = sqlx::query_scalar(held).fetch_one(&mut other).await.expect("a count");
+    assert_eq!(held, 0, "it waits within a transaction");
     assert_eq!(app.get("/ready").await.json(), json!({ "status": "starting" }));
     other.close().await.expect("the lock is given back with the connection");
     app.ready().await;
