@@ -5,7 +5,7 @@ use tracing::info;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::logs::LogWriter;
+use self::logs::Logs;
 use self::metrics::Metrics;
 
 pub mod context;
@@ -13,6 +13,7 @@ pub mod context;
 mod counted;
 //@ end
 pub mod filter;
+mod lines;
 pub mod logs;
 pub mod metrics;
 //@ if otlp
@@ -24,7 +25,7 @@ mod panic;
 #[derive(Debug)]
 pub struct Telemetry {
     pub metrics: Metrics,
-    pub logs: LogWriter,
+    pub logs: Logs,
     //@ if otlp
     pub traces: otlp::Exporter,
     //@ end
@@ -33,8 +34,8 @@ pub struct Telemetry {
 impl Telemetry {
     /// Installs the process's subscriber, recorder and panic hook.
     pub fn install(config: &crate::config::Config) -> Result<Self> {
-        let (lines, logs) = logs::layer(&config.log);
-        let metrics = Metrics::install(logs.dropped())?;
+        let (lines, logs) = logs::layer(&config.log)?;
+        let metrics = Metrics::install(logs.lines.clone())?;
         let subscriber = tracing_subscriber::registry().with(lines);
         //@ if otlp
         let (spans, traces) = otlp::layer(&config.otlp, config.shutdown.flush_timeout)?;

@@ -1,34 +1,27 @@
-//! Log lines: flat JSON for machines, coloured text for people, written by a thread of its own.
+//! Log lines: flat JSON for machines, coloured text for people.
 
 use std::fmt;
-use std::io::{BufWriter, stdout};
+use std::io::Write as _;
+use std::time::SystemTime;
 
+use anyhow::{Context as _, Result};
 use garde::Validate;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 //@ if otlp
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 //@ end
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::Layer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
+use tracing_subscriber::layer::{self, Layer};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
 use super::context::Context;
 use super::filter::{self, Filter};
+use super::lines::Lines;
 
 /// In bytes, of one value; what is longer is cut. Some come from far away.
 const LONGEST_VALUE: usize = 8192;
-
-/// Lines that may wait for the writer. At a stopped reader this bounds the memory, not the requests.
-const QUEUED_LINES: usize = 16_384;
-
-/// In bytes, as much as a pipe holds. The writer keeps nothing back: it writes when no further line waits.
-const WRITTEN_AT_ONCE: usize = 65_536;
 
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
@@ -64,34 +57,29 @@ fn is_filter(filter: &str, (): &()) -> garde::Result {
     filter::parse(filter).map(drop).ok_or_else(|| garde::Error::new(expected))
 }
 
-/// Owns the writer's thread: dropping it writes what is queued.
+/// Dropped, it writes what is queued.
 #[derive(Debug)]
-pub struct LogWriter {
-    _guard: WorkerGuard,
-    dropped: ErrorCounter,
-    filter: Filter,
+pub struct Logs {
+    pub lines: Lines,
+    pub filter: Filter,
 }
 
-impl LogWriter {
-    /// Counts the lines lost because the reader of stdout was too slow.
-    pub fn dropped(&self) -> ErrorCounter {
-        self.dropped.clone()
-    }
-
-    pub fn filter(&self) -> Filter {
-        self.filter.clone()
+impl Drop for Logs {
+    fn drop(&mut self) {
+        self.lines.finish();
     }
 }
 
-/// The layer that turns events into lines. It never waits for the reader: beyond the queue, lines are lost and counted.
-pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWriter) {
-    let builder = NonBlockingBuilder::default().buffered_lines_limit(QUEUED_LINES).lossy(true);
-    let (writer, guard) = builder.finish(BufWriter::with_capacity(WRITTEN_AT_ONCE, stdout()));
-    let dropped = writer.error_counter();
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+/// The layer that turns events into lines.
+pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>, Logs)> {
+    let lines = Lines::start().context("log writer")?;
+    let writer = lines.clone();
     let layer = match config.format {
-        Format::Json => layer.event_format(FlatJson).boxed(),
-        Format::Pretty => layer.event_format(ForPeople).boxed(),
+        Format::Json => FlatJson(writer).boxed(),
+        Format::Pretty => tracing_subscriber::fmt::layer()
+            .event_format(ForPeople)
+            .with_writer(move || writer.clone())
+            .boxed(),
     };
     let configured = filter::parse(&config.filter).expect("a filter that was found valid");
     let (lets_through, filter) = Filter::new(configured);
@@ -99,7 +87,7 @@ pub fn layer(config: &Config) -> (Box<dyn Layer<Registry> + Send + Sync>, LogWri
     // No line shows a span: where none is exported, none is made.
     let lets_through = lets_through.and(filter_fn(|about: &tracing::Metadata<'_>| about.is_event()));
     //@ end
-    (layer.with_filter(lets_through).boxed(), LogWriter { _guard: guard, dropped, filter })
+    Ok((layer.with_filter(lets_through).boxed(), Logs { lines, filter }))
 }
 
 /// A line for people: what `tracing` prints, and the request it belongs to.
@@ -113,7 +101,7 @@ where
     fn format_event(
         &self,
         context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
+        mut writer: format::Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
         if let Some(Context { request_id, trace }) = Context::current() {
@@ -123,40 +111,30 @@ where
             }
             write!(writer, "] ")?;
         }
-        tracing_subscriber::fmt::format().compact().format_event(context, writer, event)
+        format().compact().format_event(context, writer, event)
     }
 }
 
 /// One JSON object a line, all fields at its top level: `message` is the event's name.
-pub(super) struct FlatJson;
+pub(super) struct FlatJson(pub(super) Lines);
 
-impl<S, N> FormatEvent<S, N> for FlatJson
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    N: for<'writer> FormatFields<'writer> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+impl<S: Subscriber> Layer<S> for FlatJson {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
         let mut line = Line(Vec::with_capacity(512));
-        line.0.extend_from_slice(b"{\"timestamp\":\"");
-        OffsetDateTime::now_utc().format_into(&mut line.0, &Rfc3339).map_err(|_| fmt::Error)?;
-        line.0.push(b'"');
+        // Writing to memory can't fail.
+        let _ = write!(line.0, "{{\"timestamp\":\"{}\"", humantime::format_rfc3339_micros(SystemTime::now()));
         line.field("level", event.metadata().level().as_str());
         event.record(&mut line);
         line.field("target", event.metadata().target());
         Context::with_current(|context| {
             line.field("request_id", &*context.request_id);
             if let Some(trace) = &context.trace {
-                line.field("trace_id", &trace.trace_id);
-                line.field("span_id", &trace.span_id);
+                line.field("trace_id", &*trace.trace_id);
+                line.field("span_id", &*trace.span_id);
             }
         });
         line.0.extend_from_slice(b"}\n");
-        writer.write_str(str::from_utf8(&line.0).map_err(|_| fmt::Error)?)
+        self.0.push(&line.0);
     }
 }
 
@@ -168,7 +146,7 @@ impl Line {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
-        // Writing to memory can't fail, and neither can text, numbers and booleans as JSON.
+        // Neither can text, numbers and booleans fail to be JSON.
         let _ = serde_json::to_writer(&mut self.0, value);
     }
 }

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
-use tracing_appender::non_blocking::ErrorCounter;
+
+use super::lines::Lines;
 
 /// Upper bounds in seconds, closest together where a service's objectives lie.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
@@ -19,12 +20,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub struct Metrics {
     handle: PrometheusHandle,
     process: Collector,
-    dropped_lines: ErrorCounter,
+    lines: Lines,
 }
 
 impl Metrics {
     /// Makes the recorder the process's own.
-    pub fn install(dropped_lines: ErrorCounter) -> Result<Self> {
+    pub fn install(lines: Lines) -> Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
             .context("histogram buckets")?;
@@ -35,7 +36,7 @@ impl Metrics {
         gauge!("service_info", "version" => env!("CARGO_PKG_VERSION"), "commit" => commit()).set(1.0);
         // There from the start: an alert on an increase can't see the one that makes a series appear.
         counter!("panics_total").increment(0);
-        Ok(Self { handle, process, dropped_lines })
+        Ok(Self { handle, process, lines })
     }
 
     /// The text of one scrape.
@@ -45,7 +46,7 @@ impl Metrics {
         gauge!("tokio_workers").set(as_f64(runtime.num_workers()));
         gauge!("tokio_alive_tasks").set(as_f64(runtime.num_alive_tasks()));
         gauge!("tokio_global_queue_depth").set(as_f64(runtime.global_queue_depth()));
-        counter!("log_lines_dropped_total").absolute(self.dropped_lines.dropped_lines() as u64);
+        counter!("log_lines_dropped_total").absolute(self.lines.lost());
         self.handle.render()
     }
 

@@ -16,33 +16,19 @@ pub(super) fn install_hook() {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::panic::catch_unwind;
-    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::install_hook;
     use crate::telemetry::context::Context;
+    use crate::telemetry::lines::Lines;
     use crate::telemetry::logs::FlatJson;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no writer panics").write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn panic_is_a_line_with_its_place_and_the_request_that_met_it() {
         let lines = Lines::default();
-        let writer = lines.clone();
-        let log =
-            tracing_subscriber::fmt().event_format(FlatJson).with_writer(move || writer.clone()).finish();
+        let log = tracing_subscriber::registry().with(FlatJson(lines.clone()));
         let before = std::panic::take_hook();
         install_hook();
         tracing::subscriber::with_default(log, || {
@@ -51,7 +37,7 @@ mod tests {
             let _ = catch_unwind(|| panic!("{}", "ü".repeat(1_000_000)));
         });
         std::panic::set_hook(before);
-        let text = String::from_utf8(lines.0.lock().expect("whole").clone()).expect("text");
+        let text = lines.queued();
         assert!(text.lines().all(|line| line.len() < 10_000), "a line is bounded, whatever is told");
         let first = text.lines().next().expect("a line");
         let event: serde_json::Value = serde_json::from_str(first).expect("JSON");
