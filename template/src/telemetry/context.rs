@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayString;
 use axum::http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +31,8 @@ impl Context {
     }
 
     /// Runs `future` in this context. A task that it spawns has to be given the context anew.
-    pub async fn scope<F: Future>(self, future: F) -> F::Output {
-        CURRENT.scope(self, future).await
+    pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, future)
     }
 
     /// Runs `work` in this context.
@@ -41,16 +42,23 @@ impl Context {
 }
 
 /// A position in a distributed trace: <https://www.w3.org/TR/trace-context/>.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
-    /// 32 hexadecimal digits.
-    pub trace_id: String,
+    /// 32 hexadecimal digits: as they travel, since they are read, sent and logged more often than made.
+    pub trace_id: ArrayString<32>,
     /// 16 hexadecimal digits.
-    pub span_id: String,
+    pub span_id: ArrayString<16>,
     pub sampled: bool,
 }
 
 impl Trace {
+    //@ if otlp
+    /// A trace that begins here.
+    pub fn begin(sampled: bool) -> Self {
+        Self { trace_id: random(), span_id: random(), sampled }
+    }
+
+    //@ end
     /// What the caller sent as `traceparent`, if it is valid and there is exactly one.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut sent = headers.get_all("traceparent").iter();
@@ -75,18 +83,25 @@ impl Trace {
             return None;
         }
         let sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-        Some(Self { trace_id: trace_id.to_owned(), span_id: span_id.to_owned(), sampled })
+        Some(Self { trace_id: trace_id.try_into().ok()?, span_id: span_id.try_into().ok()?, sampled })
     }
 
     /// The same trace one step further: a span id of our own.
     pub fn child(&self) -> Self {
-        Self { span_id: format!("{:016x}", fastrand::u64(1..)), ..self.clone() }
+        Self { span_id: random(), ..*self }
     }
 
     /// The value of an outgoing `traceparent` header.
     pub fn traceparent(&self) -> String {
         format!("00-{}-{}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
     }
+}
+
+/// Hexadecimal digits, as many as there is room for.
+fn random<const DIGITS: usize>() -> ArrayString<DIGITS> {
+    let mut digits = ArrayString::new();
+    (0..DIGITS).for_each(|_| digits.push(char::from(b"0123456789abcdef"[fastrand::usize(..16)])));
+    digits
 }
 
 #[cfg(test)]
@@ -114,7 +129,8 @@ mod tests {
             format!("cc-{rest}-what-the-future-will-be-like"),
         ];
         for text in valid {
-            assert_eq!(Trace::parse(&text).map(|trace| trace.trace_id).as_deref(), Some(ID), "{text}");
+            let trace = Trace::parse(&text).expect("a trace");
+            assert_eq!((&*trace.trace_id, &*trace.span_id), (ID, SPAN), "{text}");
         }
         let invalid = [
             String::new(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use arrayvec::ArrayString;
 use garde::Validate;
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
@@ -11,9 +12,9 @@ use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use serde::Deserialize;
-use tracing::{Level, Span, Subscriber};
+use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::filter::{FilterExt, Targets, dynamic_filter_fn};
+use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn, filter_fn};
 use tracing_subscriber::layer::{self, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -75,13 +76,14 @@ where
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(Resource::builder().with_service_name(name).build())
         .build();
-    // Spans of the HTTP stack below would trace the export itself.
-    let own = Targets::new().with_target("service", Level::INFO);
+    // Events are lines of the log; spans of the HTTP stack below would trace the export itself.
+    let own = filter_fn(|about| about.is_span() && about.target().starts_with("service"));
     // What a request or a job does is exported where itself is.
     let below = dynamic_filter_fn(|span, around: &layer::Context<'_, S>| {
         ROOTS.contains(&span.name()) || around.lookup_current().is_some()
     });
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("service"));
+    let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
+    let layer = layer.with_tracer(provider.tracer("service"));
     Ok((Some(layer.with_filter(own.and(below))), Exporter { provider: Some(provider), flush_timeout }))
 }
 
@@ -96,9 +98,7 @@ impl Sampling {
 
     /// A trace that begins here.
     pub fn begin(self) -> Option<Trace> {
-        let sampled = fastrand::f64() < self.0?;
-        let (trace_id, span_id) = (fastrand::u128(1..), fastrand::u64(1..));
-        Some(Trace { trace_id: format!("{trace_id:032x}"), span_id: format!("{span_id:016x}"), sampled })
+        Some(Trace::begin(fastrand::f64() < self.0?))
     }
 }
 
@@ -146,11 +146,12 @@ pub fn span(
     }
     let context = span.context();
     let ours = context.span().span_context().clone();
-    let exported = ours.is_valid().then(|| Trace {
-        trace_id: ours.trace_id().to_string(),
-        span_id: ours.span_id().to_string(),
-        sampled: ours.is_sampled(),
-    });
+    let exported = || {
+        let trace_id = ArrayString::from(&ours.trace_id().to_string()).ok()?;
+        let span_id = ArrayString::from(&ours.span_id().to_string()).ok()?;
+        Some(Trace { trace_id, span_id, sampled: ours.is_sampled() })
+    };
+    let exported = exported().filter(|_| ours.is_valid());
     (span, exported.or(trace))
 }
 
