@@ -181,7 +181,7 @@ impl Service {
         public: TcpListener,
         admin: TcpListener,
     ) -> Result<(Self, JoinSet<&'static str>)> {
-        let lifecycle = Lifecycle::default();
+        let (lifecycle, in_flight) = (Lifecycle::default(), InFlight::default());
         let health = Health::new(config.health, lifecycle.clone());
         let store = Store::open(config)?;
         let cache = Cache::open(config)?;
@@ -200,7 +200,7 @@ impl Service {
         let around = http::Surroundings {
             health: health.clone(),
             // Sees each request first, and its answer last.
-            observer: Observer::new(config, lifecycle.clone()),
+            observer: Observer::new(config, lifecycle.clone())?,
             //@ if rate_limit
             rate_limit: RateLimit::open(config)?,
             //@ end
@@ -209,7 +209,7 @@ impl Service {
         let sweeper = around.rate_limit.clone().sweep();
         //@ end
         let api = http::router(&config.http, tasks, around)?;
-        let pages = http::admin::router(&health, telemetry, &store);
+        let pages = http::admin::router(&health, telemetry, &store, &in_flight);
 
         let service = Self {
             lifecycle,
@@ -217,7 +217,7 @@ impl Service {
             store,
             runner,
             writes,
-            in_flight: InFlight::default(),
+            in_flight,
             public: Stop::default(),
             admin: Stop::default(),
             jobs: Stop::default(),
@@ -244,7 +244,7 @@ impl Service {
             prober.1.probe(checks).await;
         });
         spawn(&mut tasks, "metrics upkeep", telemetry.metrics.clone().upkeep());
-        spawn(&mut tasks, "log filter", telemetry.logs.filter().restore());
+        spawn(&mut tasks, "log filter", telemetry.logs.filter.clone().restore());
         spawn(&mut tasks, "queue watcher", watcher);
         //@ if redis
         spawn(&mut tasks, "cache follower", follower);

@@ -1,27 +1,21 @@
 //! The public API: its routes, and the layers around them.
 
-use std::any::Any;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::from_fn_with_state;
-use axum::response::{IntoResponse, Response};
 use bytesize::ByteSize;
 use garde::Validate;
 use ipnet::IpNet;
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tower::ServiceBuilder;
-use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 
-use self::middleware::{Bounds, Observer};
+use self::middleware::{Bounds, Observer, bound, layer, matched, observe};
 use self::problem::{Category, Problem};
 use crate::config::value::{between, list, millis, size};
 use crate::health::{self, Health};
@@ -124,36 +118,39 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         .split_for_parts();
     let bounds = Bounds {
         in_flight: Arc::new(Semaphore::new(config.max_in_flight)),
-        max_body_size: config.max_body_size.as_u64(),
+        max_body_size: usize::try_from(config.max_body_size.as_u64())?,
         request_timeout: config.request_timeout,
         body_timeout: config.body_timeout,
     };
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
-    let max_body_size = usize::try_from(config.max_body_size.as_u64())?;
-    // The first sees a request first. These guard the API alone, so that probes answer even when it is full.
-    let layers = ServiceBuilder::new().layer(from_fn_with_state(bounds, middleware::bound));
     //@ if rate_limit
-    let layers = layers.layer(from_fn_with_state(Arc::new(around.rate_limit), rate_limit::limit));
+    let limits = Arc::new(around.rate_limit);
     //@ end
-    let router = api
-        .layer(layers.layer(DefaultBodyLimit::max(max_body_size)))
+    let observer = Arc::new(around.observer);
+    let others = Router::new()
         .merge(openapi::routes(document.to_pretty_json()?))
         .merge(health::public_routes(around.health))
-        .fallback(not_found)
-        .method_not_allowed_fallback(not_allowed);
-    Ok(observed(router, cors(&config.cors_allowed_origins)?, around.observer))
+        .fallback(not_found);
+    let others = observed(others, observer.clone());
+    // Bounds and limits guard the API alone, so that probes answer even when it is full. The last named is passed first.
+    let api = api.method_not_allowed_fallback(not_allowed).layer(layer(move |request, route| {
+        let next = |request| matched(route, request);
+        //@ if rate_limit
+        let limits = limits.clone();
+        let next = |request| rate_limit::limit(limits, request, next);
+        //@ end
+        let bounds = bounds.clone();
+        observe(observer.clone(), request, |request| bound(bounds, request, next))
+    }));
+    Ok(api.merge(others))
 }
 
-/// Outermost the observer: what any layer below answers, also after a panic, is logged and counted.
-fn observed(router: Router, cors: Option<CorsLayer>, observer: Observer) -> Router {
-    // All at once: with each `layer` of its own the router puts what is below into a box, and every layer of every
-    // request makes a copy of all boxes below it.
-    router.layer(
-        ServiceBuilder::new()
-            .layer(from_fn_with_state(Arc::new(observer), middleware::observe))
-            .option_layer(cors)
-            .layer(CatchPanicLayer::custom(panicked)),
-    )
+/// Routes whose every answer is logged and counted, also after a panic.
+fn observed(routes: Router, observer: Arc<Observer>) -> Router {
+    let routes = routes.method_not_allowed_fallback(not_allowed);
+    routes.layer(layer(move |request, route| {
+        observe(observer.clone(), request, |request| matched(route, request))
+    }))
 }
 
 /// The OpenAPI document of the API, as JSON.
@@ -170,11 +167,6 @@ pub async fn not_found() -> Problem {
 async fn not_allowed() -> Problem {
     let detail = "This path does not take this method; Allow lists those it takes.";
     Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
-}
-
-/// The hook has logged and counted it.
-fn panicked(_: Box<dyn Any + Send>) -> Response {
-    Problem::internal().into_response()
 }
 
 /// Closed unless configured: no origin, no headers.
@@ -204,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
         let panics = get(async || -> StatusCode { panic!("a secret") });
-        let router = observed(Router::new().route("/", panics), None, Observer::default());
+        let router = observed(Router::new().route("/", panics), Arc::default());
         let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
         let request = request.body(Body::empty()).expect("a request");
         let response = router.oneshot(request).await.expect("an answer");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
 use garde::Validate;
@@ -18,6 +18,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -30,6 +31,7 @@ use self::activity::{Activity, Busy, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
 pub use self::held::{Held, Hold};
 use crate::lifecycle::Stop;
+use crate::telemetry::metrics::as_f64;
 
 mod activity;
 mod descriptors;
@@ -76,6 +78,11 @@ impl InFlight {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Sets the gauge of requests.
+    pub fn observe(&self) {
+        gauge!("http_requests_in_flight").set(as_f64(self.count()));
+    }
+
     fn enter(&self) -> InFlightGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
         InFlightGuard(self.0.clone())
@@ -88,6 +95,24 @@ struct InFlightGuard(Arc<AtomicUsize>);
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Who sent a request; an extension of each. As the server sees it, that is the peer.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub address: IpAddr,
+    /// As it is logged: wide enough not to name a person.
+    pub network: Arc<str>,
+}
+
+impl Client {
+    pub fn new(address: IpAddr) -> Self {
+        let network = match address {
+            IpAddr::V4(v4) => IpNet::from(Ipv4Net::new_assert(v4, 24).trunc()),
+            IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 48).trunc().into(),
+        };
+        Self { address, network: network.to_string().into() }
     }
 }
 
@@ -163,12 +188,13 @@ impl Connection {
         }
         let activity = Activity::new(self.limits, self.in_flight);
         let stream = Watched::new(stream, activity.clone());
-        let (peer, noted) = (self.peer, activity.clone());
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (client, noted) = (Client::new(self.peer.ip()), activity.clone());
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let busy = noted.busy(request.version());
-            let reading = noted.reading(request.body().is_end_stream());
-            let request = request.map(|body| Body::new(Held::new(body, reading)));
-            answer(request, peer, router.clone(), busy)
+            request.extensions_mut().insert(client.clone());
+            let none = request.body().is_end_stream();
+            let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
+            answer(request.map(body), router.clone(), busy)
         });
         let mut builder = Builder::new(TokioExecutor::new());
         // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
@@ -215,14 +241,12 @@ impl Connection {
     }
 }
 
-/// Hands one request on, with the peer's address, and keeps `busy` until its answer has left.
+/// Hands one request on, and keeps `busy` until its answer has left.
 async fn answer(
-    mut request: Request,
-    peer: SocketAddr,
+    request: Request,
     router: Router,
     mut busy: Busy,
 ) -> Result<Response<Held<Body, Busy>>, Infallible> {
-    request.extensions_mut().insert(ConnectInfo(peer));
     let response = router.oneshot(request).await?;
     busy.handed_on(true);
     Ok(response.map(|body| Held::new(body, busy)))

@@ -9,6 +9,7 @@ use axum::routing::{get, put};
 
 use super::problem::Problem;
 use crate::health::{self, Health};
+use crate::server::InFlight;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::telemetry::filter::{self, Filter};
@@ -18,13 +19,14 @@ const LASTS: Duration = Duration::from_mins(10);
 const LASTS_AT_MOST: Duration = Duration::from_hours(1);
 
 /// The whole admin listener.
-pub fn router(health: &Health, telemetry: &Telemetry, store: &Store) -> Router {
-    let (metrics, store) = (telemetry.metrics.clone(), store.clone());
+pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: &InFlight) -> Router {
+    let (metrics, store, in_flight) = (telemetry.metrics.clone(), store.clone(), in_flight.clone());
     let page = async move || {
         store.observe();
+        in_flight.observe();
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
-    let filter = put(change_filter).with_state(telemetry.logs.filter());
+    let filter = put(change_filter).with_state(telemetry.logs.filter.clone());
     health::admin_routes(health.clone())
         .route("/metrics", get(page))
         .route("/log/filter", filter)

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::HeaderMap;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 /// The right-most address that is not a trusted proxy: what stands left of it can be made up by the client.
 pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
@@ -27,14 +27,6 @@ pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
         }
     }
     nearest
-}
-
-/// The network of an address, wide enough not to name a person.
-pub fn network(address: IpAddr) -> IpNet {
-    match address {
-        IpAddr::V4(v4) => Ipv4Net::new_assert(v4, 24).trunc().into(),
-        IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 48).trunc().into(),
-    }
 }
 
 #[cfg(test)]

@@ -2,20 +2,26 @@
 
 use std::convert::Infallible;
 use std::mem::take;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::routing::Route;
+use futures_util::future::{Either, lazy};
+use futures_util::{FutureExt, TryFutureExt};
 use http_body::Body as _;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tower::layer::layer_fn;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_http::cors::CorsLayer;
 use tracing::info;
 //@ if otlp
 use tracing::{Instrument, info_span};
@@ -28,13 +34,34 @@ use super::problem::{Category, Problem};
 use super::tally::Tally;
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, State as Phase};
-use crate::server::{Held, Hold};
+use crate::server::{Client, Held, Hold};
 use crate::telemetry::context::{Context, Trace};
 //@ if otlp
 use crate::telemetry::otlp;
 //@ end
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A layer that hands each request, and the route that it matched, to `pass`. What a request passes is put together there,
+/// of functions: each `Layer` of axum's would copy and box for each request what is below it.
+pub fn layer<A: Future<Output = Response> + Send + 'static>(
+    pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
+) -> impl Layer<
+    Route,
+    Service: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync,
+> + Clone
++ Send
++ Sync {
+    layer_fn(move |route: Route| {
+        let (pass, route) = (pass.clone(), Arc::new(route));
+        service_fn(move |request| pass(request, Route::clone(&route)).map(Ok))
+    })
+}
+
+/// What the route itself answers.
+pub fn matched(route: Route, request: Request) -> impl Future<Output = Response> {
+    route.oneshot(request).map(|Ok(response)| response)
+}
 
 /// What the outermost layer needs to know.
 #[derive(Debug, Default)]
@@ -43,6 +70,8 @@ pub struct Observer {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether each request is a line in the log.
     pub access: bool,
+    /// Set where browsers may call from other origins.
+    pub cors: Option<CorsLayer>,
     pub tally: Tally,
     //@ if otlp
     pub sampling: otlp::Sampling,
@@ -50,37 +79,42 @@ pub struct Observer {
 }
 
 impl Observer {
-    pub fn new(config: &Config, lifecycle: Lifecycle) -> Self {
-        Self {
+    pub fn new(config: &Config, lifecycle: Lifecycle) -> anyhow::Result<Self> {
+        Ok(Self {
             lifecycle,
             trusted_proxies: config.http.trusted_proxies.iter().map(|network| network.0).collect(),
             access: config.log.access,
+            cors: super::cors(&config.http.cors_allowed_origins)?,
             tally: Tally::default(),
             //@ if otlp
             sampling: otlp::Sampling::new(&config.otlp),
             //@ end
-        }
+        })
     }
-}
 
-/// Who sent the request; an extension of each one.
-#[derive(Clone, Copy, Debug)]
-pub struct Client(pub IpAddr);
-
-impl<S: Sync> FromRequestParts<S> for Client {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get().copied().unwrap_or(Self(Ipv4Addr::UNSPECIFIED.into())))
+    /// Who sent the request, behind proxies that are trusted; what stands below finds the same.
+    fn client(&self, request: &mut Request) -> Client {
+        let peer = request.extensions().get::<Client>().cloned();
+        let peer = peer.unwrap_or_else(|| Client::new(Ipv4Addr::UNSPECIFIED.into()));
+        let address = client::address(peer.address, request.headers(), &self.trusted_proxies);
+        if address == peer.address {
+            return peer;
+        }
+        let client = Client::new(address);
+        request.extensions_mut().insert(client.clone());
+        client
     }
 }
 
 /// Gives the request its identity, and writes and counts it once its answer has been sent or given up.
-pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    let peer = peer.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-    let client = client::address(peer, request.headers(), &observer.trusted_proxies);
-    request.extensions_mut().insert(Client(client));
+///
+/// No `async fn`, here and below: its future would keep room for the request in each of them.
+pub fn observe<A: Future<Output = Response>>(
+    observer: Arc<Observer>,
+    mut request: Request,
+    next: impl FnOnce(Request) -> A,
+) -> impl Future<Output = Response> {
+    let client = observer.client(&mut request);
     let path = request.extensions().get::<MatchedPath>().cloned();
     let method = method_name(request.method());
     let version = request.version();
@@ -100,35 +134,37 @@ pub async fn observe(State(observer): State<Arc<Observer>>, mut request: Request
     });
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
-    observer.tally.in_flight.increment(1);
     let mut record = Record {
         context: context.clone(),
         observer: observer.clone(),
         started: Instant::now(),
         method,
         path,
-        client: client::network(client),
+        client: client.network,
         status: None,
     };
-    let answering = context.scope(guard(request, next));
+    let cors = observer.cors.clone();
+    let answering = context.scope(checked(request, |request| contained(with_cors(cors, request, next))));
     //@ if otlp
     let answering = answering.instrument(span.clone());
     //@ end
-    let mut response = answering.await;
-    //@ if otlp
-    // Signed, or it would be exported as text.
-    span.record("http.response.status_code", i64::from(response.status().as_u16()));
-    //@ end
-    record.status = Some(response.status());
-    let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&record.context.request_id) {
-        headers.insert(REQUEST_ID, id);
-    }
-    if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
-        // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response.map(|body| Body::new(Held::new(body, record)))
+    answering.map(move |mut response| {
+        //@ if otlp
+        // Signed, or it would be exported as text.
+        span.record("http.response.status_code", i64::from(response.status().as_u16()));
+        //@ end
+        record.status = Some(response.status());
+        let headers = response.headers_mut();
+        secure(headers);
+        if let Ok(id) = HeaderValue::from_str(&record.context.request_id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
+            // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.map(|body| Body::new(Held::new(body, record)))
+    })
 }
 
 /// The caller's id where it is 1 to 128 visible ASCII characters, else a new one.
@@ -136,7 +172,7 @@ fn request_id(headers: &HeaderMap) -> Arc<str> {
     let sent = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     match sent.filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())) {
         Some(id) => id.into(),
-        None => Uuid::now_v7().to_string().into(),
+        None => (*Uuid::new_v4().as_hyphenated().encode_lower(&mut Uuid::encode_buffer())).into(),
     }
 }
 
@@ -166,7 +202,7 @@ struct Record {
     started: Instant,
     method: &'static str,
     path: Option<MatchedPath>,
-    client: IpNet,
+    client: Arc<str>,
     /// None until there is an answer: a client that leaves before it gets none.
     status: Option<StatusCode>,
 }
@@ -179,10 +215,9 @@ impl Drop for Record {
         let status = self.status.map_or(499, |status| status.as_u16());
         let seconds = self.started.elapsed().as_secs_f64();
         let (method, route) = (self.method, route(self.path.as_ref()));
-        self.observer.tally.in_flight.decrement(1);
         self.observer.tally.answered(method, route, status, seconds);
         if self.observer.access {
-            let client = self.client.to_string();
+            let client = &*self.client;
             take(&mut self.context).enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
@@ -190,27 +225,49 @@ impl Drop for Record {
     }
 }
 
-/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1), and gives
-/// each answer the headers that keep browsers safe.
-async fn guard(request: Request, next: Next) -> Response {
-    let mut response = if !names_one_host(&request) {
-        refused("The request must name one host.", request.version())
+/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1).
+fn checked<A: Future<Output = Response>>(
+    request: Request,
+    next: impl FnOnce(Request) -> A,
+) -> impl Future<Output = Response> {
+    let fault = if !names_one_host(&request) {
+        "The request must name one host."
     } else if !is_framed_once(request.headers()) {
-        refused("The body may have no transfer coding but chunked, and that once.", request.version())
+        "The body may have no transfer coding but chunked, and that once."
     } else {
-        next.run(request).await
+        return Either::Left(next(request));
     };
-    secure(response.headers_mut());
-    response
+    // Made once it is polled, as an answer to this request.
+    Either::Right(lazy(move |_| {
+        let mut response = Problem::bad_request(fault).into_response();
+        if request.version() < Version::HTTP_2 {
+            // Where the next request begins is not sure.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }))
 }
 
-/// The connection ends with the answer: where the next request begins is not sure.
-fn refused(detail: &'static str, version: Version) -> Response {
-    let mut response = Problem::bad_request(detail).into_response();
-    if version < Version::HTTP_2 {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+/// A panic is a fault of one request alone; the hook has logged and counted it.
+fn contained(answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+    let panicked = |_| Problem::internal().into_response();
+    AssertUnwindSafe(answering).catch_unwind().unwrap_or_else(panicked)
+}
+
+/// Answers for browsers what they ask before a request of another origin, and lets them read what `next` answers.
+fn with_cors<A: Future<Output = Response>>(
+    cors: Option<CorsLayer>,
+    request: Request,
+    next: impl FnOnce(Request) -> A,
+) -> impl Future<Output = Response> {
+    let Some(cors) = cors else { return Either::Left(next(request)) };
+    let mut next = Some(next);
+    let once = service_fn(move |request| {
+        let next = next.take().expect("a request is answered once");
+        next(request).map(Ok::<_, Infallible>)
+    });
+    // Boxed, so that services without it need not carry the room that it takes.
+    Either::Right(Box::pin(cors.layer(once).oneshot(request).map(|Ok(response)| response)))
 }
 
 fn names_one_host(request: &Request) -> bool {
@@ -219,8 +276,13 @@ fn names_one_host(request: &Request) -> bool {
         // HTTP/1.0 had none, HTTP/2 has `:authority`.
         (None, _) => request.version() != Version::HTTP_11,
         (Some(host), None) => {
-            let authority = Authority::try_from(host.as_bytes());
-            host.is_empty() || authority.is_ok_and(|authority| !authority.as_str().contains('@'))
+            let host = host.as_bytes();
+            // The usual one, a name or an address and perhaps a port, need not be copied to be parsed.
+            let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+            let name = &host[..host.len() - digits];
+            let name = name.strip_suffix(b":").unwrap_or(name);
+            let authority = || Authority::try_from(host).is_ok_and(|it| !it.as_str().contains('@'));
+            name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(byte)) || authority()
         }
         _ => false,
     }
@@ -240,26 +302,33 @@ fn is_framed_once(headers: &HeaderMap) -> bool {
 pub struct Bounds {
     pub in_flight: Arc<Semaphore>,
     /// In bytes.
-    pub max_body_size: u64,
+    pub max_body_size: usize,
     pub request_timeout: Duration,
     pub body_timeout: Duration,
 }
 
 /// Turns away at once what is beyond the cap, and ends what takes too long.
-pub async fn bound(State(bounds): State<Bounds>, mut request: Request, next: Next) -> Response {
-    let Ok(_place) = bounds.in_flight.try_acquire() else {
+pub fn bound<A: Future<Output = Response>>(
+    bounds: Bounds,
+    mut request: Request,
+    next: impl FnOnce(Request) -> A,
+) -> impl Future<Output = Response> {
+    let refused = |problem: Problem| Either::Left(lazy(|_| problem.into_response()));
+    let Ok(place) = bounds.in_flight.try_acquire_owned() else {
         let detail = "As much is being handled as this service takes at once.";
-        return Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail).into_response();
+        return refused(Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail));
     };
-    // A client that waits for `100 Continue` is told before it has sent anything.
-    if request.body().size_hint().lower() > bounds.max_body_size {
-        return Problem::too_large().into_response();
+    if !request.body().is_end_stream() {
+        // A client that waits for `100 Continue` is told before it has sent anything.
+        if request.body().size_hint().lower() > bounds.max_body_size as u64 {
+            return refused(Problem::too_large());
+        }
+        DefaultBodyLimit::max(bounds.max_body_size).apply(&mut request);
+        request.extensions_mut().insert(BodyTimeout(bounds.body_timeout));
     }
-    request.extensions_mut().insert(BodyTimeout(bounds.body_timeout));
-    match tokio::time::timeout(bounds.request_timeout, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Problem::timeout("The request took too long.").into_response(),
-    }
+    let late = |_| Problem::timeout("The request took too long.").into_response();
+    let answering = timeout(bounds.request_timeout, next(request)).unwrap_or_else(late);
+    Either::Right(answering.inspect(|_| drop(place)))
 }
 
 /// Headers that keep browsers from guessing, framing and caching; the docs page may run its own script.

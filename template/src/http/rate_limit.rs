@@ -5,9 +5,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use garde::Validate;
 use governor::clock::{Clock, DefaultClock};
@@ -18,10 +17,12 @@ use ipnet::Ipv6Net;
 use metrics::counter;
 use serde::Deserialize;
 
-use super::middleware::Client;
 use super::problem::{Category, Problem};
 //@ if redis
 use crate::cache::connection::Redis;
+//@ end
+use crate::server::Client;
+//@ if redis
 
 mod shared;
 //@ end
@@ -45,16 +46,25 @@ pub struct Config {
 }
 
 /// So many requests a second, and so many at once after a pause.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Policy {
     name: &'static str,
     per_second: NonZeroU32,
     burst: NonZeroU32,
     /// Whether each client has a budget of its own.
     per_client: bool,
+    /// As clients are told of it.
+    told: HeaderValue,
 }
 
 impl Policy {
+    fn new(name: &'static str, per_second: NonZeroU32, burst: NonZeroU32, per_client: bool) -> Self {
+        let mut policy = Self { name, per_second, burst, per_client, told: HeaderValue::from_static("") };
+        let text = format!("\"{name}\";q={burst};w={}", seconds(policy.time_for(burst.get())));
+        policy.told = HeaderValue::try_from(text).expect("visible ASCII");
+        policy
+    }
+
     /// The time in which `requests` are allowed.
     fn time_for(&self, requests: u32) -> Duration {
         Duration::from_secs(requests.into()) / self.per_second.get()
@@ -75,7 +85,7 @@ type Budgets = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock,
 /// A policy, and the budgets that this process keeps by it.
 #[derive(Debug)]
 struct Limiter {
-    policy: Policy,
+    policy: Arc<Policy>,
     budgets: Budgets,
 }
 
@@ -84,7 +94,7 @@ impl Limiter {
         counter!("rate_limited_total", "policy" => name).increment(0);
         let quota = Quota::per_second(per_second).allow_burst(burst);
         let budgets = RateLimiter::keyed(quota).with_middleware();
-        Self { policy: Policy { name, per_second, burst, per_client }, budgets }
+        Self { policy: Arc::new(Policy::new(name, per_second, burst, per_client)), budgets }
     }
 
     /// Forgets clients whose budget is whole again: they would get the same one anew.
@@ -95,9 +105,9 @@ impl Limiter {
 }
 
 /// What the policies say of a request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Verdict {
-    policy: Policy,
+    policy: Arc<Policy>,
     /// Requests left of its budget.
     left: u32,
     /// Set where the request is refused: until it would not be.
@@ -158,11 +168,11 @@ impl RateLimit {
             match budgets.check_key(&policy.payer(client)) {
                 Ok(state) => {
                     let left = state.remaining_burst_capacity();
-                    verdict.get_or_insert(Verdict { policy: *policy, left, wait: None });
+                    verdict.get_or_insert_with(|| Verdict { policy: policy.clone(), left, wait: None });
                 }
                 Err(refused) => {
                     let wait = Some(refused.wait_time_from(DefaultClock::default().now()));
-                    return Verdict { policy: *policy, left: 0, wait };
+                    return Verdict { policy: policy.clone(), left: 0, wait };
                 }
             }
         }
@@ -171,25 +181,26 @@ impl RateLimit {
 }
 
 /// Lets a request through while its budgets last.
-pub async fn limit(
-    State(limits): State<Arc<RateLimit>>,
-    client: Client,
+pub async fn limit<A: Future<Output = Response>>(
+    limits: Arc<RateLimit>,
     request: Request,
-    next: Next,
+    next: impl FnOnce(Request) -> A,
 ) -> Response {
+    let client = request.extensions().get::<Client>();
+    let client = client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.address);
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let limiters = limits.limiters(is_write);
-    let verdict = RateLimit::take(limiters, client.0);
+    let verdict = RateLimit::take(limiters, client);
     //@ if redis
     let verdict = match verdict.wait {
         // Who has used up a budget here has done so everywhere.
         Some(_) => verdict,
-        None => limits.shared.take(limiters, client.0, verdict).await,
+        None => limits.shared.take(limiters, client, verdict).await,
     };
     //@ end
     let Verdict { policy, left, wait } = verdict;
     let mut response = match wait {
-        None => next.run(request).await,
+        None => next(request).await,
         Some(wait) => {
             counter!("rate_limited_total", "policy" => policy.name).increment(1);
             let detail = "Too many requests. Wait as long as Retry-After says.";
@@ -197,15 +208,12 @@ pub async fn limit(
             problem.retry_after(seconds(wait)).into_response()
         }
     };
-    let Policy { name, burst, .. } = policy;
-    let full = wait.unwrap_or_else(|| policy.time_for(burst.get() - left.min(burst.get())));
-    let headers = [
-        (POLICY, format!("\"{name}\";q={burst};w={}", seconds(policy.time_for(burst.get())))),
-        (LIMIT, format!("\"{name}\";r={left};t={}", seconds(full))),
-    ];
-    for (name, value) in headers {
-        response.headers_mut().extend(HeaderValue::try_from(value).ok().map(|value| (name, value)));
-    }
+    let burst = policy.burst.get();
+    let full = wait.unwrap_or_else(|| policy.time_for(burst - left.min(burst)));
+    let limit = format!("\"{}\";r={left};t={}", policy.name, seconds(full));
+    let headers = response.headers_mut();
+    headers.insert(POLICY, policy.told.clone());
+    headers.extend(HeaderValue::try_from(limit).map(|limit| (LIMIT, limit)));
     response
 }
 

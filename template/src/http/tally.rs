@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Histogram, counter, histogram};
 
 /// The metrics of requests, each looked up once: to build the labels and find a metric by them anew would cost a
 /// request more than all else that is done with it here.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tally {
-    pub in_flight: Gauge,
     /// By route: as many as there are series.
     answers: RwLock<HashMap<String, Kinds>>,
 }
@@ -28,12 +27,6 @@ impl Answers {
     fn add(&self, seconds: f64) {
         self.total.increment(1);
         self.seconds.record(seconds);
-    }
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self { in_flight: gauge!("http_requests_in_flight"), answers: RwLock::default() }
     }
 }
 

@@ -24,10 +24,13 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// The state of one connection, shared by its stream, its service and its watcher.
 #[derive(Clone, Debug)]
-pub(super) struct Activity {
+pub(super) struct Activity(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     limits: Limits,
     in_flight: InFlight,
-    state: Arc<Mutex<State>>,
+    state: Mutex<State>,
 }
 
 #[derive(Debug)]
@@ -36,10 +39,10 @@ struct State {
     requests: usize,
     /// Whether this is HTTP/2, where bytes between requests may be frames of the connection itself.
     multiplexed: bool,
-    /// Since when a request head is awaited whole. A new connection owes one from the start.
-    head_since: Option<Instant>,
-    /// Since when nothing is asked of us.
-    idle_since: Instant,
+    /// What is awaited while no request is handled. A new connection owes a head from the start.
+    awaited: Deadline,
+    /// Since when: as of the first look, which comes once the connection has moved.
+    since: Option<Instant>,
     /// Since when the client takes nothing of what we want to write.
     stalled_since: Option<Instant>,
     /// Requests whose answer the client has to take, and since when. HTTP/2 clients may refuse to, one by one,
@@ -69,12 +72,11 @@ enum Rest {
 
 impl Activity {
     pub(super) fn new(limits: Limits, in_flight: InFlight) -> Self {
-        let now = Instant::now();
         let state = State {
             requests: 0,
             multiplexed: false,
-            head_since: Some(now),
-            idle_since: now,
+            awaited: Deadline::HeaderRead,
+            since: None,
             stalled_since: None,
             untaken: HashMap::new(),
             count: 0,
@@ -84,7 +86,7 @@ impl Activity {
             unsent: false,
             held_up: None,
         };
-        Self { limits, in_flight, state: Arc::new(Mutex::new(state)) }
+        Self(Arc::new(Shared { limits, in_flight, state: Mutex::new(state) }))
     }
 
     /// Lingers no more: a client that says nothing further must not hold up the stop.
@@ -103,15 +105,15 @@ impl Activity {
             state.requests += 1;
             state.count += 1;
             state.multiplexed = version == Version::HTTP_2;
-            state.head_since = None;
             state.count
         });
-        Busy { activity: self.clone(), id, _in_flight: self.in_flight.enter() }
+        let multiplexed = version == Version::HTTP_2;
+        Busy { activity: self.clone(), id, multiplexed, _in_flight: self.0.in_flight.enter() }
     }
 
     /// Notes whether the body that it goes with is read whole.
-    pub(super) fn reading(&self, whole: bool) -> Reading {
-        Reading { activity: self.clone(), whole }
+    pub(super) fn reading(&self) -> Reading {
+        Reading { activity: self.clone(), whole: false }
     }
 
     /// Resolves when a deadline has passed, with what it was for.
@@ -121,8 +123,9 @@ impl Activity {
         let mut sleep = pin!(sleep_until(Instant::now()));
         poll_fn(|context| {
             loop {
-                let (at, deadline) = self.update(|state| state.deadline(&self.limits));
-                if at <= Instant::now() {
+                let now = Instant::now();
+                let (at, deadline) = self.update(|state| state.deadline(&self.0.limits, now));
+                if at <= now {
                     return Poll::Ready(deadline);
                 }
                 // A deadline that moved away needs no new timer: the old one fires early and we look again.
@@ -137,7 +140,7 @@ impl Activity {
 
     fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         // Each change is a plain store: a panic elsewhere can't have left the state half written.
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -153,7 +156,7 @@ pub(super) enum Deadline {
 }
 
 impl State {
-    fn deadline(&self, limits: &Limits) -> (Instant, Deadline) {
+    fn deadline(&mut self, limits: &Limits, now: Instant) -> (Instant, Deadline) {
         if let Rest::Awaited(since) = self.rest {
             (since + self.linger, Deadline::Lingering)
         } else if let Some(since) = self.stalled_since {
@@ -162,12 +165,15 @@ impl State {
             (*since + limits.stalled_write, Deadline::StalledWrite)
         } else if self.requests > 0 {
             // Some moment to look again: with HTTP/2, requests are handled in tasks of their own.
-            (Instant::now() + LOOK_AGAIN.min(limits.idle), Deadline::Busy)
-        } else if let Some(since) = self.head_since {
-            (since + limits.header_read, Deadline::HeaderRead)
+            (now + LOOK_AGAIN.min(limits.idle), Deadline::Busy)
         } else {
-            (self.idle_since + limits.idle, Deadline::Idle)
+            let limit = if self.awaited == Deadline::Idle { limits.idle } else { limits.header_read };
+            (*self.since.get_or_insert(now) + limit, self.awaited)
         }
+    }
+
+    fn wait_for(&mut self, awaited: Deadline) {
+        (self.awaited, self.since) = (awaited, None);
     }
 }
 
@@ -176,11 +182,16 @@ impl State {
 pub(super) struct Busy {
     activity: Activity,
     id: u64,
+    multiplexed: bool,
     _in_flight: InFlightGuard,
 }
 
 impl Hold for Busy {
     fn handed_on(&mut self, frame: bool) {
+        if !self.multiplexed {
+            // What waits, waits in the stream.
+            return;
+        }
         self.activity.update(|state| {
             if frame {
                 state.untaken.insert(self.id, Instant::now());
@@ -196,8 +207,10 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.activity.update(|state| {
             state.requests -= 1;
-            state.untaken.remove(&self.id);
-            state.idle_since = Instant::now();
+            if self.multiplexed {
+                state.untaken.remove(&self.id);
+            }
+            state.wait_for(Deadline::Idle);
             state.unsent = true;
         });
     }
@@ -243,7 +256,7 @@ impl Watched {
             if written.is_pending() {
                 state.stalled_since.get_or_insert_with(Instant::now);
                 if state.unsent {
-                    state.held_up.get_or_insert_with(|| self.activity.in_flight.enter());
+                    state.held_up.get_or_insert_with(|| self.activity.0.in_flight.enter());
                 }
             } else {
                 (state.stalled_since, state.held_up) = (None, None);
@@ -264,8 +277,8 @@ impl AsyncRead for Watched {
             self.activity.update(|state| {
                 state.silent = false;
                 // Bytes while nothing is handled can only be the start of a request head.
-                if state.requests == 0 && !state.multiplexed {
-                    state.head_since.get_or_insert_with(Instant::now);
+                if state.requests == 0 && !state.multiplexed && state.awaited == Deadline::Idle {
+                    state.wait_for(Deadline::HeaderRead);
                 }
             });
         }

@@ -79,7 +79,7 @@ impl Ahead {
 
     /// Whether Redis did not answer when it was last asked.
     fn silent(&self) -> bool {
-        self.refused.is_some_and(|(_, verdict)| verdict.wait.is_none())
+        self.refused.as_ref().is_some_and(|(_, verdict)| verdict.wait.is_none())
     }
 
     fn in_time(&self) -> bool {
@@ -108,7 +108,7 @@ impl Shared {
             Err(_) if silent => return here,
             Err(_) => turn.lock().await,
         };
-        let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused, ahead.wanted())) {
+        let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused.clone(), ahead.wanted())) {
             (Some(left), ..) => return Verdict { left, ..here },
             (None, Some((said, verdict)), _) if came < said => return verdict,
             (None, _, wanted) => wanted,
@@ -126,12 +126,12 @@ impl Shared {
                 return Verdict { left: left.saturating_add(unused), ..here };
             }
             Some((refused, wait, _)) => {
-                let policy = limiters[refused - 1].policy;
+                let policy = limiters[refused - 1].policy.clone();
                 Verdict { policy, left: 0, wait: Some(Duration::from_micros(wait)) }
             }
             None => here,
         };
-        self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict)));
+        self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict.clone())));
         verdict
     }
 
@@ -145,7 +145,7 @@ impl Shared {
     ) -> Option<(usize, u64, u64)> {
         let mut script = TAKE.prepare_invoke();
         for Limiter { policy, .. } in limiters {
-            let Policy { name, per_second, burst, .. } = policy;
+            let Policy { name, per_second, burst, .. } = &**policy;
             // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
             let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
             script.key(self.redis.key(&budget));
