@@ -1,6 +1,6 @@
 //! Where owners and the template meet.
 
-use xtask::owner::{edit, lines, lost, own, remove_example};
+use xtask::owner::{LAST_DEPENDENCY, edit, lines, lost, own, remove_example};
 use xtask::variant::Variant;
 
 use crate::support::{Service, commit, git};
@@ -34,7 +34,7 @@ fn what_is_theirs_stays_where_lines_do_not_meet() {
 #[test]
 fn dependencies_are_no_conflict_for_being_neighbours() {
     let service = Service::generate(&[]);
-    let last = "uuid = { version = \"1\", features = [\"serde\", \"v7\"] }\n";
+    let last = LAST_DEPENDENCY;
     service.replace("Cargo.toml", last, &format!("{last}itoa = \"1\"\n"));
     commit(&service.folder, "ours");
     service.run(&["set", "redis=true", "rate_limit=false"], 0);

@@ -55,6 +55,9 @@ const MIGRATION: &str = "CREATE TABLE berths (\n    number integer PRIMARY KEY\n
 const STEP: &str = "      - name: Count our berths\n        run: grep -c berths src/berths.rs\n";
 const SECTION: &str = "## Berths\n\nWhat is ours in here: ships ask for a berth at `/v1/berths`.\n\n";
 
+/// Behind it stand those of toggles.
+pub const LAST_DEPENDENCY: &str =
+    "uuid = { version = \"1\", features = [\"fast-rng\", \"serde\", \"v4\", \"v7\"] }\n";
 /// What is added to files, and the line that it stands behind. `itoa` comes where `cargo add` puts it, which is next
 /// to lines that toggles own; nothing else does.
 const ADDED: [(&str, &str, &str); 7] = [
@@ -68,7 +71,7 @@ const ADDED: [(&str, &str, &str); 7] = [
     ("tests/service/main.rs", "mod app;\n", "mod berths;\n"),
     ("README.md", "More in [docs/operations.md](docs/operations.md#configuration).\n\n", SECTION),
     (".github/workflows/ci.yml", "      - run: cargo fmt --check\n", STEP),
-    ("Cargo.toml", "uuid = { version = \"1\", features = [\"serde\", \"v7\"] }\n", "itoa = \"1\"\n"),
+    ("Cargo.toml", LAST_DEPENDENCY, "itoa = \"1\"\n"),
 ];
 const CHANGED: [(&str, &str, &str); 5] = [
     ("config/default.toml", "request_timeout = \"10s\"", "request_timeout = \"8s\""),
