@@ -1,6 +1,5 @@
 //! `cargo bench-service`: what the production stack costs over bare axum, measured in one run.
 
-mod budget;
 mod build;
 mod crowd;
 mod load;
@@ -34,32 +33,25 @@ pub struct Asked {
     pub again: bool,
     /// Whether what was measured becomes what the repository shows.
     pub write: bool,
-    /// Whether instructions are counted, and nothing else measured.
-    pub budget: bool,
 }
 
-/// Measures, or counts. `false` when a count is over its budget.
+/// Measures.
 ///
 /// # Errors
 /// When something can't be built, started or measured.
-pub fn run(root: &Path, asked: &Asked) -> Result<bool> {
+pub fn run(root: &Path, asked: &Asked) -> Result<()> {
     let say = |text: &str| println!("set-up: {text}");
-    let wanted = Wanted { rotel: true, bench: true, ..Wanted::default() };
+    let wanted = Wanted { rotel: true, wrk: true, ..Wanted::default() };
     let tools = Tools::set_up(root, wanted, &say)?;
     let folder = root.join("target/bench");
     let programs =
         if asked.again { Programs::again(&folder)? } else { Programs::build(root, &folder, &tools, &say)? };
-    if asked.budget {
-        let servers = Servers::start(&tools)?;
-        let site = Site::new(&tools, &servers, &programs, None)?;
-        return budget::check(root, &site, asked.write);
-    }
     let machine = machine::description();
     // What is started from here on, the servers among it, leaves the core of the contestants alone.
     let core = machine::leave_a_core()?;
     machine::allow_descriptors(crowd::LARGEST * 2 + 500)?;
     let servers = Servers::start(&tools)?;
-    let site = Site::new(&tools, &servers, &programs, Some(core))?;
+    let site = Site::new(&tools, &servers, &programs, core)?;
     let report = Report {
         machine,
         rows: rows::measure(&site, asked)?,
@@ -73,5 +65,5 @@ pub fn run(root: &Path, asked: &Asked) -> Result<bool> {
     if asked.write {
         report.publish(root, &svg)?;
     }
-    Ok(true)
+    Ok(())
 }

@@ -37,20 +37,26 @@ pub fn allow_descriptors(count: u64) -> Result<()> {
 /// The day, the compiler, the processor and how many cores of it there are.
 #[must_use]
 pub fn description() -> String {
-    let said = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
-    };
-    let rustc = said("rustc", "--version");
-    let rustc = rustc.split(" (").next().unwrap_or_default();
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     format!(
-        "{} · {rustc} · {cores} cores of {}",
+        "{} · rustc {} · {cores} cores of {}",
         said("date", "+%F"),
+        compiler(),
         model.unwrap_or(std::env::consts::ARCH)
     )
+}
+
+/// The version of the compiler, such as `1.95.0`.
+#[must_use]
+pub fn compiler() -> String {
+    said("rustc", "--version").split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+fn said(program: &str, argument: &str) -> String {
+    let output = Command::new(program).arg(argument).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
 /// Keeps this thread, and what it starts from now on, off one of its cores, and returns which.

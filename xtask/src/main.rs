@@ -88,10 +88,7 @@ struct Bench {
     /// Take the programs as the last run has built them
     #[arg(long)]
     again: bool,
-    /// Only count the instructions of a request, layer by layer, and hold them to bench/budget.toml
-    #[arg(long, conflicts_with_all = ["rounds", "only"])]
-    budget: bool,
-    /// Show the result in README.md and the guide of services; with --budget, make it the budget
+    /// Show the result in README.md and the guide of services
     #[arg(long, conflicts_with = "only")]
     write: bool,
 }
@@ -144,8 +141,9 @@ fn run(cli: Cli) -> Result<bool> {
             }
             prove::run(&root, &plan)
         }
-        Command::Bench(Bench { rounds, only, again, budget, write }) => {
-            bench::run(&root, &bench::Asked { rounds, only, again, write, budget })
+        Command::Bench(Bench { rounds, only, again, write }) => {
+            bench::run(&root, &bench::Asked { rounds, only, again, write })?;
+            Ok(true)
         }
         Command::Demo { once } => demo::run(&root, once || std::env::var_os("CI").is_some()),
         Command::Weave { check } => {

@@ -76,7 +76,8 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
         rotel: plan.traces(),
         linters: plan.looks_at_files(),
         images: plan.makes_images(),
-        bench: false,
+        valgrind: plan.counts(),
+        wrk: false,
     };
     let tools = Tools::set_up(root, wanted, &|text| println!("set-up: {text}"))?;
     let servers = Servers::start(&tools)?;

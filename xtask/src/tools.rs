@@ -64,16 +64,10 @@ pub struct Tools {
     pub linters: Option<Linters>,
     /// There only for a run that runs recipes.
     pub cargo_deny: Option<PathBuf>,
-    /// There only for a run that measures.
-    pub bench: Option<Bench>,
-}
-
-/// What measures.
-pub struct Bench {
-    /// Makes load.
-    pub wrk: PathBuf,
-    /// Counts instructions.
-    pub valgrind: PathBuf,
+    /// There only for a run that counts instructions.
+    pub valgrind: Option<PathBuf>,
+    /// There only for a run that measures: what makes its load.
+    pub wrk: Option<PathBuf>,
 }
 
 /// What a run needs besides what every one does.
@@ -84,7 +78,8 @@ pub struct Wanted {
     pub rotel: bool,
     pub linters: bool,
     pub images: bool,
-    pub bench: bool,
+    pub valgrind: bool,
+    pub wrk: bool,
 }
 
 impl Tools {
@@ -102,8 +97,8 @@ impl Tools {
             (wanted.images && on_path("buildah").is_none(), "buildah"),
             (wanted.images && on_path("mmdebstrap").is_none(), "mmdebstrap"),
             (wanted.images && on_path("openssl").is_none(), "openssl"),
-            (wanted.bench && on_path("wrk").is_none(), "wrk"),
-            (wanted.bench && on_path("valgrind").is_none(), "valgrind"),
+            (wanted.valgrind && on_path("valgrind").is_none(), "valgrind"),
+            (wanted.wrk && on_path("wrk").is_none(), "wrk"),
         ]
         .into_iter()
         .filter_map(|(missing, package)| missing.then_some(package))
@@ -124,16 +119,15 @@ impl Tools {
             rotel: wanted.rotel.then(|| rotel::set_up(root, say)).transpose()?,
             linters: (wanted.linters || wanted.images).then(|| linters::set_up(root, say)).transpose()?,
             cargo_deny: wanted.images.then(|| cargo_deny::set_up(root, say)).transpose()?,
-            bench: wanted.bench.then(bench).transpose()?,
+            valgrind: wanted.valgrind.then(|| needed("valgrind")).transpose()?,
+            wrk: wanted.wrk.then(|| needed("wrk")).transpose()?,
         })
     }
 }
 
-fn bench() -> Result<Bench> {
-    Ok(Bench {
-        wrk: on_path("wrk").context("no wrk was found: install wrk")?,
-        valgrind: on_path("valgrind").context("no valgrind was found: install valgrind")?,
-    })
+/// A program that its package is named after.
+fn needed(program: &str) -> Result<PathBuf> {
+    on_path(program).with_context(|| format!("no {program} was found: install {program}"))
 }
 
 /// A cargo-generate that is new enough, built in the user's cache when there is none: a clone that

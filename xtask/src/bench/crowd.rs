@@ -45,7 +45,7 @@ fn measured(site: &Site<'_>, who: Contestant) -> Result<Crowd> {
         let server = site.start(who, &[])?;
         let requests = Requests::Get(server.populate(1)?);
         let load = Load { requests, connections, pause: Duration::ZERO, seconds: 2 };
-        let seen = load.on(&site.bench.wrk, &server)?;
+        let seen = load.on(site.wrk, &server)?;
         sizes.push(Size { connections, per_second: seen.per_second(), peak: server.memory("VmHWM")? });
         server.stop();
     }

@@ -130,7 +130,7 @@ fn in_turns(site: &Site<'_>, row: &Row, rounds: u32) -> Result<Measured> {
     }
     answer_alike(&running)?;
     for runner in &running {
-        runner.load(Duration::ZERO, 1).on(&site.bench.wrk, &runner.server)?;
+        runner.load(Duration::ZERO, 1).on(site.wrk, &runner.server)?;
     }
     for _ in 0..rounds {
         for runner in &mut running {
@@ -170,9 +170,9 @@ impl Runner {
     /// of the queue before it.
     fn round(&mut self, site: &Site<'_>, pause: Duration) -> Result<()> {
         let before = self.server.cpu()?;
-        let most = self.load(Duration::ZERO, 2).on(&site.bench.wrk, &self.server)?;
+        let most = self.load(Duration::ZERO, 2).on(site.wrk, &self.server)?;
         let used = self.server.cpu()? - before;
-        let paced = self.load(pause, 1).on(&site.bench.wrk, &self.server)?;
+        let paced = self.load(pause, 1).on(site.wrk, &self.server)?;
         self.rounds.push(Round {
             per_second: most.per_second(),
             cpu: used / most.requests * 1e6,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::children;
 use crate::servers::Servers;
 use crate::servers::rotel::Rotel;
-use crate::tools::{Bench, Tools};
+use crate::tools::Tools;
 use crate::variant::Variant;
 
 use super::build::Programs;
@@ -21,13 +21,13 @@ pub const BESIDE: Variant = Variant::FULL_BUT_REDIS;
 const BUDGET: &str = "1000000";
 
 pub struct Site<'a> {
-    pub bench: &'a Bench,
+    pub wrk: &'a Path,
     pub servers: &'a Servers,
     programs: &'a Programs,
     collector: Rotel,
     database: String,
-    /// The core that contestants run on; any, where none is kept free for them.
-    core: Option<usize>,
+    /// The core that contestants run on.
+    core: usize,
 }
 
 /// One of those that are measured.
@@ -52,17 +52,12 @@ impl Contestant {
 }
 
 impl<'a> Site<'a> {
-    pub fn new(
-        tools: &'a Tools,
-        servers: &'a Servers,
-        programs: &'a Programs,
-        core: Option<usize>,
-    ) -> Result<Self> {
-        let bench = tools.bench.as_ref().context("nothing to measure with")?;
+    pub fn new(tools: &'a Tools, servers: &'a Servers, programs: &'a Programs, core: usize) -> Result<Self> {
+        let wrk = tools.wrk.as_deref().context("wrk was not set up")?;
         let collector = Rotel::start(tools.rotel.as_ref().context("rotel was not set up")?, &[])?;
         let database = servers.create_database("bench")?;
-        let site = Self { bench, servers, programs, collector, database, core };
-        let mut migrate = site.service(Variant::FULL, &[], &[])?;
+        let site = Self { wrk, servers, programs, collector, database, core };
+        let mut migrate = site.service(Variant::FULL, &[])?;
         let migrated = migrate.arg("migrate").stdout(Stdio::null()).status()?;
         ensure!(migrated.success(), "the database could not be set up");
         Ok(site)
@@ -70,15 +65,10 @@ impl<'a> Site<'a> {
 
     /// A contestant with these settings besides, ready.
     pub fn start(&self, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
-        self.start_under(&[], who, settings)
-    }
-
-    /// The same, run by the program that `under` begins with.
-    pub fn start_under(&self, under: &[&str], who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
         let mut command = match who {
-            Contestant::Service(variant) => self.service(variant, under, settings)?,
+            Contestant::Service(variant) => self.service(variant, settings)?,
             Contestant::Bare(keeps) => {
-                let mut command = self.pinned(under, &self.programs.bare);
+                let mut command = self.pinned(&self.programs.bare);
                 command.arg(keeps);
                 match keeps {
                     "postgres" => command.arg(&self.database),
@@ -99,8 +89,8 @@ impl<'a> Site<'a> {
     }
 
     /// A service with everything on and nothing refused.
-    fn service(&self, variant: Variant, under: &[&str], settings: &[(&str, &str)]) -> Result<Command> {
-        let mut command = self.pinned(under, self.programs.service(variant)?);
+    fn service(&self, variant: Variant, settings: &[(&str, &str)]) -> Result<Command> {
+        let mut command = self.pinned(self.programs.service(variant)?);
         command.envs([
             ("APP_ENV", "production"),
             ("APP__HTTP__HOST", "127.0.0.1"),
@@ -129,22 +119,10 @@ impl<'a> Site<'a> {
         Ok(command)
     }
 
-    /// A program with nothing in its environment, one worker, and a core of its own where there is one.
-    fn pinned(&self, under: &[&str], program: &Path) -> Command {
-        let core = self.core.map(|core| core.to_string());
-        let mut words: Vec<&str> = Vec::new();
-        if let Some(core) = &core {
-            words.extend(["taskset", "--cpu-list", core]);
-        }
-        words.extend(under);
-        let mut command = match words.split_first() {
-            Some((first, others)) => {
-                let mut command = children::tied(Path::new(first));
-                command.args(others).arg(program);
-                command
-            }
-            None => children::tied(program),
-        };
+    /// A program with nothing in its environment, one worker, and a core of its own.
+    fn pinned(&self, program: &Path) -> Command {
+        let mut command = children::tied(Path::new("taskset"));
+        command.args(["--cpu-list", &self.core.to_string()]).arg(program);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("TOKIO_WORKER_THREADS", "1");
         command
     }

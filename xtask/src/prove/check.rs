@@ -60,6 +60,8 @@ pub struct Subject {
     pub dir: PathBuf,
     /// What was built of it: the service, and the programs that test it.
     pub program: PathBuf,
+    /// The service with optimisation, where its instructions are counted.
+    pub optimised: Option<PathBuf>,
     pub tests: Vec<PathBuf>,
 }
 
@@ -90,6 +92,7 @@ impl Subject {
             drills: Vec::new(),
             dir: PathBuf::new(),
             program: PathBuf::new(),
+            optimised: None,
             tests: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod api;
+mod budget;
 mod clients;
 mod coherence;
 mod crash;
@@ -53,12 +54,14 @@ struct Drill {
 }
 
 /// The drills that need a collector.
-pub const COLLECTOR: [&str; 3] = [TRACES, ALERTS, EXPORTING];
+pub const COLLECTOR: [&str; 4] = [TRACES, ALERTS, EXPORTING, BUDGET];
 const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
 const EXPORTING: &str = "bears its collector's faults";
+/// The drill of a program with optimisation, under valgrind.
+pub const BUDGET: &str = "keeps to its budget";
 
-const ALL: [Drill; 32] = [
+const ALL: [Drill; 33] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -155,6 +158,10 @@ const ALL: [Drill; 32] = [
         needs: Some("otlp"),
         ends_only: true,
         ..drill(TRACES, "from the client to the receiver, in someone else's collector", traces::followed)
+    },
+    Drill {
+        ends_only: true,
+        ..drill(BUDGET, "no layer takes 5 % more instructions than are committed", budget::kept)
     },
     drill("logs only JSON", "every line, flat, with its four fields", log_lines),
 ];

@@ -147,6 +147,14 @@ impl Plan {
         asked && self.steps.iter().any(Step::is_drill) && self.variants.contains(&Variant::FULL)
     }
 
+    /// Whether the run counts instructions.
+    pub(super) fn counts(&self) -> bool {
+        let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::BUDGET);
+        asked
+            && self.steps.iter().any(Step::is_drill)
+            && self.variants.iter().any(|variant| variant.is_an_end())
+    }
+
     /// Whether the run needs what images are made with.
     pub(super) fn makes_images(&self) -> bool {
         self.steps.iter().any(Step::makes_images)

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::generate::{self, Request};
+use crate::variant::Variant;
 
 use super::check::Work;
 use super::command::clean;
@@ -194,6 +195,10 @@ fn document(work: &mut Work<'_>) -> Result<String> {
 /// Builds the program, and what tests it if that is to come.
 pub fn build(work: &mut Work<'_>) -> Result<String> {
     let as_json = "--message-format=json-render-diagnostics";
+    let at_an_end = work.subject.variant.is_some_and(Variant::is_an_end);
+    if at_an_end && work.context.tools.valgrind.is_some() {
+        work.subject.optimised = Some(optimised(work)?);
+    }
     if work.subject.steps.iter().any(Step::tests) {
         let built = work.run(&mut work.cargo("test", &["--no-run", as_json]))?;
         work.subject.tests = programs(&built, true);
@@ -203,6 +208,20 @@ pub fn build(work: &mut Work<'_>) -> Result<String> {
     let built = work.run(&mut work.cargo("build", &[as_json]))?;
     work.subject.program = programs(&built, false).pop().context("cargo built no program")?;
     Ok(String::new())
+}
+
+/// Builds the program with its own code as fast as the dependencies, which are compiled no second time.
+fn optimised(work: &Work<'_>) -> Result<PathBuf> {
+    let settings = ["opt-level=2", "debug-assertions=false", "overflow-checks=false"];
+    let settings = settings.map(|setting| format!("profile.prove.{setting}"));
+    let mut arguments = vec!["--message-format=json-render-diagnostics"];
+    arguments.extend(settings.iter().flat_map(|setting| ["--config", setting]));
+    let built = work.run(&mut work.cargo("build", &arguments))?;
+    let program = programs(&built, false).pop().context("cargo built no program")?;
+    // The next build puts another one there.
+    let kept = program.with_file_name(format!("{}-optimised", work.subject.name));
+    fs::copy(program, &kept)?;
+    Ok(kept)
 }
 
 fn programs(built: &str, tests: bool) -> Vec<PathBuf> {

@@ -24,6 +24,8 @@ pub struct Site<'a> {
     pub rotel: Option<&'a Path>,
     pub pgbouncer: &'a Path,
     pub program: PathBuf,
+    /// What counts instructions, and the program to count those of; none where no drill does.
+    pub counting: Option<(&'a Path, PathBuf)>,
     pub dir: PathBuf,
     pub place: usize,
     pub postgres: bool,
@@ -45,6 +47,7 @@ impl<'a> Site<'a> {
             rotel: work.context.tools.rotel.as_deref().filter(|_| work.subject.has("otlp")),
             pgbouncer: &work.context.tools.pgbouncer,
             program: work.subject.program.clone(),
+            counting: work.context.tools.valgrind.as_deref().zip(work.subject.optimised.clone()),
             dir: work.subject.dir.clone(),
             place: work.subject.place,
             postgres: work.subject.has("postgres"),
