@@ -8,6 +8,7 @@ mod rows;
 mod server;
 mod site;
 mod start;
+mod surge;
 mod table;
 
 use std::fs;
@@ -48,15 +49,16 @@ pub fn run(root: &Path, asked: &Asked) -> Result<()> {
         if asked.again { Programs::again(&folder)? } else { Programs::build(root, &folder, &tools, &say)? };
     let machine = machine::description();
     // What is started from here on, the servers among it, leaves the core of the contestants alone.
-    let core = machine::leave_a_core()?;
+    let cores = machine::leave_a_core()?;
     machine::allow_descriptors(crowd::LARGEST * 2 + 500)?;
     let servers = Servers::start(&tools)?;
-    let site = Site::new(&tools, &servers, &programs, core)?;
+    let site = Site::new(&tools, &servers, &programs, cores)?;
     let report = Report {
         machine,
         rows: rows::measure(&site, asked)?,
         starts: start::measure(&site)?,
         crowds: crowd::measure(&site)?,
+        surge: surge::measure(&site)?,
     };
     let (markdown, svg) = (report.markdown(), plot::svg(&report));
     fs::write(folder.join("report.md"), &markdown).context("the table")?;

@@ -59,17 +59,17 @@ fn said(program: &str, argument: &str) -> String {
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-/// Keeps this thread, and what it starts from now on, off one of its cores, and returns which.
+/// Keeps this thread, and what it starts from now on, off one of its cores. Returns which, and the next.
 ///
 /// # Errors
 /// When there is only one.
-pub fn leave_a_core() -> Result<usize> {
+pub fn leave_a_core() -> Result<[usize; 2]> {
     let mut mine = sched_getaffinity(None)?;
-    let Some(core) = (0..CpuSet::MAX_CPU).find(|core| mine.is_set(*core)) else {
-        bail!("no core is ours");
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core));
+    let (Some(core), Some(next)) = (cores.next(), cores.next()) else {
+        bail!("two cores are needed: one for what is measured, others for the load");
     };
-    ensure!(mine.count() > 1, "two cores are needed: one for what is measured, others for the load");
     mine.unset(core);
     sched_setaffinity(None, &mine)?;
-    Ok(core)
+    Ok([core, next])
 }

@@ -13,13 +13,15 @@ pub const LARGEST: u64 = 4096;
 const CROWDS: [u64; 3] = [32, 1024, LARGEST];
 
 pub struct Crowd {
-    pub label: &'static str,
+    pub label: String,
     pub sizes: Vec<Size>,
 }
 
 pub struct Size {
     pub connections: u64,
     pub per_second: f64,
+    /// Microseconds of processor time a request.
+    pub cpu: f64,
     /// The most memory there was, in MiB.
     pub peak: f64,
 }
@@ -34,26 +36,37 @@ impl Crowd {
     }
 }
 
+/// Of each with one worker, then with two.
 pub fn measure(site: &Site<'_>) -> Result<Vec<Crowd>> {
-    let services = [Variant::BASE, Variant::FULL].map(Contestant::Service);
-    [Contestant::Bare("memory")].into_iter().chain(services).map(|who| measured(site, who)).collect()
+    let [base, full] = [Variant::BASE, Variant::FULL].map(Contestant::Service);
+    let contestants = [Contestant::Bare("memory"), base, full];
+    let turns = [1, 2].into_iter().flat_map(|workers| contestants.map(|who| (who, workers)));
+    turns.map(|(who, workers)| measured(site, who, workers)).collect()
 }
 
-fn measured(site: &Site<'_>, who: Contestant) -> Result<Crowd> {
+fn measured(site: &Site<'_>, who: Contestant, workers: usize) -> Result<Crowd> {
     let mut sizes = Vec::new();
     for connections in CROWDS {
-        let server = site.start(who, &[])?;
+        let server = site.start_with(workers, who, &[])?;
         let requests = Requests::Get(server.populate(1)?);
         let load = Load { requests, connections, pause: Duration::ZERO, seconds: 2 };
+        let before = server.cpu()?;
         let seen = load.on(site.wrk, &server)?;
-        sizes.push(Size { connections, per_second: seen.per_second(), peak: server.memory("VmHWM")? });
+        let cpu = (server.cpu()? - before) / seen.requests * 1e6;
+        sizes.push(Size { connections, per_second: seen.per_second(), cpu, peak: server.memory("VmHWM")? });
         server.stop();
     }
-    let crowd = Crowd { label: who.label(), sizes };
-    let sizes = crowd
-        .sizes
-        .iter()
-        .map(|size| format!("{}: {:.0}/s {:.1} MiB", size.connections, size.per_second, size.peak));
-    println!("connections {:12} {}", crowd.label, sizes.collect::<Vec<_>>().join("  "));
+    let crowd = Crowd {
+        label: if workers == 1 {
+            who.label().to_owned()
+        } else {
+            format!("{}, {workers} workers", who.label())
+        },
+        sizes,
+    };
+    let sizes = crowd.sizes.iter().map(|size| {
+        format!("{}: {:.0}/s {:.1} µs {:.1} MiB", size.connections, size.per_second, size.cpu, size.peak)
+    });
+    println!("connections {:20} {}", crowd.label, sizes.collect::<Vec<_>>().join("  "));
     Ok(crowd)
 }

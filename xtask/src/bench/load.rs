@@ -38,6 +38,8 @@ pub struct Load {
 pub struct Seen {
     pub requests: f64,
     pub seconds: f64,
+    /// Of the requests those that were answered with an error.
+    pub refused: f64,
     /// In milliseconds.
     pub p50: f64,
     pub p99: f64,
@@ -55,6 +57,16 @@ impl Load {
     /// # Errors
     /// When a request failed or was answered with an error: its time says nothing.
     pub fn on(&self, wrk: &Path, server: &Server) -> Result<Seen> {
+        let seen = self.over(wrk, server)?;
+        ensure!(seen.refused == 0.0, "{} requests were answered with an error", seen.refused);
+        Ok(seen)
+    }
+
+    /// The same, where it may be more than `server` can take.
+    ///
+    /// # Errors
+    /// When a request failed.
+    pub fn over(&self, wrk: &Path, server: &Server) -> Result<Seen> {
         let home = Scratch::new()?;
         let (script, output) = (home.path().join("load.lua"), home.path().join("output"));
         std::fs::write(&script, self.script())?;
@@ -75,6 +87,7 @@ impl Load {
         Ok(Seen {
             requests: number("requests")?,
             seconds: number("seconds")?,
+            refused: number("refused")?,
             p50: number("p50")?,
             p99: number("p99")?,
         })
@@ -107,9 +120,9 @@ impl Load {
         }
         script += "function done(summary, latency)\n\
                    local e = summary.errors\n\
-                   io.write(string.format('SEEN {\"requests\":%d,\"seconds\":%f,\"p50\":%f,\"p99\":%f,\"failed\":%d}\\n',\n\
+                   io.write(string.format('SEEN {\"requests\":%d,\"seconds\":%f,\"p50\":%f,\"p99\":%f,\"refused\":%d,\"failed\":%d}\\n',\n\
                    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3,\n\
-                   latency:percentile(99) / 1e3, e.connect + e.read + e.write + e.status + e.timeout))\n\
+                   latency:percentile(99) / 1e3, e.status, e.connect + e.read + e.write + e.timeout))\n\
                    end\n";
         script
     }

@@ -26,8 +26,8 @@ pub struct Site<'a> {
     programs: &'a Programs,
     collector: Rotel,
     database: String,
-    /// The core that contestants run on.
-    core: usize,
+    /// The core that contestants run on, and one more for those with two workers, which the load uses too.
+    cores: [usize; 2],
 }
 
 /// One of those that are measured.
@@ -52,12 +52,17 @@ impl Contestant {
 }
 
 impl<'a> Site<'a> {
-    pub fn new(tools: &'a Tools, servers: &'a Servers, programs: &'a Programs, core: usize) -> Result<Self> {
+    pub fn new(
+        tools: &'a Tools,
+        servers: &'a Servers,
+        programs: &'a Programs,
+        cores: [usize; 2],
+    ) -> Result<Self> {
         let wrk = tools.wrk.as_deref().context("wrk was not set up")?;
         let collector = Rotel::start(tools.rotel.as_ref().context("rotel was not set up")?, &[])?;
         let database = servers.create_database("bench")?;
-        let site = Self { wrk, servers, programs, collector, database, core };
-        let mut migrate = site.service(Variant::FULL, &[])?;
+        let site = Self { wrk, servers, programs, collector, database, cores };
+        let mut migrate = site.service(Variant::FULL, 1, &[])?;
         let migrated = migrate.arg("migrate").stdout(Stdio::null()).status()?;
         ensure!(migrated.success(), "the database could not be set up");
         Ok(site)
@@ -65,10 +70,15 @@ impl<'a> Site<'a> {
 
     /// A contestant with these settings besides, ready.
     pub fn start(&self, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
+        self.start_with(1, who, settings)
+    }
+
+    /// The same with so many workers, of two at most.
+    pub fn start_with(&self, workers: usize, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
         let mut command = match who {
-            Contestant::Service(variant) => self.service(variant, settings)?,
+            Contestant::Service(variant) => self.service(variant, workers, settings)?,
             Contestant::Bare(keeps) => {
-                let mut command = self.pinned(&self.programs.bare);
+                let mut command = self.pinned(&self.programs.bare, workers);
                 command.arg(keeps);
                 match keeps {
                     "postgres" => command.arg(&self.database),
@@ -89,8 +99,8 @@ impl<'a> Site<'a> {
     }
 
     /// A service with everything on and nothing refused.
-    fn service(&self, variant: Variant, settings: &[(&str, &str)]) -> Result<Command> {
-        let mut command = self.pinned(self.programs.service(variant)?);
+    fn service(&self, variant: Variant, workers: usize, settings: &[(&str, &str)]) -> Result<Command> {
+        let mut command = self.pinned(self.programs.service(variant)?, workers);
         command.envs([
             ("APP_ENV", "production"),
             ("APP__HTTP__HOST", "127.0.0.1"),
@@ -119,11 +129,12 @@ impl<'a> Site<'a> {
         Ok(command)
     }
 
-    /// A program with nothing in its environment, one worker, and a core of its own.
-    fn pinned(&self, program: &Path) -> Command {
+    /// A program with nothing in its environment, and a core for each worker.
+    fn pinned(&self, program: &Path, workers: usize) -> Command {
+        let cores = self.cores[..workers].iter().map(ToString::to_string).collect::<Vec<_>>();
         let mut command = children::tied(Path::new("taskset"));
-        command.args(["--cpu-list", &self.core.to_string()]).arg(program);
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("TOKIO_WORKER_THREADS", "1");
+        command.args(["--cpu-list", &cores.join(",")]).arg(program);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("TOKIO_WORKER_THREADS", workers.to_string());
         command
     }
 }

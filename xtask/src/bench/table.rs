@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result};
 use super::crowd::Crowd;
 use super::rows::{Figures, Measured};
 use super::start::Start;
+use super::surge::Surge;
 
 pub struct Report {
     pub machine: String,
     pub rows: Vec<Measured>,
     pub starts: Vec<Start>,
     pub crowds: Vec<Crowd>,
+    pub surge: Surge,
 }
 
 /// Between these two lines of the README all is written by the bench.
@@ -67,7 +69,13 @@ impl Report {
                 crowd.each()
             );
         }
-        text += "\n| connections |";
+        text += &self.of_connections();
+        text += &self.of_surge();
+        text
+    }
+
+    fn of_connections(&self) -> String {
+        let mut text = "\n| connections |".to_owned();
         let sizes = self.crowds.first().map(|crowd| crowd.sizes.as_slice()).unwrap_or_default();
         for size in sizes {
             let _ = write!(text, " {} |", thousands_of(size.connections));
@@ -76,10 +84,40 @@ impl Report {
         for crowd in &self.crowds {
             let _ = write!(text, "| {} |", crowd.label);
             for size in &crowd.sizes {
-                let _ = write!(text, " {}/s, {:.0} MiB |", thousands(size.per_second), size.peak);
+                let _ = write!(
+                    text,
+                    " {}/s, {:.1} µs, {:.0} MiB |",
+                    thousands(size.per_second),
+                    size.cpu,
+                    size.peak
+                );
             }
             text += "\n";
         }
+        text += "\nA task from memory: requests/s, CPU a request, peak memory. A second worker has the core that the \
+                 load runs on.\n";
+        text
+    }
+
+    fn of_surge(&self) -> String {
+        let mut text = format!(
+            "\n| asked for, of {}/s | answered | refused | p50 | p99 | peak memory |\n|---|---|---|---|---|---|\n",
+            thousands(self.surge.capacity)
+        );
+        for step in &self.surge.steps {
+            let _ = writeln!(
+                text,
+                "| {} × | {}/s | {}/s | {:.1} ms | {:.1} ms | {:.0} MiB |",
+                step.times,
+                thousands(step.answered),
+                thousands(step.refused),
+                step.p50,
+                step.p99,
+                step.peak
+            );
+        }
+        text += "\nA page of 100 tasks from memory, base, one core. What only computes waits for it outside, in its \
+                 connection: `http.max_in_flight` refuses what waits for something else.\n";
         text
     }
 
