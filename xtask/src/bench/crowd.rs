@@ -56,14 +56,11 @@ fn measured(site: &Site<'_>, who: Contestant, workers: usize) -> Result<Crowd> {
         sizes.push(Size { connections, per_second: seen.per_second(), cpu, peak: server.memory("VmHWM")? });
         server.stop();
     }
-    let crowd = Crowd {
-        label: if workers == 1 {
-            who.label().to_owned()
-        } else {
-            format!("{}, {workers} workers", who.label())
-        },
-        sizes,
+    let label = match workers {
+        1 => who.label().to_owned(),
+        _ => format!("{}, {workers} workers", who.label()),
     };
+    let crowd = Crowd { label, sizes };
     let sizes = crowd.sizes.iter().map(|size| {
         format!("{}: {:.0}/s {:.1} µs {:.1} MiB", size.connections, size.per_second, size.cpu, size.peak)
     });
