@@ -2,16 +2,15 @@
 //!
 //! This is the only place that reads the environment. Each component owns the struct of its section.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
 
 use config::{Value, ValueKind};
 use garde::Validate;
 use serde::Deserialize;
 use strum::{Display, EnumString};
 
-use self::layers::{Values, nested, parse, read, siblings};
+use self::layers::{Values, nested, parse, siblings};
 
 mod layers;
 pub mod value;
@@ -65,55 +64,18 @@ pub enum Environment {
     Production,
 }
 
-/// One thing wrong with the configuration. It never carries the value, which may be a secret.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fault {
-    pub key: String,
-    pub source: String,
-    pub allowed: String,
-}
-
-/// Every fault that was found, a line each.
+/// Every fault that was found: its key, its source, and what is allowed; never the value, which may be a secret.
 #[derive(Debug, thiserror::Error)]
-pub struct Faults(pub BTreeSet<Fault>);
+#[error("bad configuration:\n{}", .0.iter().cloned().collect::<Vec<_>>().join("\n"))]
+pub struct Faults(BTreeSet<String>);
 
-impl fmt::Display for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "bad configuration:")?;
-        for Fault { key, source, allowed } in &self.0 {
-            write!(f, "\n{key} ({source}): {allowed}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A configuration that passed all checks, and where each value came from.
+/// A configuration that passed all checks.
+#[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
     pub environment: Environment,
-    values: Values,
-}
-
-impl fmt::Debug for Loaded {
-    /// Without the values as they were read, since some are secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loaded").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-impl Loaded {
-    /// The configuration in force, a line a key with its source. Secrets are left out.
-    pub fn explain(&self) -> String {
-        let line = |(key, value): (&String, &Value)| {
-            let shown = match &value.kind {
-                ValueKind::String(text) if is_secret(key) && !text.is_empty() => "[redacted]".to_owned(),
-                ValueKind::String(text) => format!("{text:?}"),
-                other => other.to_string(),
-            };
-            format!("{key} = {shown}  # {}\n", source(value))
-        };
-        self.values.iter().map(line).collect()
-    }
+    /// A line a key, with its source. Secrets are left out.
+    pub explained: String,
 }
 
 /// Reads the process's environment and the files it points to. In development `.env` fills in what is unset.
@@ -123,25 +85,23 @@ impl Loaded {
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub fn load() -> Result<Loaded, Faults> {
     let mut faults = BTreeSet::new();
-    let mut variables: BTreeMap<String, (String, String)> = BTreeMap::new();
+    let mut variables = Values::new();
     for (name, value) in std::env::vars_os() {
-        let (Ok(name), value) = (name.into_string(), value.into_string()) else { continue };
+        let Ok(name) = name.into_string() else { continue };
         let source = format!("environment {name}");
-        if let Ok(value) = value {
-            variables.insert(name, (value, source));
-            continue;
-        }
         let own = || matches!(name.as_str(), "APP_ENV" | "APP_CONFIG_FILE").then(|| name.clone());
-        if let Some(key) = aliased(&name).map(str::to_owned).or_else(|| spelled_out(&name)).or_else(own) {
+        if let Ok(value) = value.into_string() {
+            variables.insert(name, Value::new(Some(&source), value));
+        } else if let Some(key) = key_of(&name).or_else(own) {
             fault(&mut faults, &key, &source, "expected UTF-8");
         }
     }
-    if variables.get("APP_ENV").is_none_or(|(value, _)| value == "development") {
+    if variables.get("APP_ENV").is_none_or(|value| value.to_string() == "development") {
         for entry in dotenvy::from_path_iter(".env").into_iter().flatten() {
             match entry {
                 Ok((name, value)) => {
-                    let source = format!(".env {name}");
-                    variables.entry(name).or_insert((value, source));
+                    let value = Value::new(Some(&format!(".env {name}")), value);
+                    variables.entry(name).or_insert(value);
                 }
                 Err(_) => fault(&mut faults, ".env", ".env", "expected lines of NAME=value"),
             }
@@ -150,13 +110,10 @@ pub fn load() -> Result<Loaded, Faults> {
     resolve(&variables, faults)
 }
 
-/// [`load`] with the variables handed in, each with its source.
-fn resolve(
-    variables: &BTreeMap<String, (String, String)>,
-    mut faults: BTreeSet<Fault>,
-) -> Result<Loaded, Faults> {
-    let variable = |name: &str| variables.get(name).map(|(value, _)| value.as_str());
-    let environment = variable("APP_ENV").map_or(Ok(Environment::Development), str::parse);
+/// [`load`] with the variables handed in, by their names.
+fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, Faults> {
+    let variable = |name: &str| variables.get(name).map(ToString::to_string);
+    let environment = variable("APP_ENV").map_or(Ok(Environment::Development), |name| name.parse());
     let environment = environment.unwrap_or_else(|_| {
         let allowed = "expected development, staging or production";
         fault(&mut faults, "APP_ENV", "environment APP_ENV", allowed);
@@ -167,52 +124,64 @@ fn resolve(
     if environment == Environment::Development {
         values.extend(parse("default in development", DEVELOPMENT, &mut faults));
     }
-    values.extend(match variable("APP_CONFIG_FILE") {
-        Some(path) => read(Path::new(path), true, &mut faults),
-        None => read(Path::new(&format!("config/{environment}.toml")), false, &mut faults),
-    });
-    for alias in [true, false] {
-        values.extend(variables.iter().filter_map(|(name, (value, source))| {
-            let key = if alias { aliased(name)?.to_owned() } else { spelled_out(name)? };
-            Some((key, Value::new(Some(source), value.as_str())))
-        }));
+    let named = variable("APP_CONFIG_FILE");
+    let path = named.clone().unwrap_or_else(|| format!("config/{environment}.toml"));
+    match std::fs::read_to_string(&path).map_err(|error| error.kind()) {
+        Ok(text) => values.extend(parse(&path, &text, &mut faults)),
+        Err(ErrorKind::NotFound) if named.is_none() => {}
+        Err(why) => {
+            fault(&mut faults, "APP_CONFIG_FILE", &path, &format!("expected a file that can be read: {why}"));
+        }
+    }
+    for ours in [false, true] {
+        let these = variables.iter().filter(|(name, _)| name.starts_with("APP__") == ours);
+        values.extend(these.filter_map(|(name, value)| Some((key_of(name)?, value.clone()))));
     }
     values.retain(|key, value| {
         let known = defaults.contains_key(key);
         if !known {
             let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
-            fault(&mut faults, key, &source(value), &allowed);
+            fault(&mut faults, key, source(value), &allowed);
         }
         known
     });
-    let config = check(&mut values.clone(), &defaults, &mut faults);
-    match config {
-        Some(config) if faults.is_empty() => Ok(Loaded { config, environment, values }),
+    match check(&values, &defaults, &mut faults) {
+        Some(config) if faults.is_empty() => {
+            Ok(Loaded { config, environment, explained: values.iter().map(explained).collect() })
+        }
         _ => Err(Faults(faults)),
     }
 }
 
+fn explained((key, value): (&String, &Value)) -> String {
+    let shown = match &value.kind {
+        ValueKind::String(text) if is_secret(key) && !text.is_empty() => "[redacted]".to_owned(),
+        ValueKind::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    };
+    format!("{key} = {shown}  # {}\n", source(value))
+}
+
 /// Types, then ranges, then what contradicts each other. A value of the wrong type is reported and its
 /// default taken instead, so that the faults behind it are found too.
-fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -> Option<Config> {
-    let original = values.clone();
-    let report = |faults: &mut BTreeSet<Fault>, key: &str, allowed: &str| {
-        let source = original.get(key).map_or_else(|| "default".to_owned(), source);
-        fault(faults, key, &source, allowed);
+fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) -> Option<Config> {
+    let mut values = original.clone();
+    let mut report = |key: &str, allowed: &str| {
+        fault(faults, key, original.get(key).map_or("default", source), allowed);
     };
-    for (key, value) in values.iter_mut() {
+    for (key, value) in &mut values {
         let Some(default) = defaults.get(key) else { continue };
         if let Some(allowed) = value::mistyped(&default.kind, &value.kind) {
-            report(faults, key, allowed);
+            report(key, allowed);
             *value = default.clone();
         }
     }
     let config: Config = loop {
-        match serde_path_to_error::deserialize(nested(values)) {
+        match serde_path_to_error::deserialize(nested(&values)) {
             Ok(config) => break config,
             Err(error) => {
                 let key = error.path().to_string();
-                report(faults, &key, &value::expected(error.inner()));
+                report(&key, &value::expected(error.inner()));
                 // Once the default stands there, the same key can't fail again: the loop ends.
                 match defaults.get(&key) {
                     Some(default) if values.get(&key) != Some(default) => values.insert(key, default.clone()),
@@ -231,25 +200,20 @@ fn check(values: &mut Values, defaults: &Values, faults: &mut BTreeSet<Fault>) -
                 |limit: &str, words| message.strip_prefix(limit).map(|number| format!("{words} {number}"));
             let lowest = bound("lower than ", "expected at least");
             let allowed = lowest.or_else(|| bound("greater than ", "expected at most"));
-            report(faults, key, allowed.as_deref().unwrap_or(message));
+            report(key, allowed.as_deref().unwrap_or(message));
         }
     }
-    // What was left at its default contradicts nothing: who shortens one delay need not name all others.
-    let is_set = |key: &str| original.get(key) != defaults.get(key);
-    for (key, allowed) in contradictions(&config).into_iter().filter(|(key, _)| is_set(key)) {
-        report(faults, key, allowed);
-    }
+    contradictions(&config, |wrong, key, allowed| {
+        // What was left at its default contradicts nothing: who shortens one delay need not name all others.
+        if wrong && original.get(key) != defaults.get(key) {
+            report(key, allowed);
+        }
+    });
     Some(config)
 }
 
-/// Values that can't be meant together with another one, and what would have been right.
-fn contradictions(config: &Config) -> Vec<(&'static str, &'static str)> {
-    let mut found = Vec::new();
-    let mut refuse = |wrong: bool, key, allowed| {
-        if wrong {
-            found.push((key, allowed));
-        }
-    };
+/// Refuses values that can't be meant together with another one, and says what would have been right.
+fn contradictions(config: &Config, mut refuse: impl FnMut(bool, &str, &str)) {
     let (http, drain) = (&config.http, config.shutdown.drain_timeout);
     // What takes longer than the drain would be cut off at each deploy.
     refuse(http.request_timeout > drain, "http.request_timeout", "expected at most shutdown.drain_timeout");
@@ -270,31 +234,26 @@ fn contradictions(config: &Config) -> Vec<(&'static str, &'static str)> {
     let too_long = config.redis.timeout >= http.request_timeout;
     refuse(too_long, "redis.timeout", "expected less than http.request_timeout");
     //@ end
-    found
 }
 
-/// Variables that platforms set by custom, and the keys they stand for. `APP__…` wins over them.
-fn aliased(variable: &str) -> Option<&'static str> {
-    match variable {
-        "PORT" => Some("http.port"),
-        "RUST_LOG" => Some("log.filter"),
+/// The key that a variable sets: `APP__HTTP__PORT` is `http.port`. Some are set by platforms, by custom.
+fn key_of(variable: &str) -> Option<String> {
+    let key = match variable {
+        "PORT" => "http.port",
+        "RUST_LOG" => "log.filter",
         //@ if postgres
-        "DATABASE_URL" => Some("database.url"),
+        "DATABASE_URL" => "database.url",
         //@ end
         //@ if redis
-        "REDIS_URL" => Some("redis.url"),
+        "REDIS_URL" => "redis.url",
         //@ end
         //@ if otlp
-        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some("otlp.endpoint"),
-        "OTEL_SERVICE_NAME" => Some("otlp.service_name"),
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => "otlp.endpoint",
+        "OTEL_SERVICE_NAME" => "otlp.service_name",
         //@ end
-        _ => None,
-    }
-}
-
-/// `APP__HTTP__PORT` is `http.port`.
-fn spelled_out(variable: &str) -> Option<String> {
-    Some(variable.strip_prefix("APP__")?.to_lowercase().replace("__", "."))
+        _ => &variable.strip_prefix("APP__")?.to_lowercase().replace("__", "."),
+    };
+    Some(key.to_owned())
 }
 
 /// Whether a key holds what must not be shown. URLs count: they often carry a password or a token.
@@ -302,12 +261,12 @@ fn is_secret(key: &str) -> bool {
     matches!(key.rsplit('.').next(), Some("url" | "endpoint" | "secret" | "password" | "token"))
 }
 
-fn source(value: &Value) -> String {
-    value.origin().unwrap_or("default").to_owned()
+fn source(value: &Value) -> &str {
+    value.origin().unwrap_or("default")
 }
 
-fn fault(faults: &mut BTreeSet<Fault>, key: &str, source: &str, allowed: &str) {
-    faults.insert(Fault { key: key.to_owned(), source: source.to_owned(), allowed: allowed.to_owned() });
+fn fault(faults: &mut BTreeSet<String>, key: &str, source: &str, allowed: &str) {
+    faults.insert(format!("{key} ({source}): {allowed}"));
 }
 
 #[cfg(test)]
@@ -330,8 +289,7 @@ mod tests {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:canary@host/canary");
         let variables = [&variables[..], &[endpoint]].concat();
         //@ end
-        let variable =
-            |(name, value): &(&str, &str)| ((*name).to_owned(), ((*value).to_owned(), String::new()));
+        let variable = |(name, value): &(&str, &str)| ((*name).to_owned(), Value::from(*value));
         let loaded = resolve(&variables.iter().map(variable).collect(), BTreeSet::new()).expect("no fault");
         let shown = format!("{loaded:?}");
         assert!(shown.contains("redacted") && !shown.contains("canary"), "{shown}");

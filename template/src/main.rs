@@ -55,7 +55,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::DeadLetters(command) => app::dead_letters(&config::load()?, command)?,
         //@ end
         Command::Healthcheck => health::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
-        Command::CheckConfig => config::load()?.explain(),
+        Command::CheckConfig => config::load()?.explained,
     };
     // A reader that has seen enough, such as `head`, is no fault.
     let _ = text.lines().try_for_each(|line| writeln!(std::io::stdout(), "{line}"));

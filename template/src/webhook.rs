@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
-use reqwest::StatusCode;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{StatusCode, Url};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::config::value::{SecretUrl, is_http, millis, optional};
+use crate::config::value::{is_http, millis, optional};
 use crate::jobs::{Failure, Job, Kind};
 use crate::task::Task;
 use crate::telemetry::context::Context;
@@ -28,7 +28,7 @@ use crate::telemetry::context::Context;
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_http))]
-    pub url: Option<SecretUrl>,
+    pub url: Option<SecretString>,
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_signing_secret))]
     pub secret: Option<SecretString>,
@@ -42,7 +42,8 @@ pub struct Config {
 impl Config {
     /// Whether the URL names an address that [`Self::allow_private_addresses`] forbids.
     pub fn forbids_own_url(&self) -> bool {
-        let host = self.url.as_ref().and_then(|url| url.0.host_str()).unwrap_or_default();
+        let url = self.url.as_ref().and_then(|url| url.expose_secret().parse::<Url>().ok());
+        let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
         let literal = host.trim_matches(['[', ']']).parse();
         !self.allow_private_addresses && literal.is_ok_and(is_private)
     }
@@ -74,7 +75,7 @@ pub struct Webhook(Option<Receiver>);
 #[derive(Clone, Debug)]
 struct Receiver {
     client: reqwest::Client,
-    url: SecretUrl,
+    url: SecretString,
     key: Option<hmac::Key>,
 }
 
@@ -104,7 +105,7 @@ impl Webhook {
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
         let mut request = receiver
             .client
-            .post(receiver.url.0)
+            .post(receiver.url.expose_secret())
             .header("content-type", "application/json")
             .header("webhook-id", job.id.to_string())
             .header("webhook-timestamp", &timestamp);

@@ -1,29 +1,15 @@
 //! The layers of the configuration: where values are read, and how they are laid over each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use config::{FileFormat, Format, Map, Value, ValueKind};
 
-use super::{Fault, fault};
+use super::fault;
 
 /// Values by their full key, such as `http.port`; each knows its source.
 pub(super) type Values = BTreeMap<String, Value>;
 
-pub(super) fn read(path: &Path, required: bool, faults: &mut BTreeSet<Fault>) -> Values {
-    let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(&name, &text, faults),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => Values::new(),
-        Err(error) => {
-            let allowed = format!("expected a file that can be read: {}", error.kind());
-            fault(faults, "APP_CONFIG_FILE", &name, &allowed);
-            Values::new()
-        }
-    }
-}
-
-pub(super) fn parse(source: &str, text: &str, faults: &mut BTreeSet<Fault>) -> Values {
+pub(super) fn parse(source: &str, text: &str, faults: &mut BTreeSet<String>) -> Values {
     let mut values = Values::new();
     match FileFormat::Toml.parse(Some(&source.to_owned()), text) {
         Ok(table) => flatten("", table, &mut values),

@@ -7,40 +7,27 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use config::{ConfigError, ValueKind};
 use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
 /// What was expected where a value is written otherwise than its default is. Without this, text and numbers
 /// turn into each other on their way: "yes" into 1, 12.9 into 13.
 pub(super) fn mistyped(default: &ValueKind, value: &ValueKind) -> Option<&'static str> {
+    let text = value.to_string();
+    // Digits alone, and no zero first, which elsewhere means octal.
+    let is_whole = || text.parse::<u64>().is_ok_and(|number| number.to_string() == text);
     let (fits, expected) = match (default, value) {
-        (ValueKind::I64(_), value) => (is_whole(value), "expected a whole number"),
-        (ValueKind::Float(_), value) => (is_number(value), "expected a number"),
-        (ValueKind::Boolean(_), value) => {
-            (matches!(value, ValueKind::Boolean(_) | ValueKind::String(_)), "expected true or false")
+        (ValueKind::I64(_), value) => {
+            (is_whole() && !matches!(value, ValueKind::Float(_)), "expected a whole number")
         }
+        (ValueKind::Float(_), _) => (text.parse().is_ok_and(f64::is_finite), "expected a number"),
+        (ValueKind::Boolean(_), ValueKind::Boolean(_) | ValueKind::String(_)) => return None,
+        (ValueKind::Boolean(_), _) => (false, "expected true or false"),
         // Text and lists have types that say more.
         _ => return None,
     };
     (!fits).then_some(expected)
-}
-
-/// Text has digits alone, and no zero first, which elsewhere means octal.
-fn is_whole(value: &ValueKind) -> bool {
-    match value {
-        ValueKind::I64(number) => *number >= 0,
-        ValueKind::String(text) => text.parse::<u64>().is_ok_and(|number| number.to_string() == *text),
-        _ => false,
-    }
-}
-
-fn is_number(value: &ValueKind) -> bool {
-    match value {
-        ValueKind::I64(_) => true,
-        ValueKind::Float(number) => number.is_finite(),
-        ValueKind::String(text) => text.parse().is_ok_and(f64::is_finite),
-        _ => false,
-    }
 }
 
 /// A size with its unit.
@@ -50,50 +37,31 @@ pub fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::E
     size.ok_or_else(|| D::Error::custom("expected a size such as \"64KiB\" or \"1MiB\""))
 }
 
-/// A URL that may carry a password or a token, and is never shown.
-#[derive(Clone)]
-pub struct SecretUrl(pub Url);
-
-impl fmt::Debug for SecretUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl TryFrom<&str> for SecretUrl {
-    type Error = <Url as FromStr>::Err;
-
-    fn try_from(text: &str) -> Result<Self, Self::Error> {
-        text.parse().map(Self)
-    }
-}
-
 /// Checks that a URL can be called.
-pub fn is_http(url: &Option<SecretUrl>, (): &()) -> garde::Result {
-    match url.as_ref().map(|url| url.0.scheme()) {
-        None | Some("http" | "https") => Ok(()),
-        Some(_) => Err(garde::Error::new("expected an http or https URL")),
-    }
+pub fn is_http(url: &Option<SecretString>, (): &()) -> garde::Result {
+    let expected = match url.as_ref().map(|url| url.expose_secret().parse::<Url>()) {
+        None => return Ok(()),
+        Some(Ok(url)) if matches!(url.scheme(), "http" | "https") => return Ok(()),
+        Some(Ok(_)) => "expected an http or https URL",
+        Some(Err(_)) => "expected a URL such as \"https://host/path\"",
+    };
+    Err(garde::Error::new(expected))
 }
 
 /// What would have been right, without the value that was wrong.
 pub(super) fn expected(error: &ConfigError) -> String {
-    let text = match error {
-        ConfigError::Type { expected, .. } => format!("expected {expected}"),
-        other if other.to_string().contains("invalid IP address") => "expected an IP address".to_owned(),
-        other => other.to_string(),
+    let text = error.to_string();
+    let known = text.rsplit_once("expected ").map(|(_, rest)| rest.split(" for key ").next().unwrap_or(rest));
+    let expected = match known {
+        Some("a duration") => "a duration such as \"250ms\" or \"5s\"",
+        Some("an unsigned 16 bit integer") => "0 to 65535",
+        Some("an unsigned 32 bit integer") => "0 to 4294967295",
+        Some("a nonzero u32") => "1 to 4294967295",
+        Some(other) => other,
+        None if text.contains("invalid IP address") => "an IP address",
+        None => "another value, see config/default.toml",
     };
-    let allowed = text
-        .rfind("expected ")
-        .map_or("expected another value, see config/default.toml", |start| &text[start..]);
-    let allowed = allowed.split(" for key ").next().unwrap_or(allowed);
-    match allowed {
-        "expected a duration" => "expected a duration such as \"250ms\" or \"5s\"".to_owned(),
-        "expected an unsigned 16 bit integer" => "expected 0 to 65535".to_owned(),
-        "expected an unsigned 32 bit integer" => "expected 0 to 4294967295".to_owned(),
-        "expected a nonzero u32" => "expected 1 to 4294967295".to_owned(),
-        other => other.to_owned(),
-    }
+    format!("expected {expected}")
 }
 
 /// A list: an array in a file, text with commas in a variable.
@@ -118,17 +86,8 @@ pub fn list<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<Ve
 }
 
 /// A value for which empty text means none.
-pub fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: for<'text> TryFrom<&'text str>,
-{
-    let text = String::deserialize(deserializer)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    // Of the types used here only a URL can be malformed.
-    T::try_from(&text).map(Some).map_err(|_| D::Error::custom("expected a URL such as \"https://host/path\""))
+pub fn optional<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(deserializer).map(|text| (!text.is_empty()).then(|| text.into()))
 }
 
 /// Checks that a duration, a size or the like lies within `min` and `max`, both allowed.

@@ -11,6 +11,7 @@ use opentelemetry::trace::{
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -20,13 +21,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
 use super::counted::Counted;
-use crate::config::value::{SecretUrl, is_http, optional};
+use crate::config::value::{is_http, optional};
 
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_http))]
-    pub endpoint: Option<SecretUrl>,
+    pub endpoint: Option<SecretString>,
     #[garde(range(min = 0.0, max = 1.0))]
     pub sample_ratio: f64,
     #[serde(deserialize_with = "optional")]
@@ -55,7 +56,7 @@ where
     let client = client()?;
     // A user and password in the URL become a header, as a request of the client's own would have it: the exporter
     // would not send them, and the client would log them.
-    let url = format!("{}/v1/traces", endpoint.0.as_str().trim_end_matches('/'));
+    let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));
     let model = client.post(url).build().context("otlp endpoint")?;
     let headers = model.headers().iter();
     let headers =
