@@ -1,6 +1,5 @@
 //! Tasks in Postgres. Only this module and its child know SQL.
 
-use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,6 @@ use serde::Deserialize;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
-use time::OffsetDateTime;
 use tracing::warn;
 //@ if otlp
 use tracing::{Instrument, info_span};
@@ -104,27 +102,14 @@ pub struct Store {
     slow: Duration,
 }
 
-/// A row of `tasks`; its status is text in the database. Queries name its columns: a plan that is kept for `*` fails
-/// once a later release has added one.
-struct Row {
-    id: Uuid,
-    title: String,
-    description: Option<String>,
-    status: String,
-    version: i64,
-    created_at: OffsetDateTime,
-    updated_at: OffsetDateTime,
-    completed_at: Option<OffsetDateTime>,
-}
-
-impl From<Row> for Task {
-    fn from(row: Row) -> Self {
-        let status = if row.status == "completed" { Status::Completed } else { Status::Open };
-        let Row { id, title, description, version, created_at, updated_at, completed_at, .. } = row;
-        Self { id, title, description, status, version, created_at, updated_at, completed_at }
+/// As `query_as!` reads the column, which is text.
+impl From<String> for Status {
+    fn from(text: String) -> Self {
+        if text == "completed" { Self::Completed } else { Self::Open }
     }
 }
 
+/// Queries name their columns: a plan that is kept for `*` fails once a later release has added one.
 impl Store {
     /// A pool that connects when it is first used, so that the service starts before its database.
     ///
@@ -181,7 +166,7 @@ impl Store {
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(
-            Row,
+            Task,
             "INSERT INTO tasks (id, title, description, status, version, created_at, updated_at)
              VALUES ($1, $2, $3, 'open', 1, now(), now())
              RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
@@ -189,24 +174,21 @@ impl Store {
             new.title,
             new.description
         );
-        Ok(self.timed("create_task", query.fetch_one(&mut *connection)).await?.into())
+        Ok(self.timed("create_task", query.fetch_one(&mut *connection.0)).await?)
     }
 
-    /// # Errors
-    /// [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        self.read(&mut *self.acquire().await?, id).await
+        self.read(&mut self.acquire().await?.0, id).await
     }
 
     async fn read(&self, connection: &mut PgConnection, id: Uuid) -> Result<Task, Error> {
         let query = sqlx::query_as!(
-            Row,
+            Task,
             "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
              WHERE id = $1",
             id
         );
-        let row = self.timed("get_task", query.fetch_optional(connection)).await?;
-        Ok(row.ok_or(Error::NotFound)?.into())
+        self.timed("get_task", query.fetch_optional(connection)).await?.ok_or(Error::NotFound)
     }
 
     /// At most `limit` tasks after the id `after`, in the order of their ids.
@@ -214,37 +196,33 @@ impl Store {
         let mut connection = self.acquire().await?;
         let limit = i64::from(limit);
         // Two statements and not one with an OR, so that each has an index that fits it.
-        let rows = if let Some(status) = status {
+        Ok(if let Some(status) = status {
             let query = sqlx::query_as!(
-                Row,
+                Task,
                 "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
                  WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
                 status.into_str(),
                 after,
                 limit
             );
-            self.timed("list_tasks_by_status", query.fetch_all(&mut *connection)).await?
+            self.timed("list_tasks_by_status", query.fetch_all(&mut *connection.0)).await?
         } else {
             let query = sqlx::query_as!(
-                Row,
+                Task,
                 "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
                  WHERE id > $1 ORDER BY id LIMIT $2",
                 after,
                 limit
             );
-            self.timed("list_tasks", query.fetch_all(&mut *connection)).await?
-        };
-        Ok(rows.into_iter().map(Task::from).collect())
+            self.timed("list_tasks", query.fetch_all(&mut *connection.0)).await?
+        })
     }
 
     /// Changes a task, if it still has `version` where one is given.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`].
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(
-            Row,
+            Task,
             "UPDATE tasks SET title = COALESCE($3, title),
                  description = CASE WHEN $4 THEN $5 ELSE description END,
                  version = version + 1, updated_at = now()
@@ -256,17 +234,14 @@ impl Store {
             patch.description.is_some(),
             patch.description.flatten()
         );
-        match self.timed("update_task", query.fetch_optional(&mut *connection)).await? {
-            Some(row) => Ok(row.into()),
-            None => Err(self.missed(&mut connection, id).await),
+        match self.timed("update_task", query.fetch_optional(&mut *connection.0)).await? {
+            Some(task) => Ok(task),
+            None => Err(self.missed(&mut connection.0, id).await),
         }
     }
 
     /// Completes a task, if it still has `version` where one is given. The first time, the job that `job`
     /// makes is stored in the same transaction; it is returned as well.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`].
     pub async fn complete(
         &self,
         id: Uuid,
@@ -274,23 +249,22 @@ impl Store {
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
         let mut connection = self.acquire().await?;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.0.begin().await?;
         let query = sqlx::query_as!(
-            Row,
+            Task,
             "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()
              WHERE id = $1 AND status = 'open' AND version = COALESCE($2, version)
              RETURNING id, title, description, status, version, created_at, updated_at, completed_at",
             id,
             version
         );
-        let Some(row) = self.timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
+        let Some(task) = self.timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
             // Nothing changed: it is completed already, has another version, or does not exist.
             let task = self.read(&mut transaction, id).await?;
             let fits =
                 version.is_none_or(|version| version == task.version) && task.status == Status::Completed;
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
         };
-        let task = Task::from(row);
         let job = job(&task);
         if let Some(job) = &job {
             self.insert_job(&mut transaction, job).await?;
@@ -300,15 +274,12 @@ impl Store {
     }
 
     /// Deletes a task, if it still has `version` where one is given.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::VersionMismatch`].
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
-        if self.timed("delete_task", query.execute(&mut *connection)).await?.rows_affected() == 0 {
-            return Err(self.missed(&mut connection, id).await);
+        if self.timed("delete_task", query.execute(&mut *connection.0)).await?.rows_affected() == 0 {
+            return Err(self.missed(&mut connection.0, id).await);
         }
         Ok(())
     }
@@ -322,7 +293,7 @@ impl Store {
         let started = Instant::now();
         let connection = self.pool.acquire().await;
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
+        Ok(Leased(connection?, self.pool.options().get_acquire_timeout()))
     }
 
     /// Bounds and measures a query, and tells of one that is slow: under a name of ours, so that no value can end up
@@ -344,37 +315,17 @@ impl Store {
         if took >= self.slow {
             warn!(query = name, duration_seconds, "database.slow_query");
         }
-        result.unwrap_or_else(|_| Err(silent()))
+        // The server has fallen silent.
+        result.unwrap_or_else(|late| Err(std::io::Error::from(late).into()))
     }
 }
 
 /// A connection of the pool, which asks it whether it still works before it takes it back, and waits for ever: a server
 /// that has fallen silent would keep the place of each that was in use.
-struct Leased {
-    connection: PoolConnection<Postgres>,
-    patience: Duration,
-}
+struct Leased(PoolConnection<Postgres>, Duration);
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        tokio::spawn(tokio::time::timeout(self.patience, self.connection.return_to_pool()));
+        tokio::spawn(tokio::time::timeout(self.1, self.0.return_to_pool()));
     }
-}
-
-impl Deref for Leased {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Leased {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-}
-
-fn silent() -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the server has fallen silent"))
 }

@@ -52,7 +52,7 @@ impl Store {
             r#"SELECT id, job::json ->> 'kind' AS job, attempts, failed_at AS "failed_at!", last_error AS reason
                FROM jobs WHERE failed_at IS NOT NULL ORDER BY failed_at DESC LIMIT 1000"#
         );
-        Ok(self.timed("dead_letters", query.fetch_all(&mut *connection)).await?)
+        Ok(self.timed("dead_letters", query.fetch_all(&mut *connection.0)).await?)
     }
 
     /// Queues the jobs that failed for good anew, or one of them, and returns how many those are.
@@ -63,6 +63,6 @@ impl Store {
              WHERE failed_at IS NOT NULL AND id = COALESCE($1, id)",
             id
         );
-        Ok(self.timed("requeue_jobs", query.execute(&mut *connection)).await?.rows_affected())
+        Ok(self.timed("requeue_jobs", query.execute(&mut *connection.0)).await?.rows_affected())
     }
 }

@@ -29,7 +29,7 @@ impl Store {
              RETURNING id, job, attempts",
             lease.as_secs_f64()
         );
-        let Some(row) = self.timed("claim_job", query.fetch_optional(&mut *connection)).await? else {
+        let Some(row) = self.timed("claim_job", query.fetch_optional(&mut *connection.0)).await? else {
             return Ok(None);
         };
         match serde_json::from_str::<Job>(&row.job) {
@@ -49,7 +49,7 @@ impl Store {
         let settled = match settlement {
             Settlement::Done => {
                 let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
-                self.timed("finish_job", query.execute(&mut *connection)).await
+                self.timed("finish_job", query.execute(&mut *connection.0)).await
             }
             Settlement::Retry { after } => {
                 let query = sqlx::query!(
@@ -57,7 +57,7 @@ impl Store {
                     id,
                     after.as_secs_f64()
                 );
-                self.timed("retry_job", query.execute(&mut *connection)).await
+                self.timed("retry_job", query.execute(&mut *connection.0)).await
             }
             Settlement::Failed { reason } => {
                 let query = sqlx::query!(
@@ -65,7 +65,7 @@ impl Store {
                     id,
                     reason
                 );
-                self.timed("fail_job", query.execute(&mut *connection)).await
+                self.timed("fail_job", query.execute(&mut *connection.0)).await
             }
         };
         Ok(settled.map(drop)?)
@@ -79,7 +79,7 @@ impl Store {
                    COALESCE(extract(epoch FROM now() - min(run_at)), 0)::float8 AS "waited!"
                FROM jobs WHERE failed_at IS NULL"#
         );
-        let row = self.timed("count_jobs", query.fetch_one(&mut *connection)).await?;
+        let row = self.timed("count_jobs", query.fetch_one(&mut *connection.0)).await?;
         // Negative where none is due yet.
         let waited = Duration::try_from_secs_f64(row.waited).unwrap_or_default();
         Ok((usize::try_from(row.count).unwrap_or(0), waited))

@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tracing::info;
 
-use super::{Error, Store};
+use super::Store;
 
 /// Any number, the same in all replicas of this service and no one else's.
 const LOCK: i64 = 0x7461_736b;
@@ -50,8 +50,8 @@ impl Store {
     pub(super) async fn schema_is_current(&self) -> Result<(), String> {
         let query = sqlx::query_scalar!(r#"SELECT max(version) FROM _sqlx_migrations WHERE success"#);
         let found =
-            async { self.timed("schema_version", query.fetch_one(&mut *self.acquire().await?)).await };
-        let found = found.await.map_err(|error| describe(error.into()))?.unwrap_or(0);
+            async { self.timed("schema_version", query.fetch_one(&mut *self.acquire().await?.0)).await };
+        let found = found.await.map_err(|error: sqlx::Error| error.to_string())?.unwrap_or(0);
         if found < newest() {
             return Err(format!("schema is at {found}, this binary needs {}", newest()));
         }
@@ -61,11 +61,4 @@ impl Store {
 
 fn newest() -> i64 {
     sqlx::migrate!().iter().map(|migration| migration.version).max().unwrap_or(0)
-}
-
-fn describe(error: Error) -> String {
-    match error {
-        Error::Unavailable(cause) | Error::Conflict(cause) | Error::Refused(cause) => cause.to_string(),
-        other => other.to_string(),
-    }
 }
