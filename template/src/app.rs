@@ -195,7 +195,7 @@ impl Service {
         let follower = cache.clone().follow();
         //@ end
         let writes = TaskTracker::new();
-        let notify = webhook.enabled();
+        let notify = webhook.is_some();
         let tasks = Tasks { store: store.clone(), cache, queue, notify, writes: writes.clone() };
         let around = http::Surroundings {
             health: health.clone(),
@@ -236,7 +236,7 @@ impl Service {
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
         spawn(&mut tasks, "job runner", async move {
             ready.reached(State::Ready).await;
-            runner.run(move |job| webhook.clone().deliver(job), stop).await;
+            runner.run(move |job| Webhook::deliver(webhook.clone(), job), stop).await;
         });
         let prober = (service.prober.clone(), service.health.clone());
         spawn(&mut tasks, "prober", async move {

@@ -10,7 +10,6 @@ use metrics::{counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 //@ if otlp
 use tracing::{Instrument, info_span};
@@ -76,7 +75,8 @@ pub struct Failure {
 }
 
 /// What becomes of a job after a run.
-#[derive(Debug)]
+#[derive(Debug, IntoStaticStr)]
+#[strum(serialize_all = "lowercase", const_into_str)]
 pub enum Settlement {
     Done,
     Retry { after: Duration },
@@ -103,10 +103,9 @@ impl Runner {
     }
 
     /// Runs `work` for each job until `stop` says so and the queue has no more for this process.
-    pub async fn run<W, F>(self, work: W, stop: Stop)
+    pub async fn run<F>(self, work: impl Fn(Job) -> F, stop: Stop)
     where
-        W: Fn(Job) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<(), Failure>> + Send,
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let _ended = stop.ended.clone().drop_guard();
         let running = TaskTracker::new();
@@ -114,11 +113,12 @@ impl Runner {
         let all = async {
             loop {
                 let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-                let Some(job) = self.queue.next(&stop.drain).await else { break };
-                let (runner, work, stop) = (self.clone(), work.clone(), stop.clone());
+                let Some(mut job) = self.queue.next(&stop.drain).await else { break };
+                job.attempts += 1;
+                let (runner, run, stop) = (self.clone(), work(job.clone()), stop.clone());
                 running.spawn(async move {
                     let _slot = slot;
-                    let _ = stop.abort.run_until_cancelled(runner.attempt(job, work, &stop.drain)).await;
+                    let _ = stop.abort.run_until_cancelled(runner.attempt(job, run, &stop)).await;
                 });
             }
             running.close();
@@ -140,12 +140,7 @@ impl Runner {
     }
 
     /// One run of one job.
-    async fn attempt<W, F>(&self, mut job: Job, work: W, drain: &CancellationToken)
-    where
-        W: Fn(Job) -> F,
-        F: Future<Output = Result<(), Failure>>,
-    {
-        job.attempts += 1;
+    async fn attempt(&self, job: Job, run: impl Future<Output = Result<(), Failure>>, stop: &Stop) {
         let started = Instant::now();
         let name = job.kind.into_str();
         let caused_by = job.context.trace.as_ref();
@@ -159,15 +154,11 @@ impl Runner {
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
-            let settlement = match contained(work(job.clone())).await {
+            let settlement = match contained(run).await {
                 Ok(()) => Settlement::Done,
-                Err(failure) => self.after(&job, failure, drain),
+                Err(failure) => self.after(&job, failure, stop),
             };
-            let outcome = match settlement {
-                Settlement::Done => "done",
-                Settlement::Retry { .. } => "retry",
-                Settlement::Failed { .. } => "failed",
-            };
+            let outcome = settlement.into_str();
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
             if outcome == "done" {
@@ -181,10 +172,10 @@ impl Runner {
         context.scope(run).await;
     }
 
-    fn after(&self, job: &Job, failure: Failure, drain: &CancellationToken) -> Settlement {
+    fn after(&self, job: &Job, failure: Failure, stop: &Stop) -> Settlement {
         let (name, reason) = (job.kind.into_str(), failure.reason);
         let another = failure.retry && job.attempts < self.config.max_attempts;
-        if !another || (drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
+        if !another || (stop.drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
             error!(job = name, id = %job.id, attempts = job.attempts, reason, category = "internal", "job.failed");
             return Settlement::Failed { reason };
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use metrics::gauge;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -17,10 +18,6 @@ use crate::telemetry::metrics::as_f64;
 const POLL: Duration = Duration::from_millis(500);
 /// How often the queue is measured: until it is, a full one looks empty.
 const WATCH: Duration = Duration::from_secs(1);
-
-/// The queue holds as much as `jobs.queue_capacity` allows.
-#[derive(Debug)]
-pub struct Full;
 
 /// The right to add one job.
 #[derive(Debug)]
@@ -47,9 +44,9 @@ impl Queue {
         Self { store: store.clone(), capacity, lease, depth: AtomicUsize::new(0), added: Notify::new() }
     }
 
-    /// Makes sure that there is room, before anything is written.
-    pub fn reserve(&self) -> Result<Place, Full> {
-        if self.depth.load(Ordering::Relaxed) < self.capacity { Ok(Place(())) } else { Err(Full) }
+    /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
+    pub fn reserve(&self) -> Option<Place> {
+        (self.depth.load(Ordering::Relaxed) < self.capacity).then_some(Place(()))
     }
 
     /// Wakes a worker for a job that the store has written.
@@ -60,21 +57,15 @@ impl Queue {
 
     /// Waits for the next job. `None` once `drain` is cancelled: what is left waits for another process.
     pub async fn next(&self, drain: &CancellationToken) -> Option<Job> {
-        loop {
-            if drain.is_cancelled() {
-                return None;
-            }
+        while !drain.is_cancelled() {
             match self.store.claim_job(self.lease).await {
                 Ok(Some(job)) => return Some(job),
                 Ok(None) => {}
                 Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
             }
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = self.added.notified() => {}
-                () = tokio::time::sleep(POLL) => {}
-            }
+            let _ = drain.run_until_cancelled(timeout(POLL, self.added.notified())).await;
         }
+        None
     }
 
     /// Records what became of a job that was taken.

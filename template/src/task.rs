@@ -39,6 +39,15 @@ pub enum Status {
     Completed,
 }
 
+/// A page of tasks
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TaskPage {
+    pub items: Vec<Task>,
+    /// Where the next page begins; `null` on the last one.
+    #[schema(required = true)]
+    pub next_cursor: Option<Uuid>,
+}
+
 /// A task as clients are told it, written once for all who read it.
 #[derive(Clone, Debug)]
 pub struct Rendered {

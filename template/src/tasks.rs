@@ -9,9 +9,9 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::cache::Cache;
-use crate::queue::{Full, Queue};
+use crate::queue::Queue;
 use crate::store::{self, Store};
-use crate::task::{NewTask, Rendered, Status, Task, TaskPatch};
+use crate::task::{NewTask, Rendered, Status, Task, TaskPage, TaskPatch};
 use crate::telemetry::context::Context;
 use crate::webhook;
 
@@ -29,12 +29,6 @@ impl From<store::Error> for Error {
     }
 }
 
-impl From<Full> for Error {
-    fn from(_: Full) -> Self {
-        Self::QueueFull
-    }
-}
-
 /// Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Tasks {
@@ -45,13 +39,6 @@ pub struct Tasks {
     pub notify: bool,
     /// Writes under way.
     pub writes: TaskTracker,
-}
-
-/// Some tasks in the order of their ids, and where the next ones begin.
-#[derive(Debug)]
-pub struct Page {
-    pub items: Vec<Task>,
-    pub next: Option<Uuid>,
 }
 
 impl Tasks {
@@ -65,13 +52,18 @@ impl Tasks {
         self.cache.get(id, || self.store.get(id)).await.map_err(Error::Store)
     }
 
-    pub async fn list(&self, status: Option<Status>, after: Option<Uuid>, limit: u16) -> Result<Page, Error> {
+    pub async fn list(
+        &self,
+        status: Option<Status>,
+        after: Option<Uuid>,
+        limit: u16,
+    ) -> Result<TaskPage, Error> {
         // One more than asked for tells whether there is a next page.
         let mut items = self.store.list(status, after.unwrap_or(Uuid::nil()), limit + 1).await?;
         let more = items.len() > limit.into();
         items.truncate(limit.into());
-        let next = items.last().filter(|_| more).map(|last| last.id);
-        Ok(Page { items, next })
+        let next_cursor = items.last().filter(|_| more).map(|last| last.id);
+        Ok(TaskPage { items, next_cursor })
     }
 
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
@@ -91,9 +83,9 @@ impl Tasks {
 
     async fn complete_and_queue(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
         // Room in the queue comes first: a completion must not be kept if no one can be told of it.
-        let place = match self.notify.then(|| self.queue.reserve()).transpose() {
-            Ok(place) => place,
-            Err(full) => return self.completed_before(id, version).await?.ok_or_else(|| full.into()),
+        let place = match self.notify.then(|| self.queue.reserve()) {
+            Some(None) => return self.completed_before(id, version).await?.ok_or(Error::QueueFull),
+            place => place.flatten(),
         };
         let mut first = false;
         let notify = |task: &Task| {

@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
+use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{StatusCode, Url};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -68,20 +68,18 @@ pub fn task_completed(task: &Task) -> Job {
     Job::new(Kind::Webhook, event.to_string())
 }
 
-/// The receiver, if one is configured: without it no client is built, which would load the system's roots.
+/// The receiver.
 #[derive(Clone, Debug)]
-pub struct Webhook(Option<Receiver>);
-
-#[derive(Clone, Debug)]
-struct Receiver {
+pub struct Webhook {
     client: reqwest::Client,
     url: SecretString,
     key: Option<hmac::Key>,
 }
 
 impl Webhook {
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let Some(url) = config.url.clone() else { return Ok(Self(None)) };
+    /// None without a URL: no client is built then, which would load the system's roots.
+    pub fn new(config: &Config) -> anyhow::Result<Option<Self>> {
+        let Some(url) = config.url.clone() else { return Ok(None) };
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
             // A redirect could lead anywhere, with our signature on it. Standard Webhooks has it count as a failure.
@@ -91,25 +89,20 @@ impl Webhook {
             .dns_resolver(Arc::new(Resolver { private: config.allow_private_addresses }))
             .build()
             .context("webhook client")?;
-        Ok(Self(Some(Receiver { client, url, key: config.secret.as_ref().and_then(signing_key) })))
-    }
-
-    pub fn enabled(&self) -> bool {
-        self.0.is_some()
+        Ok(Some(Self { client, url, key: config.secret.as_ref().and_then(signing_key) }))
     }
 
     /// Delivers one job.
-    pub async fn deliver(self, job: Job) -> Result<(), Failure> {
+    pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
         let switched_off = || Failure { reason: "webhook.url is no longer set".to_owned(), retry: false };
-        let receiver = self.0.ok_or_else(switched_off)?;
+        let Self { client, url, key } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
-        let mut request = receiver
-            .client
-            .post(receiver.url.expose_secret())
+        let mut request = client
+            .post(url.expose_secret())
             .header("content-type", "application/json")
             .header("webhook-id", job.id.to_string())
             .header("webhook-timestamp", &timestamp);
-        if let Some(key) = &receiver.key {
+        if let Some(key) = &key {
             let signed = format!("{}.{timestamp}.{}", job.id, job.payload);
             let signature = BASE64.encode(hmac::sign(key, signed.as_bytes()));
             request = request.header("webhook-signature", format!("v1,{signature}"));
@@ -117,22 +110,18 @@ impl Webhook {
         if let Some(trace) = Context::current().and_then(|context| context.trace) {
             request = request.header("traceparent", trace.traceparent());
         }
-        match request.body(job.payload).send().await {
-            Ok(answer) if answer.status().is_success() => Ok(()),
-            Ok(answer) => Err(refusal(answer.status())),
-            // Without the URL, whose path or query may be a secret.
-            Err(error) => {
-                let reason = format!("{:#}", anyhow::Error::from(error.without_url()));
-                Err(Failure { reason, retry: true })
+        let (reason, retry) = match request.body(job.payload).send().await.map(|answer| answer.status()) {
+            Ok(status) if status.is_success() => return Ok(()),
+            Ok(status) => {
+                // Request Timeout, Conflict, Too Early, Too Many Requests.
+                let passing = [408, 409, 425, 429].contains(&status.as_u16());
+                (format!("answered {status}"), passing || !status.is_client_error())
             }
-        }
+            // Without the URL, whose path or query may be a secret.
+            Err(error) => (format!("{:#}", anyhow::Error::from(error.without_url())), true),
+        };
+        Err(Failure { reason, retry })
     }
-}
-
-fn refusal(status: StatusCode) -> Failure {
-    // Request Timeout, Conflict, Too Early.
-    let passing = [408, 409, 425].contains(&status.as_u16()) || status == StatusCode::TOO_MANY_REQUESTS;
-    Failure { reason: format!("answered {status}"), retry: passing || !status.is_client_error() }
 }
 
 /// The system's resolver, less the addresses inside our own network: a URL from outside must not make us talk to a

@@ -7,8 +7,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::extract::{Id, IfMatch, Query, Valid};
 use super::openapi::{BodyRefused, ConditionFailed, Failures, NotFound, ParametersRefused};
 use super::problem::{FieldError, Problem};
-use crate::task::{NewTask, Rendered, Status, Task, TaskPatch};
+use crate::task::{NewTask, Rendered, Status, Task, TaskPage, TaskPatch};
 use crate::tasks::Tasks;
 
 const LARGEST_PAGE: u16 = 100;
@@ -73,15 +73,6 @@ struct ListParameters {
     status: Option<Status>,
 }
 
-/// A page of tasks
-#[derive(Debug, Serialize, ToSchema)]
-struct TaskPage {
-    items: Vec<Task>,
-    /// Where the next page begins; `null` on the last one.
-    #[schema(required = true)]
-    next_cursor: Option<Uuid>,
-}
-
 /// List tasks, oldest first
 #[utoipa::path(
     get, path = "/v1/tasks", tag = "tasks", params(ListParameters),
@@ -96,8 +87,7 @@ async fn list_tasks(
         let error = FieldError { field: "limit".to_owned(), detail: format!("expected 1 to {LARGEST_PAGE}") };
         return Err(Problem::validation("A parameter is not valid.", vec![error]));
     }
-    let page = tasks.list(parameters.status, parameters.cursor, limit).await?;
-    Ok(Json(TaskPage { items: page.items, next_cursor: page.next }))
+    Ok(Json(tasks.list(parameters.status, parameters.cursor, limit).await?))
 }
 
 /// Read a task
