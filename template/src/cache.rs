@@ -1,6 +1,5 @@
 //! Tasks read through a cache: one load for any number of callers, and never an old value after a write.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::config::value::millis;
 //@ if redis
 use crate::health::Check;
 //@ end
-use crate::store::Error;
+use crate::store::{Error, Store};
 use crate::task::{Rendered, Task};
 
 //@ if redis
@@ -40,7 +39,9 @@ pub struct Cache {
     memory: moka::future::Cache<Uuid, Entry>,
     hits: Counter,
     misses: Counter,
-    writes: Arc<Writes>,
+    /// How often tasks were written, by the end of their ids, which is random: two that share a counter cost a load too
+    /// many, and no more.
+    writes: Arc<[AtomicU64]>,
     //@ if redis
     shared: shared::Shared,
     //@ end
@@ -49,7 +50,7 @@ pub struct Cache {
 #[derive(Clone, Debug)]
 struct Entry {
     task: Rendered,
-    /// [`Writes::count`] from before the load: a write since then makes the entry void.
+    /// [`Cache::count`] from before the load: a write since then makes the entry void.
     writes: u64,
 }
 
@@ -63,7 +64,7 @@ impl Cache {
             hits: requests("hit"),
             misses: requests("miss"),
             // Counted by each process for itself.
-            writes: Arc::default(),
+            writes: (0..1024).map(|_| AtomicU64::new(0)).collect(),
             //@ if redis
             shared: shared::Shared::open(&config.redis)?,
             //@ end
@@ -78,14 +79,11 @@ impl Cache {
     //@ end
 
     /// The task, loaded unless it is known. Callers that miss at the same time share one load.
-    pub async fn get<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Rendered, Arc<Error>>
-    where
-        F: Future<Output = Result<Task, Error>>,
-    {
+    pub async fn get(&self, id: Uuid, store: &Store) -> Result<Rendered, Arc<Error>> {
         match self.look_up(id).await {
-            Some(entry) if entry.writes == self.writes.count(id) => Ok(entry.task),
+            Some(entry) if entry.writes == self.count(id) => Ok(entry.task),
             // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
-            known => Box::pin(self.get_anew(id, known, load)).await,
+            known => Box::pin(self.get_anew(id, known, store)).await,
         }
     }
 
@@ -95,46 +93,40 @@ impl Cache {
         known
     }
 
-    async fn get_anew<F>(
+    async fn get_anew(
         &self,
         id: Uuid,
         mut known: Option<Entry>,
-        load: impl Fn() -> F,
-    ) -> Result<Rendered, Arc<Error>>
-    where
-        F: Future<Output = Result<Task, Error>>,
-    {
+        store: &Store,
+    ) -> Result<Rendered, Arc<Error>> {
         // More than one round only while writes to this very task keep coming in.
         for _ in 0..3 {
             let entry = match known {
                 Some(entry) => entry,
                 // Boxed by the one who loads, so that those who wait for it need not carry that room.
-                None => self.memory.try_get_with(id, async { Box::pin(self.load(id, &load)).await }).await?,
+                None => self.memory.try_get_with(id, async { Box::pin(self.load(id, store)).await }).await?,
             };
-            if entry.writes == self.writes.count(id) {
+            if entry.writes == self.count(id) {
                 return Ok(entry.task);
             }
             self.memory.invalidate(&id).await;
             known = self.look_up(id).await;
         }
-        let task = Box::pin(load()).await?;
+        let task = Box::pin(store.get(id)).await?;
         // It is not kept, and whatever is may be older.
         self.forget(id).await;
         Ok(Rendered::from(&task))
     }
 
-    async fn load<F>(&self, id: Uuid, load: impl Fn() -> F) -> Result<Entry, Error>
-    where
-        F: Future<Output = Result<Task, Error>>,
-    {
-        let writes = self.writes.count(id);
+    async fn load(&self, id: Uuid, store: &Store) -> Result<Entry, Error> {
+        let writes = self.count(id);
         //@ if redis
         let found = self.shared.get(id).await;
         if let Found::Task(task) = found {
             return Ok(Entry { task, writes });
         }
         //@ end
-        let loaded = load().await.map(|task| Rendered::from(&task));
+        let loaded = store.get(id).await.map(|task| Rendered::from(&task));
         //@ if redis
         match &loaded {
             Ok(task) => self.shared.fill(id, task, &found).await,
@@ -172,7 +164,7 @@ impl Cache {
 
     /// Reads the task anew when it is next asked for.
     pub async fn forget(&self, id: Uuid) {
-        self.writes.add(id);
+        self.counter(id).fetch_add(1, Ordering::SeqCst);
         self.memory.invalidate(&id).await;
     }
     //@ if redis
@@ -191,44 +183,19 @@ impl Cache {
     }
 
     fn forget_all(&self) {
-        self.writes.add_everywhere();
+        for counter in &*self.writes {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
         self.memory.invalidate_all();
     }
     //@ end
-}
 
-/// Counts writes, by a part of the id: two tasks that share a counter cost a load too many, and no more.
-#[derive(Debug)]
-struct Writes {
-    counters: Vec<AtomicU64>,
-    hasher: RandomState,
-}
-
-impl Default for Writes {
-    fn default() -> Self {
-        Self { counters: (0..1024).map(|_| AtomicU64::new(0)).collect(), hasher: RandomState::new() }
-    }
-}
-
-impl Writes {
     fn counter(&self, id: Uuid) -> &AtomicU64 {
-        let hash = self.hasher.hash_one(id) % self.counters.len() as u64;
-        &self.counters[usize::try_from(hash).unwrap_or(0)]
+        let [.., high, low] = id.into_bytes();
+        &self.writes[usize::from(u16::from_be_bytes([high, low])) % self.writes.len()]
     }
 
     fn count(&self, id: Uuid) -> u64 {
         self.counter(id).load(Ordering::SeqCst)
     }
-
-    fn add(&self, id: Uuid) {
-        self.counter(id).fetch_add(1, Ordering::SeqCst);
-    }
-    //@ if redis
-
-    fn add_everywhere(&self) {
-        for counter in &self.counters {
-            counter.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-    //@ end
 }

@@ -49,17 +49,12 @@ impl Tasks {
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Rendered, Error> {
-        self.cache.get(id, || self.store.get(id)).await.map_err(Error::Store)
+        self.cache.get(id, &self.store).await.map_err(Error::Store)
     }
 
-    pub async fn list(
-        &self,
-        status: Option<Status>,
-        after: Option<Uuid>,
-        limit: u16,
-    ) -> Result<TaskPage, Error> {
+    pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<TaskPage, Error> {
         // One more than asked for tells whether there is a next page.
-        let mut items = self.store.list(status, after.unwrap_or(Uuid::nil()), limit + 1).await?;
+        let mut items = self.store.list(status, after, limit + 1).await?;
         let more = items.len() > limit.into();
         items.truncate(limit.into());
         let next_cursor = items.last().filter(|_| more).map(|last| last.id);

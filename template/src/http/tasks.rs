@@ -87,7 +87,7 @@ async fn list_tasks(
         let error = FieldError { field: "limit".to_owned(), detail: format!("expected 1 to {LARGEST_PAGE}") };
         return Err(Problem::validation("A parameter is not valid.", vec![error]));
     }
-    Ok(Json(tasks.list(parameters.status, parameters.cursor, limit).await?))
+    Ok(Json(tasks.list(parameters.status, parameters.cursor.unwrap_or_default(), limit).await?))
 }
 
 /// Read a task
