@@ -74,7 +74,7 @@ impl Cache {
 
     /// What health knows of the shared tier.
     pub fn check(&self) -> Check {
-        self.shared.check()
+        self.shared.redis.check()
     }
     //@ end
 
@@ -83,7 +83,7 @@ impl Cache {
         match self.look_up(id).await {
             Some(entry) if entry.writes == self.count(id) => Ok(entry.task),
             // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
-            known => Box::pin(self.get_anew(id, known, store)).await,
+            known => Box::pin(self.renew(id, known, store)).await,
         }
     }
 
@@ -93,12 +93,7 @@ impl Cache {
         known
     }
 
-    async fn get_anew(
-        &self,
-        id: Uuid,
-        mut known: Option<Entry>,
-        store: &Store,
-    ) -> Result<Rendered, Arc<Error>> {
+    async fn renew(&self, id: Uuid, mut known: Option<Entry>, store: &Store) -> Result<Rendered, Arc<Error>> {
         // More than one round only while writes to this very task keep coming in.
         for _ in 0..3 {
             let entry = match known {
@@ -173,8 +168,7 @@ impl Cache {
     pub async fn follow(self) {
         let listen = async {
             loop {
-                // Changes may have been missed while there was no connection, up to the moment it listens again.
-                self.shared.follow(|| self.forget_all(), |id| self.forget(id)).await;
+                self.shared.follow(&self).await;
                 self.forget_all();
                 tokio::time::sleep(shared::RECONNECT).await;
             }

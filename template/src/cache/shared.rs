@@ -10,9 +10,9 @@ use redis::Script;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::Cache;
 use super::connection::{Config, Redis};
 use super::missed::Missed;
-use crate::health::Check;
 use crate::task::{Rendered, Task};
 
 /// The version that no later one follows, and the one before all.
@@ -83,7 +83,7 @@ pub(super) enum Found {
 /// Clones share what they know.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
-    redis: Redis,
+    pub(super) redis: Redis,
     missed: Arc<Mutex<Missed>>,
     ttl: Duration,
 }
@@ -91,10 +91,6 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn open(config: &Config) -> anyhow::Result<Self> {
         Ok(Self { redis: Redis::open(config)?, missed: Arc::default(), ttl: config.ttl })
-    }
-
-    pub(super) fn check(&self) -> Check {
-        self.redis.check()
     }
 
     pub(super) async fn get(&self, id: Uuid) -> Found {
@@ -122,17 +118,14 @@ impl Shared {
 
     /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
     pub(super) async fn fill(&self, id: Uuid, task: &Rendered, found: &Found) {
-        let filled = match found {
-            Found::Instead(found) => {
-                let mut fill = FILL.key(self.key(id));
-                fill.arg(found).arg(task.version).arg(&task.json[..]).arg(self.lifetime());
-                self.redis.run("store", fill).await
+        if let Found::Instead(found) = found {
+            let mut fill = FILL.key(self.key(id));
+            fill.arg(found).arg(task.version).arg(&task.json[..]).arg(self.lifetime());
+            if self.redis.run("store", fill).await == Some(true) {
+                return;
             }
-            Found::Task(_) | Found::Unknown => None,
-        };
-        if filled != Some(true) {
-            self.missed().add(id, task.version, self.ttl);
         }
+        self.missed().add(id, task.version, self.ttl);
     }
 
     /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
@@ -157,22 +150,18 @@ impl Shared {
         }
     }
 
-    /// Calls `listening` once and then `changed` for each task that another replica has written, until the
-    /// connection breaks.
-    pub(super) async fn follow<F: Future<Output = ()>>(
-        &self,
-        listening: impl Fn(),
-        changed: impl Fn(Uuid) -> F,
-    ) {
+    /// Has `cache` forget each task that another replica has written, until the connection breaks.
+    pub(super) async fn follow(&self, cache: &Cache) {
         let Some(subscription) = self.redis.subscribe(CHANGES).await else { return };
-        listening();
+        // Changes may have been missed while there was no connection, up to this moment.
+        cache.forget_all();
         let (mut peer, mut messages) = subscription.split();
         loop {
             match timeout(QUIET, messages.next()).await {
                 Ok(Some(message)) => {
                     if let Some(id) = message.get_payload::<String>().ok().and_then(|text| text.parse().ok())
                     {
-                        changed(id).await;
+                        cache.forget(id).await;
                     }
                 }
                 Ok(None) => return,
@@ -188,12 +177,8 @@ impl Shared {
     /// Whether Redis has now seen this version or a later one.
     async fn superseded(&self, id: Uuid, version: i64) -> bool {
         let mut supersede = SUPERSEDE.key(self.key(id));
-        supersede
-            .arg(version)
-            .arg(mark())
-            .arg(self.lifetime())
-            .arg(self.redis.key(CHANGES))
-            .arg(id.to_string());
+        supersede.arg(version).arg(mark()).arg(self.lifetime());
+        supersede.arg(self.redis.key(CHANGES)).arg(id.to_string());
         self.redis.run::<()>("store", supersede).await.is_some()
     }
 
