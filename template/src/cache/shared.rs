@@ -164,12 +164,9 @@ impl Shared {
                         cache.forget(id).await;
                     }
                 }
-                Ok(None) => return,
                 // A peer that has vanished tells nobody.
-                Err(_) => match timeout(QUIET, peer.ping::<()>()).await {
-                    Ok(Ok(())) => {}
-                    _ => return,
-                },
+                Err(_) if matches!(timeout(QUIET, peer.ping::<()>()).await, Ok(Ok(()))) => {}
+                Ok(None) | Err(_) => return,
             }
         }
     }

@@ -74,7 +74,8 @@ pub struct Observer {
     pub cors: Option<CorsLayer>,
     pub tally: Tally,
     //@ if otlp
-    pub sampling: otlp::Sampling,
+    /// Which share of requests is exported where their caller has not decided; none without an endpoint.
+    pub sample_ratio: Option<f64>,
     //@ end
 }
 
@@ -87,7 +88,7 @@ impl Observer {
             cors: super::cors(&config.http.cors_allowed_origins)?,
             tally: Tally::default(),
             //@ if otlp
-            sampling: otlp::Sampling::new(&config.otlp),
+            sample_ratio: config.otlp.endpoint.as_ref().map(|_| config.otlp.sample_ratio),
             //@ end
         })
     }
@@ -121,7 +122,8 @@ pub fn observe<A: Future<Output = Response>>(
     let caller = Trace::from_headers(request.headers());
     let trace = caller.as_ref().map(Trace::child);
     //@ if otlp
-    let trace = trace.or_else(|| observer.sampling.begin());
+    let begun = || Some(Trace::begin(fastrand::f64() < observer.sample_ratio?));
+    let trace = trace.or_else(begun);
     let (span, trace) = otlp::span(caller.as_ref(), trace, || {
         info_span!(
             "request",

@@ -25,11 +25,6 @@ impl Context {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Shows the context of this task to `look`, if it works for a request.
-    pub fn with_current(look: impl FnOnce(&Self)) {
-        let _ = CURRENT.try_with(look);
-    }
-
     /// Runs `future` in this context. A task that it spawns has to be given the context anew.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, future)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, counter};
+use metrics::Counter;
 use opentelemetry::Context;
 use opentelemetry_otlp::SpanExporter as Otlp;
 use opentelemetry_sdk::Resource;
@@ -12,14 +12,8 @@ use opentelemetry_sdk::trace::{BatchSpanProcessor, Span, SpanData, SpanExporter,
 /// What spans pass through on their way out.
 #[derive(Debug)]
 pub(super) struct Counted<T> {
-    inner: T,
-    passed: Counter,
-}
-
-impl Counted<Otlp> {
-    pub(super) fn exported(exporter: Otlp) -> Self {
-        Self { inner: exporter, passed: counter!("spans_exported_total") }
-    }
+    pub(super) inner: T,
+    pub(super) passed: Counter,
 }
 
 impl SpanExporter for Counted<Otlp> {
@@ -36,13 +30,6 @@ impl SpanExporter for Counted<Otlp> {
 
     fn set_resource(&mut self, resource: &Resource) {
         self.inner.set_resource(resource);
-    }
-}
-
-impl Counted<BatchSpanProcessor> {
-    pub(super) fn ended(exporter: Counted<Otlp>) -> Self {
-        let inner = BatchSpanProcessor::builder(exporter).build();
-        Self { inner, passed: counter!("spans_ended_total") }
     }
 }
 

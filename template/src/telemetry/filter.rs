@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 use tracing::info;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::{Registry, reload};
@@ -37,21 +37,14 @@ impl Filter {
     pub async fn restore(self) {
         let mut changes = self.until.subscribe();
         loop {
-            let until = *changes.borrow_and_update();
-            let over = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
+            let changed = changes.wait_for(Option::is_some).await.map(|until| *until);
+            let Ok(Some(until)) = changed else { continue };
+            if timeout_at(until, changes.changed()).await.is_err() {
+                if self.handle.reload(self.configured.clone()).is_ok() {
+                    info!("log.filter_restored");
                 }
-            };
-            tokio::select! {
-                _ = changes.changed() => continue,
-                () = over => {}
+                self.until.send_replace(None);
             }
-            if self.handle.reload(self.configured.clone()).is_ok() {
-                info!("log.filter_restored");
-            }
-            self.until.send_replace(None);
         }
     }
 }

@@ -12,9 +12,10 @@ use tracing::{Event, Subscriber};
 //@ if otlp
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 //@ end
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{self, FormatTime};
 use tracing_subscriber::layer::{self, Layer};
-use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::registry::Registry;
 
 use super::context::Context;
 use super::filter::{self, Filter};
@@ -76,10 +77,10 @@ pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>,
     let writer = lines.clone();
     let layer = match config.format {
         Format::Json => FlatJson(writer).boxed(),
-        Format::Pretty => tracing_subscriber::fmt::layer()
-            .event_format(ForPeople)
-            .with_writer(move || writer.clone())
-            .boxed(),
+        Format::Pretty => {
+            let lines = tracing_subscriber::fmt::layer().compact().with_timer(ForPeople);
+            lines.with_writer(move || writer.clone()).boxed()
+        }
     };
     let configured = filter::parse(&config.filter).expect("a filter that was found valid");
     let (lets_through, filter) = Filter::new(configured);
@@ -90,20 +91,11 @@ pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>,
     Ok((layer.with_filter(lets_through).boxed(), Logs { lines, filter }))
 }
 
-/// A line for people: what `tracing` prints, and the request it belongs to.
+/// Where a line for people begins: with the request it belongs to, and the time.
 struct ForPeople;
 
-impl<S, N> FormatEvent<S, N> for ForPeople
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    N: for<'writer> FormatFields<'writer> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: format::Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+impl FormatTime for ForPeople {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
         if let Some(Context { request_id, trace }) = Context::current() {
             write!(writer, "[{request_id}")?;
             if let Some(trace) = trace {
@@ -111,7 +103,7 @@ where
             }
             write!(writer, "] ")?;
         }
-        format().compact().format_event(context, writer, event)
+        time::SystemTime.format_time(writer)
     }
 }
 
@@ -126,13 +118,13 @@ impl<S: Subscriber> Layer<S> for FlatJson {
         line.field("level", event.metadata().level().as_str());
         event.record(&mut line);
         line.field("target", event.metadata().target());
-        Context::with_current(|context| {
-            line.field("request_id", &*context.request_id);
-            if let Some(trace) = &context.trace {
+        if let Some(Context { request_id, trace }) = Context::current() {
+            line.field("request_id", &*request_id);
+            if let Some(trace) = trace {
                 line.field("trace_id", &*trace.trace_id);
                 line.field("span_id", &*trace.span_id);
             }
-        });
+        }
         line.0.extend_from_slice(b"}\n");
         self.0.push(&line.0);
     }

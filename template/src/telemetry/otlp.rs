@@ -5,12 +5,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use arrayvec::ArrayString;
 use garde::Validate;
+use metrics::counter;
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
 };
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
+use reqwest::blocking::Client;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tracing::{Span, Subscriber};
@@ -45,7 +47,7 @@ pub struct Exporter {
     flush_timeout: Duration,
 }
 
-/// A layer that exports spans, or one that does nothing.
+/// A layer that exports spans, or one that does nothing. Not to be called in a runtime: the client starts its own.
 pub fn layer<S>(config: &Config, flush_timeout: Duration) -> Result<(Option<impl Layer<S>>, Exporter)>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -53,7 +55,7 @@ where
     let Some(endpoint) = &config.endpoint else {
         return Ok((None, Exporter { provider: None, flush_timeout }));
     };
-    let client = client()?;
+    let client = Client::builder().timeout(Duration::from_secs(5)).build().context("otlp client")?;
     // A user and password in the URL become a header, as a request of the client's own would have it: the exporter
     // would not send them, and the client would log them.
     let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));
@@ -70,10 +72,12 @@ where
         .with_headers(headers.collect())
         .build()
         .context("otlp exporter")?;
+    let exporter = Counted { inner: exporter, passed: counter!("spans_exported_total") };
+    let batches = BatchSpanProcessor::builder(exporter).build();
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(Counted::ended(Counted::exported(exporter)))
-        // What is not to be exported has no span: [`Sampling`].
+        .with_span_processor(Counted { inner: batches, passed: counter!("spans_ended_total") })
+        // What is not to be exported has no span: [`span`].
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(Resource::builder().with_service_name(name).build())
         .build();
@@ -86,30 +90,6 @@ where
     let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
     let layer = layer.with_tracer(provider.tracer("service"));
     Ok((Some(layer.with_filter(own.and(below))), Exporter { provider: Some(provider), flush_timeout }))
-}
-
-/// Which requests are exported where their caller has not decided: a share of them, or none without an endpoint.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sampling(Option<f64>);
-
-impl Sampling {
-    pub fn new(config: &Config) -> Self {
-        Self(config.endpoint.as_ref().map(|_| config.sample_ratio))
-    }
-
-    /// A trace that begins here.
-    pub fn begin(self) -> Option<Trace> {
-        Some(Trace::begin(fastrand::f64() < self.0?))
-    }
-}
-
-/// Blocking clients start a runtime, which must not happen on a thread of ours.
-fn client() -> Result<reqwest::blocking::Client> {
-    let build = || reqwest::blocking::Client::builder().timeout(Duration::from_secs(5)).build();
-    std::thread::spawn(build)
-        .join()
-        .map_err(|_| anyhow::anyhow!("the otlp client panicked"))?
-        .context("otlp client")
 }
 
 impl Exporter {
