@@ -75,8 +75,7 @@ pub struct Failure {
 }
 
 /// What becomes of a job after a run.
-#[derive(Debug, IntoStaticStr)]
-#[strum(serialize_all = "lowercase", const_into_str)]
+#[derive(Debug)]
 pub enum Settlement {
     Done,
     Retry { after: Duration },
@@ -154,11 +153,10 @@ impl Runner {
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
-            let settlement = match contained(run).await {
-                Ok(()) => Settlement::Done,
+            let (outcome, settlement) = match contained(run).await {
+                Ok(()) => ("done", Settlement::Done),
                 Err(failure) => self.after(&job, failure, stop),
             };
-            let outcome = settlement.into_str();
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
             if outcome == "done" {
@@ -172,16 +170,16 @@ impl Runner {
         context.scope(run).await;
     }
 
-    fn after(&self, job: &Job, failure: Failure, stop: &Stop) -> Settlement {
+    fn after(&self, job: &Job, failure: Failure, stop: &Stop) -> (&'static str, Settlement) {
         let (name, reason) = (job.kind.into_str(), failure.reason);
         let another = failure.retry && job.attempts < self.config.max_attempts;
         if !another || (stop.drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
             error!(job = name, id = %job.id, attempts = job.attempts, reason, category = "internal", "job.failed");
-            return Settlement::Failed { reason };
+            return ("failed", Settlement::Failed { reason });
         }
         let after = backoff(job.attempts);
         warn!(job = name, id = %job.id, attempts = job.attempts, reason, retry_in = ?after, "job.retry");
-        Settlement::Retry { after }
+        ("retry", Settlement::Retry { after })
     }
 }
 

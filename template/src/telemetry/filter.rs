@@ -37,8 +37,8 @@ impl Filter {
     pub async fn restore(self) {
         let mut changes = self.until.subscribe();
         loop {
-            let changed = changes.wait_for(Option::is_some).await.map(|until| *until);
-            let Ok(Some(until)) = changed else { continue };
+            let asked_for = changes.wait_for(Option::is_some).await.map(|until| *until);
+            let Ok(Some(until)) = asked_for else { continue };
             if timeout_at(until, changes.changed()).await.is_err() {
                 if self.handle.reload(self.configured.clone()).is_ok() {
                     info!("log.filter_restored");
