@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use strum::IntoStaticStr;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use uuid::Uuid;
 
 /// Something to be done.
@@ -71,7 +71,8 @@ pub struct NewTask {
     #[garde(length(chars, min = 1, max = 200), custom(one_line))]
     pub title: String,
     #[serde(default)]
-    #[schema(schema_with = description)]
+    /// At most 10,000 characters, none of them a control character but tabs and line ends.
+    #[schema(max_length = 10_000, pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
     #[garde(inner(length(chars, max = 10_000), custom(plain_text)))]
     pub description: Option<String>,
 }
@@ -85,7 +86,8 @@ pub struct TaskPatch {
     #[garde(inner(length(chars, min = 1, max = 200), custom(one_line)))]
     pub title: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    #[schema(schema_with = description)]
+    /// At most 10,000 characters, none of them a control character but tabs and line ends.
+    #[schema(max_length = 10_000, pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
     #[garde(inner(inner(length(chars, max = 10_000), custom(plain_text))))]
     pub description: Option<Option<String>>,
 }
@@ -100,18 +102,6 @@ fn title() -> Object {
         .schema_type(Type::String)
         .description(Some("1 to 200 characters once trimmed, none of them a control character."))
         .pattern(Some(format!("^{space}{edge}({middle}{edge})?{space}$")))
-        .build()
-}
-
-/// The rules of a description, likewise.
-fn description() -> Object {
-    ObjectBuilder::new()
-        .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
-        .description(Some(
-            "At most 10,000 characters, none of them a control character but tabs and line ends.",
-        ))
-        .max_length(Some(10_000))
-        .pattern(Some(r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"))
         .build()
 }
 
