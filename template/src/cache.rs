@@ -25,11 +25,11 @@ use shared::Found;
 
 //@ end
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
     #[garde(range(min = 1, max = 100_000_000))]
     pub capacity: u64,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(1, 86_400_000)))]
+    #[serde(deserialize_with = "millis::<1, 86_400_000, _>")]
     pub ttl: Duration,
 }
 

@@ -23,11 +23,11 @@ const DEVELOPMENT: &str = include_str!("../config/development.toml");
 pub struct Config {
     #[garde(dive)]
     pub http: crate::http::Config,
-    #[garde(dive)]
+    #[garde(skip)]
     pub admin: crate::server::AdminConfig,
     #[garde(dive)]
     pub log: crate::telemetry::logs::Config,
-    #[garde(dive)]
+    #[garde(skip)]
     pub shutdown: crate::lifecycle::Config,
     #[garde(dive)]
     pub health: crate::health::Config,

@@ -27,15 +27,13 @@ use crate::config::value::millis;
 use crate::lifecycle::{Lifecycle, State};
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(50, 300_000)))]
+    #[serde(deserialize_with = "millis::<50, 300_000, _>")]
     pub interval: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 60_000)))]
+    #[serde(deserialize_with = "millis::<10, 60_000, _>")]
     pub timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 3_600_000)))]
+    #[serde(deserialize_with = "millis::<10, 3_600_000, _>")]
     pub startup_timeout: Duration,
     #[garde(range(min = 1, max = 100))]
     pub failure_threshold: u32,

@@ -36,22 +36,17 @@ mod tally;
 pub mod tasks;
 
 #[derive(Clone, Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
-    #[garde(skip)]
     pub host: IpAddr,
-    #[garde(skip)]
     pub port: u16,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 3_600_000)))]
+    #[serde(deserialize_with = "millis::<10, 3_600_000, _>")]
     pub request_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 600_000)))]
+    #[serde(deserialize_with = "millis::<10, 600_000, _>")]
     pub header_read_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 3_600_000)))]
+    #[serde(deserialize_with = "millis::<10, 3_600_000, _>")]
     pub body_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 86_400_000)))]
+    #[serde(deserialize_with = "millis::<10, 86_400_000, _>")]
     pub idle_timeout: Duration,
     #[garde(range(min = 1, max = 1_000_000))]
     pub max_connections: usize,
@@ -61,7 +56,6 @@ pub struct Config {
     #[garde(custom(between(ByteSize::b(1), ByteSize::gib(1))))]
     pub max_body_size: ByteSize,
     #[serde(deserialize_with = "list")]
-    #[garde(skip)]
     pub trusted_proxies: Vec<Network>,
     #[serde(deserialize_with = "list")]
     #[garde(inner(custom(is_origin)))]

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use garde::Validate;
 use serde::Deserialize;
 use strum::{IntoStaticStr, VariantArray};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,16 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::value::millis;
 
-#[derive(Clone, Copy, Debug, Deserialize, Validate)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Config {
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(0, 300_000)))]
+    #[serde(deserialize_with = "millis::<0, 300_000, _>")]
     pub grace_delay: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(100, 3_600_000)))]
+    #[serde(deserialize_with = "millis::<100, 3_600_000, _>")]
     pub drain_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 60_000)))]
+    #[serde(deserialize_with = "millis::<10, 60_000, _>")]
     pub flush_timeout: Duration,
 }
 

@@ -13,7 +13,6 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
-use garde::Validate;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -48,11 +47,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const FIRST_BYTES: Duration = Duration::from_millis(250);
 
 /// Where the admin listener stands.
-#[derive(Clone, Copy, Debug, Deserialize, Validate)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 pub struct AdminConfig {
-    #[garde(skip)]
     pub host: IpAddr,
-    #[garde(skip)]
     pub port: u16,
 }
 

@@ -27,22 +27,19 @@ pub mod jobs;
 pub mod schema;
 
 #[derive(Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_postgres))]
     pub url: Option<SecretString>,
     #[garde(range(min = 1, max = 10_000))]
     pub max_connections: u32,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 60_000)))]
+    #[serde(deserialize_with = "millis::<10, 60_000, _>")]
     pub acquire_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 600_000)))]
+    #[serde(deserialize_with = "millis::<10, 600_000, _>")]
     pub statement_timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(1, 600_000)))]
+    #[serde(deserialize_with = "millis::<1, 600_000, _>")]
     pub slow_query_threshold: Duration,
-    #[garde(skip)]
     pub migrate_on_start: bool,
 }
 

@@ -25,6 +25,7 @@ use crate::task::Task;
 use crate::telemetry::context::Context;
 
 #[derive(Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_http))]
@@ -32,10 +33,8 @@ pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_signing_secret))]
     pub secret: Option<SecretString>,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(10, 300_000)))]
+    #[serde(deserialize_with = "millis::<10, 300_000, _>")]
     pub timeout: Duration,
-    #[garde(skip)]
     pub allow_private_addresses: bool,
 }
 

@@ -24,17 +24,15 @@ const FAILURES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_redis))]
     pub url: Option<SecretString>,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(1, 60_000)))]
+    #[serde(deserialize_with = "millis::<1, 60_000, _>")]
     pub timeout: Duration,
-    #[serde(with = "humantime_serde")]
-    #[garde(custom(millis(1, 86_400_000)))]
+    #[serde(deserialize_with = "millis::<1, 86_400_000, _>")]
     pub ttl: Duration,
-    #[garde(skip)]
     pub namespace: String,
 }
 

@@ -100,7 +100,12 @@ pub fn between<T: PartialOrd + fmt::Debug>(min: T, max: T) -> impl FnOnce(&T, &(
     }
 }
 
-/// [`between`] in milliseconds, for durations.
-pub fn millis(min: u64, max: u64) -> impl FnOnce(&Duration, &()) -> garde::Result {
-    between(Duration::from_millis(min), Duration::from_millis(max))
+/// A duration of `MIN` to `MAX` milliseconds, both allowed.
+pub fn millis<'de, const MIN: u64, const MAX: u64, D>(deserializer: D) -> Result<Duration, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let time = humantime_serde::deserialize(deserializer)?;
+    let allowed = between(Duration::from_millis(MIN), Duration::from_millis(MAX));
+    allowed(&time, &()).map(|()| time).map_err(D::Error::custom)
 }

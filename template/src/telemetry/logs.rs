@@ -25,12 +25,11 @@ use super::lines::Lines;
 const LONGEST_VALUE: usize = 8192;
 
 #[derive(Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
-    #[garde(skip)]
     pub format: Format,
     #[garde(custom(is_filter))]
     pub filter: String,
-    #[garde(skip)]
     pub access: bool,
 }
 
