@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::gauge;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::jobs::{Job, Kind, Settlement};
@@ -16,15 +16,8 @@ use crate::telemetry::metrics::as_f64;
 /// How often the queue is measured.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// The queue holds as much as `jobs.queue_capacity` allows.
-#[derive(Debug)]
-pub struct Full;
-
 /// The right to add one job.
-#[derive(Debug)]
-pub struct Place {
-    _permit: OwnedSemaphorePermit,
-}
+pub type Place = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Queue {
@@ -57,9 +50,9 @@ impl Queue {
         Self { places: Arc::new(Semaphore::new(capacity)), state: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Makes sure that there is room, before anything is written.
-    pub fn reserve(&self) -> Result<Place, Full> {
-        self.places.clone().try_acquire_owned().map(|permit| Place { _permit: permit }).map_err(|_| Full)
+    /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
+    pub fn reserve(&self) -> Option<Place> {
+        self.places.clone().try_acquire_owned().ok()
     }
 
     /// Adds a job.
@@ -85,12 +78,8 @@ impl Queue {
             if draining {
                 return None;
             }
-            let idle = Duration::from_mins(1);
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = self.changed.notified() => {}
-                () = tokio::time::sleep_until(wake_at.unwrap_or_else(|| Instant::now() + idle)) => {}
-            }
+            let wake_at = wake_at.unwrap_or_else(|| Instant::now() + Duration::from_mins(1));
+            let _ = drain.run_until_cancelled(timeout_at(wake_at, self.changed.notified())).await;
         }
     }
 
