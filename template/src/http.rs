@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::middleware::{Bounds, Observer, bound, layer, matched, observe};
 use self::problem::{Category, Problem};
-use crate::config::value::{between, list, millis, size};
+use crate::config::value::{between, check, list, millis, size};
 use crate::health::{self, Health};
 use crate::server::Limits;
 use crate::tasks::Tasks;
@@ -77,10 +77,8 @@ impl Config {
 fn is_origin(origin: &str, (): &()) -> garde::Result {
     let url = origin.parse::<reqwest::Url>();
     let is_web = |url: &reqwest::Url| matches!(url.scheme(), "http" | "https");
-    if url.is_ok_and(|url| is_web(&url) && url.origin().ascii_serialization() == origin) {
-        return Ok(());
-    }
-    Err(garde::Error::new("expected origins such as \"https://app.example.com\", without a path"))
+    let fits = url.is_ok_and(|url| is_web(&url) && url.origin().ascii_serialization() == origin);
+    check(fits, "expected origins such as \"https://app.example.com\", without a path")
 }
 
 /// A network as CIDR, or a single address.

@@ -16,7 +16,7 @@ use tracing::{Instrument, info_span};
 //@ end
 use uuid::Uuid;
 
-use crate::config::value::{millis, optional};
+use crate::config::value::{check, millis, optional};
 use crate::health::Check;
 use crate::jobs::Job;
 use crate::task::{NewTask, Status, Task, TaskPatch};
@@ -44,12 +44,10 @@ pub struct Config {
 }
 
 fn is_postgres(url: &Option<SecretString>, (): &()) -> garde::Result {
-    let allowed = "expected postgres://user:password@host:port/name, here or in DATABASE_URL";
-    match url.as_ref().map(ExposeSecret::expose_secret) {
-        // sqlx takes what any scheme leads to.
-        Some(url) if url.starts_with("postgres") && PgConnectOptions::from_str(url).is_ok() => Ok(()),
-        _ => Err(garde::Error::new(allowed)),
-    }
+    let url = url.as_ref().map_or("", |url| url.expose_secret());
+    // sqlx takes what any scheme leads to.
+    let fits = url.starts_with("postgres") && PgConnectOptions::from_str(url).is_ok();
+    check(fits, "expected postgres://user:password@host:port/name, here or in DATABASE_URL")
 }
 
 #[derive(Debug, thiserror::Error)]

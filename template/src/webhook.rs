@@ -19,7 +19,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::config::value::{is_http, millis, optional};
+use crate::config::value::{check, is_http, millis, optional};
 use crate::jobs::{Failure, Job, Kind};
 use crate::task::Task;
 use crate::telemetry::context::Context;
@@ -49,10 +49,8 @@ impl Config {
 }
 
 fn is_signing_secret(secret: &Option<SecretString>, (): &()) -> garde::Result {
-    match secret.as_ref().map(signing_key) {
-        None | Some(Some(_)) => Ok(()),
-        Some(None) => Err(garde::Error::new("expected \"whsec_\" and 24 to 64 bytes in base64")),
-    }
+    let fits = secret.as_ref().is_none_or(|secret| signing_key(secret).is_some());
+    check(fits, "expected \"whsec_\" and 24 to 64 bytes in base64")
 }
 
 fn signing_key(secret: &SecretString) -> Option<hmac::Key> {

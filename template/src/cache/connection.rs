@@ -16,7 +16,7 @@ use tracing::warn;
 use tracing::{Instrument, info_span};
 //@ end
 
-use crate::config::value::{millis, optional};
+use crate::config::value::{check, millis, optional};
 use crate::health::Check;
 
 /// Failures in a row after which Redis is left alone, and for how long.
@@ -37,12 +37,8 @@ pub struct Config {
 }
 
 fn is_redis(url: &Option<SecretString>, (): &()) -> garde::Result {
-    match url.as_ref().map(|url| Client::open(url.expose_secret())) {
-        Some(Ok(_)) => Ok(()),
-        None | Some(Err(_)) => Err(garde::Error::new(
-            "expected redis://:password@host:port/0 or rediss://, here or in REDIS_URL",
-        )),
-    }
+    let fits = url.as_ref().is_some_and(|url| Client::open(url.expose_secret()).is_ok());
+    check(fits, "expected redis://:password@host:port/0 or rediss://, here or in REDIS_URL")
 }
 
 /// Clones share the connection and what is known of it.

@@ -17,17 +17,15 @@ pub(super) fn mistyped(default: &ValueKind, value: &ValueKind) -> Option<&'stati
     let text = value.to_string();
     // Digits alone, and no zero first, which elsewhere means octal.
     let is_whole = || text.parse::<u64>().is_ok_and(|number| number.to_string() == text);
-    let (fits, expected) = match (default, value) {
-        (ValueKind::I64(_), value) => {
-            (is_whole() && !matches!(value, ValueKind::Float(_)), "expected a whole number")
-        }
-        (ValueKind::Float(_), _) => (text.parse().is_ok_and(f64::is_finite), "expected a number"),
-        (ValueKind::Boolean(_), ValueKind::Boolean(_) | ValueKind::String(_)) => return None,
-        (ValueKind::Boolean(_), _) => (false, "expected true or false"),
+    match (default, value) {
+        (ValueKind::I64(_), ValueKind::I64(_) | ValueKind::String(_)) if is_whole() => None,
+        (ValueKind::I64(_), _) => Some("expected a whole number"),
+        (ValueKind::Float(_), _) if !text.parse().is_ok_and(f64::is_finite) => Some("expected a number"),
+        (ValueKind::Boolean(_), ValueKind::Boolean(_) | ValueKind::String(_)) => None,
+        (ValueKind::Boolean(_), _) => Some("expected true or false"),
         // Text and lists have types that say more.
-        _ => return None,
-    };
-    (!fits).then_some(expected)
+        _ => None,
+    }
 }
 
 /// A size with its unit.
@@ -37,15 +35,18 @@ pub fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::E
     size.ok_or_else(|| D::Error::custom("expected a size such as \"64KiB\" or \"1MiB\""))
 }
 
+/// What a check comes to: nothing, or what was expected.
+pub fn check(fits: bool, expected: &str) -> garde::Result {
+    if fits { Ok(()) } else { Err(garde::Error::new(expected)) }
+}
+
 /// Checks that a URL can be called.
 pub fn is_http(url: &Option<SecretString>, (): &()) -> garde::Result {
-    let expected = match url.as_ref().map(|url| url.expose_secret().parse::<Url>()) {
-        None => return Ok(()),
-        Some(Ok(url)) if matches!(url.scheme(), "http" | "https") => return Ok(()),
-        Some(Ok(_)) => "expected an http or https URL",
-        Some(Err(_)) => "expected a URL such as \"https://host/path\"",
-    };
-    Err(garde::Error::new(expected))
+    let Some(url) = url else { return Ok(()) };
+    match url.expose_secret().parse::<Url>() {
+        Ok(url) => check(matches!(url.scheme(), "http" | "https"), "expected an http or https URL"),
+        Err(_) => check(false, "expected a URL such as \"https://host/path\""),
+    }
 }
 
 /// What would have been right, without the value that was wrong.
@@ -92,12 +93,7 @@ pub fn optional<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> 
 
 /// Checks that a duration, a size or the like lies within `min` and `max`, both allowed.
 pub fn between<T: PartialOrd + fmt::Debug>(min: T, max: T) -> impl FnOnce(&T, &()) -> garde::Result {
-    move |value, ()| {
-        if *value < min || *value > max {
-            return Err(garde::Error::new(format!("expected {min:?} to {max:?}")));
-        }
-        Ok(())
-    }
+    move |value, ()| check(min <= *value && *value <= max, &format!("expected {min:?} to {max:?}"))
 }
 
 /// A duration of `MIN` to `MAX` milliseconds, both allowed.
