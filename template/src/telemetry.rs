@@ -35,7 +35,7 @@ impl Telemetry {
     /// Installs the process's subscriber, recorder and panic hook.
     pub fn install(config: &crate::config::Config) -> Result<Self> {
         let (lines, logs) = logs::layer(&config.log)?;
-        let metrics = Metrics::install(logs.lines.clone())?;
+        let metrics = Metrics::install()?;
         let subscriber = tracing_subscriber::registry().with(lines);
         //@ if otlp
         let (spans, traces) = otlp::layer(&config.otlp, config.shutdown.flush_timeout)?;

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use metrics::counter;
+
 /// In bytes, of lines that wait. At a stopped reader this bounds the memory, not the requests.
 const QUEUED: usize = 4 * 1024 * 1024;
 /// After lines were written, for how long further ones are collected.
@@ -31,8 +33,6 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: Vec<u8>,
-    /// Lines that there was no room for, or that could not be written.
-    lost: u64,
     /// Whether the writer waits for a line: to wake it for each would cost more than the line.
     idle: bool,
     /// Whether what is queued is the last.
@@ -62,19 +62,14 @@ impl Lines {
     pub(super) fn push(&self, line: &[u8]) {
         let mut queue = self.queue();
         if queue.bytes.len() + line.len() > QUEUED {
-            queue.lost += 1;
-            return;
+            drop(queue);
+            return counter!("log_lines_dropped_total").increment(1);
         }
         queue.bytes.extend_from_slice(line);
         if take(&mut queue.idle) {
             drop(queue);
             self.0.changed.notify_all();
         }
-    }
-
-    /// Lines lost so far because the reader of stdout was too slow, or gone.
-    pub fn lost(&self) -> u64 {
-        self.queue().lost
     }
 
     #[cfg(test)]
@@ -93,13 +88,13 @@ impl Lines {
             swap(&mut queue.bytes, &mut batch);
             let closed = queue.closed;
             drop(queue);
-            let written = stdout().write_all(&batch);
-            let lines = || String::from_utf8_lossy(&batch).lines().count() as u64;
-            let lost = if written.is_ok() { 0 } else { lines() };
+            if stdout().write_all(&batch).is_err() {
+                let lost = String::from_utf8_lossy(&batch).lines().count();
+                counter!("log_lines_dropped_total").increment(lost as u64);
+            }
             batch.clear();
             batch.shrink_to(KEPT);
             let mut queue = self.queue();
-            queue.lost += lost;
             if closed {
                 queue.ended = true;
                 self.0.changed.notify_all();
@@ -132,11 +127,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beyond_the_queue_lines_are_lost_whole_and_counted() {
+    fn beyond_the_queue_lines_are_lost_whole() {
         let (lines, line) = (Lines::default(), vec![b'x'; 1000]);
         (0..5000).for_each(|_| lines.push(&line));
         let kept = lines.queue().bytes.len();
         assert!(kept <= QUEUED && kept.is_multiple_of(line.len()), "{kept}");
-        assert_eq!(lines.lost() + (kept / line.len()) as u64, 5000);
+        assert_eq!(kept, QUEUED / line.len() * line.len());
     }
 }

@@ -7,8 +7,6 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
-use super::lines::Lines;
-
 /// Upper bounds in seconds, closest together where a service's objectives lie.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
@@ -20,12 +18,11 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub struct Metrics {
     handle: PrometheusHandle,
     process: Collector,
-    lines: Lines,
 }
 
 impl Metrics {
     /// Makes the recorder the process's own.
-    pub fn install(lines: Lines) -> Result<Self> {
+    pub fn install() -> Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
             .context("histogram buckets")?;
@@ -35,8 +32,10 @@ impl Metrics {
         describe();
         gauge!("service_info", "version" => env!("CARGO_PKG_VERSION"), "commit" => commit()).set(1.0);
         // There from the start: an alert on an increase can't see the one that makes a series appear.
-        counter!("panics_total").increment(0);
-        Ok(Self { handle, process, lines })
+        for name in ["panics_total", "log_lines_dropped_total"] {
+            counter!(name).increment(0);
+        }
+        Ok(Self { handle, process })
     }
 
     /// The text of one scrape.
@@ -46,7 +45,6 @@ impl Metrics {
         gauge!("tokio_workers").set(as_f64(runtime.num_workers()));
         gauge!("tokio_alive_tasks").set(as_f64(runtime.num_alive_tasks()));
         gauge!("tokio_global_queue_depth").set(as_f64(runtime.global_queue_depth()));
-        counter!("log_lines_dropped_total").absolute(self.lines.lost());
         self.handle.render()
     }
 
