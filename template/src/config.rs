@@ -79,9 +79,6 @@ pub struct Loaded {
 }
 
 /// Reads the process's environment and the files it points to. In development `.env` fills in what is unset.
-///
-/// # Errors
-/// Every fault that was found, at once.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub fn load() -> Result<Loaded, Faults> {
     let mut faults = BTreeSet::new();
@@ -137,14 +134,10 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
         let these = variables.iter().filter(|(name, _)| name.starts_with("APP__") == ours);
         values.extend(these.filter_map(|(name, value)| Some((key_of(name)?, value.clone()))));
     }
-    values.retain(|key, value| {
-        let known = defaults.contains_key(key);
-        if !known {
-            let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
-            fault(&mut faults, key, source(value), &allowed);
-        }
-        known
-    });
+    for (key, value) in values.iter().filter(|(key, _)| !defaults.contains_key(*key)) {
+        let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
+        fault(&mut faults, key, source(value), &allowed);
+    }
     match check(&values, &defaults, &mut faults) {
         Some(config) if faults.is_empty() => {
             Ok(Loaded { config, environment, explained: values.iter().map(explained).collect() })

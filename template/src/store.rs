@@ -107,9 +107,6 @@ impl From<String> for Status {
 /// Queries name their columns: a plan that is kept for `*` fails once a later release has added one.
 impl Store {
     /// A pool that connects when it is first used, so that the service starts before its database.
-    ///
-    /// # Errors
-    /// When the URL is not one of Postgres's, which [`Config`]'s checks have ruled out.
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
