@@ -1,5 +1,6 @@
 //! Tasks in Postgres. Only this module and its child know SQL.
 
+use std::io;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -169,6 +170,7 @@ impl Store {
         Ok(self.timed("create_task", query.fetch_one(&mut *connection.0)).await?)
     }
 
+    /// A task, or [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
         self.read(&mut self.acquire().await?.0, id).await
     }
@@ -210,7 +212,7 @@ impl Store {
         })
     }
 
-    /// Changes a task, if it still has `version` where one is given.
+    /// Changes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query_as!(
@@ -232,8 +234,8 @@ impl Store {
         }
     }
 
-    /// Completes a task, if it still has `version` where one is given. The first time, the job that `job`
-    /// makes is stored in the same transaction; it is returned as well.
+    /// Completes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`]. The first time,
+    /// the job that `job` makes is stored in the same transaction; it is returned as well.
     pub async fn complete(
         &self,
         id: Uuid,
@@ -265,7 +267,7 @@ impl Store {
         Ok((task, job))
     }
 
-    /// Deletes a task, if it still has `version` where one is given.
+    /// Deletes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
         let mut connection = self.acquire().await?;
         let query =
@@ -307,13 +309,13 @@ impl Store {
         if took >= self.slow {
             warn!(query = name, duration_seconds, "database.slow_query");
         }
-        // The server has fallen silent.
-        result.unwrap_or_else(|late| Err(std::io::Error::from(late).into()))
+        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the server has fallen silent");
+        result.map_err(silent)?
     }
 }
 
-/// A connection of the pool, which asks it whether it still works before it takes it back, and waits for ever: a server
-/// that has fallen silent would keep the place of each that was in use.
+/// A connection of the pool, and how long the pool may take to take it back: it asks whether it still works, and waits
+/// for ever, so that a server that has fallen silent would keep the place of each that was in use.
 struct Leased(PoolConnection<Postgres>, Duration);
 
 impl Drop for Leased {
