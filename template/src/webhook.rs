@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
-use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{StatusCode, Url};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -110,9 +110,10 @@ impl Webhook {
         let (reason, retry) = match request.body(job.payload).send().await.map(|answer| answer.status()) {
             Ok(status) if status.is_success() => return Ok(()),
             Ok(status) => {
-                // Request Timeout, Conflict, Too Early, Too Many Requests.
-                let passing = [408, 409, 425, 429].contains(&status.as_u16());
-                (format!("answered {status}"), passing || !status.is_client_error())
+                // Request Timeout, Conflict, Too Early.
+                let passing = [408, 409, 425].contains(&status.as_u16());
+                let passing = passing || status == StatusCode::TOO_MANY_REQUESTS || !status.is_client_error();
+                (format!("answered {status}"), passing)
             }
             // Without the URL, whose path or query may be a secret.
             Err(error) => (format!("{:#}", anyhow::Error::from(error.without_url())), true),
