@@ -168,10 +168,7 @@ fn spawn(
     name: &'static str,
     task: impl Future<Output = ()> + Send + 'static,
 ) {
-    tasks.spawn(async move {
-        task.await;
-        name
-    });
+    tasks.spawn(task.map(move |()| name));
 }
 
 impl Service {
@@ -182,18 +179,19 @@ impl Service {
         admin: TcpListener,
     ) -> Result<(Self, JoinSet<&'static str>)> {
         let (lifecycle, in_flight) = (Lifecycle::default(), InFlight::default());
-        let health = Health::new(config.health, lifecycle.clone());
+        let mut running = JoinSet::new();
         let store = Store::open(config)?;
         let cache = Cache::open(config)?;
         let webhook = Webhook::new(&config.webhook)?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let runner = Runner::new(config.jobs, queue.clone());
-        let watcher = queue.clone().watch();
+        spawn(&mut running, "queue watcher", queue.clone().watch());
         let checks = store.checks();
         //@ if redis
-        let checks = checks.into_iter().chain([cache.check()]).collect();
-        let follower = cache.clone().follow();
+        let checks = checks.into_iter().chain([cache.check()]).collect::<Vec<_>>();
+        spawn(&mut running, "cache follower", cache.clone().follow());
         //@ end
+        let health = Health::new(config.health, lifecycle.clone(), &checks);
         let writes = TaskTracker::new();
         let notify = webhook.is_some();
         let tasks = Tasks { store: store.clone(), cache, queue, notify, writes: writes.clone() };
@@ -206,7 +204,7 @@ impl Service {
             //@ end
         };
         //@ if rate_limit
-        let sweeper = around.rate_limit.clone().sweep();
+        spawn(&mut running, "rate limit sweeper", around.rate_limit.clone().sweep());
         //@ end
         let api = http::router(&config.http, tasks, around)?;
         let pages = http::admin::router(&health, telemetry, &store, &in_flight);
@@ -223,36 +221,31 @@ impl Service {
             jobs: Stop::default(),
             prober: CancellationToken::new(),
         };
-        let mut tasks = JoinSet::new();
-        let wanted = config.http.limits();
-        let max_connections = server::connections_within_limit(wanted.max_connections);
-        let limits = Limits { max_connections, ..wanted };
+        let limits = Limits {
+            header_read: config.http.header_read_timeout,
+            idle: config.http.idle_timeout,
+            stalled_write: config.http.body_timeout,
+            max_connections: server::connections_within_limit(config.http.max_connections),
+        };
         let in_flight = service.in_flight.clone();
         let serving = server::serve(public, api, limits, in_flight, service.public.clone());
-        spawn(&mut tasks, "public listener", serving);
+        spawn(&mut running, "public listener", serving);
         let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
         let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
-        spawn(&mut tasks, "admin listener", serving);
+        spawn(&mut running, "admin listener", serving);
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
-        spawn(&mut tasks, "job runner", async move {
+        spawn(&mut running, "job runner", async move {
             ready.reached(State::Ready).await;
             runner.run(move |job| Webhook::deliver(webhook.clone(), job), stop).await;
         });
         let prober = (service.prober.clone(), service.health.clone());
-        spawn(&mut tasks, "prober", async move {
+        spawn(&mut running, "prober", async move {
             prober.0.cancelled().await;
             prober.1.probe(checks).await;
         });
-        spawn(&mut tasks, "metrics upkeep", telemetry.metrics.clone().upkeep());
-        spawn(&mut tasks, "log filter", telemetry.logs.filter.clone().restore());
-        spawn(&mut tasks, "queue watcher", watcher);
-        //@ if redis
-        spawn(&mut tasks, "cache follower", follower);
-        //@ end
-        //@ if rate_limit
-        spawn(&mut tasks, "rate limit sweeper", sweeper);
-        //@ end
-        Ok((service, tasks))
+        spawn(&mut running, "metrics upkeep", telemetry.metrics.clone().upkeep());
+        spawn(&mut running, "log filter", telemetry.logs.filter.clone().restore());
+        Ok((service, running))
     }
 
     /// Waits until what the service depends on is there.
@@ -273,7 +266,7 @@ impl Service {
     /// Takes no more and finishes what was taken, within bounds; then closes what it used. Returns whether all
     /// was finished.
     async fn drain(self, config: &lifecycle::Config, reason: &str) -> bool {
-        info!(in_flight = self.in_flight.count(), reason, "shutdown.begin");
+        info!(in_flight = self.in_flight.len(), reason, "shutdown.begin");
         // Load balancers need a moment to notice; until then new requests are still served.
         tokio::time::sleep(config.grace_delay).await;
         let deadline = Instant::now() + config.drain_timeout;
@@ -289,16 +282,17 @@ impl Service {
         let finished = timeout_at(deadline, ended).await.is_ok();
         self.jobs.abort.cancel();
         self.jobs.ended.cancelled().await;
-        let (in_flight, writes, jobs_lost) =
-            (self.in_flight.count(), self.writes.len(), self.runner.abandon());
-        if finished && jobs_lost == 0 {
+        let (in_flight, writes) = (self.in_flight.len(), self.writes.len());
+        let jobs_lost = self.runner.abandon();
+        let finished = finished && jobs_lost == 0;
+        if finished {
             info!(in_flight, "shutdown.drain_complete");
         } else {
             warn!(in_flight, writes, jobs_lost, "shutdown.drain_timeout");
         }
         self.lifecycle.take(Trigger::DrainEnded);
         self.close().await;
-        finished && jobs_lost == 0
+        finished
     }
 
     /// Aborts what is left and closes what it used.

@@ -1,16 +1,13 @@
 //! Probes. They read what a background prober last saw and never ask a dependency themselves, so that a probe
 //! is cheap, and a slow dependency can't make the orchestrator kill the process.
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use axum::Json;
 use axum::Router;
-use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -19,6 +16,7 @@ use futures_util::future::{BoxFuture, join_all};
 use garde::Validate;
 use metrics::gauge;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -44,17 +42,12 @@ pub struct Config {
 type Probe = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// How one dependency is asked whether it works.
+#[expect(missing_debug_implementations, reason = "what it calls has none")]
 pub struct Check {
     name: &'static str,
     /// Whether the service is of no use without it.
     required: bool,
     probe: Probe,
-}
-
-impl fmt::Debug for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 impl Check {
@@ -67,7 +60,7 @@ impl Check {
 }
 
 /// What the prober saw last of one dependency.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 struct Dependency {
     name: &'static str,
     required: bool,
@@ -92,8 +85,7 @@ enum Status {
 pub struct Health {
     lifecycle: Lifecycle,
     config: Config,
-    seen: Arc<RwLock<Seen>>,
-    rounds: watch::Sender<u64>,
+    seen: watch::Sender<Seen>,
 }
 
 #[derive(Debug)]
@@ -102,49 +94,54 @@ struct Seen {
     dependencies: Vec<Dependency>,
 }
 
-/// What a readiness probe answers.
-#[derive(Debug, Serialize)]
-struct Readiness {
-    status: &'static str,
-    degraded: bool,
-    checks: Vec<Dependency>,
-}
-
 impl Health {
-    pub fn new(config: Config, lifecycle: Lifecycle) -> Self {
-        let seen = Arc::new(RwLock::new(Seen { at: Instant::now(), dependencies: Vec::new() }));
-        Self { lifecycle, config, seen, rounds: watch::Sender::new(0) }
+    pub fn new(config: Config, lifecycle: Lifecycle, checks: &[Check]) -> Self {
+        let unknown = |&Check { name, required, .. }: &Check| Dependency {
+            name,
+            required,
+            status: Status::Unknown,
+            error: None,
+            against: 0,
+        };
+        let seen = Seen { at: Instant::now(), dependencies: checks.iter().map(unknown).collect() };
+        Self { lifecycle, config, seen: watch::Sender::new(seen) }
     }
 
     /// Asks all dependencies again and again, for ever.
     pub async fn probe(self, checks: Vec<Check>) {
         loop {
             let results = join_all(checks.iter().map(|check| self.ask(check))).await;
-            self.record(&checks, results);
-            self.rounds.send_modify(|rounds| *rounds += 1);
+            self.seen.send_modify(|seen| {
+                seen.at = Instant::now();
+                seen.dependencies.iter_mut().zip(results).for_each(|(one, result)| self.weigh(one, result));
+            });
             let starting = self.lifecycle.state() == State::Starting;
             let pause = if starting { Duration::from_millis(100) } else { self.config.interval };
             tokio::time::sleep(pause.min(self.config.interval)).await;
         }
     }
 
-    /// Waits until all required dependencies are up.
+    /// Waits until all dependencies have been asked, and those that are required are up.
     ///
     /// # Errors
     /// The names of those that are not, at the deadline.
     pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
-        let mut rounds = self.rounds.subscribe();
-        let up = rounds.wait_for(|rounds| *rounds > 0 && self.missing().is_empty());
+        let missing = |seen: &Seen| -> Vec<String> {
+            let is_missing = |one: &&Dependency| match one.status {
+                Status::Unknown => true,
+                Status::Up => false,
+                Status::Down => one.required,
+            };
+            let tell =
+                |one: &Dependency| format!("{} ({})", one.name, one.error.as_deref().unwrap_or("not asked"));
+            seen.dependencies.iter().filter(is_missing).map(tell).collect()
+        };
+        let mut seen = self.seen.subscribe();
+        let up = seen.wait_for(|seen| missing(seen).is_empty());
         match tokio::time::timeout_at(deadline, up).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(self.missing().join(", ")),
+            Err(_) => Err(missing(&self.seen.borrow()).join(", ")),
         }
-    }
-
-    fn missing(&self) -> Vec<String> {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        let missing = seen.dependencies.iter().filter(|one| one.required && one.status != Status::Up);
-        missing.map(|one| format!("{} ({})", one.name, one.error.as_deref().unwrap_or("not asked"))).collect()
     }
 
     async fn ask(&self, check: &Check) -> Result<(), String> {
@@ -155,24 +152,6 @@ impl Health {
             Ok(Err(_)) => Err("the check panicked".to_owned()),
             Err(_) => Err(format!("no answer within {:?}", self.config.timeout)),
         }
-    }
-
-    fn record(&self, checks: &[Check], results: Vec<Result<(), String>>) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
-        if seen.dependencies.is_empty() {
-            let unknown = |check: &Check| Dependency {
-                name: check.name,
-                required: check.required,
-                status: Status::Unknown,
-                error: None,
-                against: 0,
-            };
-            seen.dependencies = checks.iter().map(unknown).collect();
-        }
-        for (dependency, result) in seen.dependencies.iter_mut().zip(results) {
-            self.weigh(dependency, result);
-        }
-        seen.at = Instant::now();
     }
 
     /// Changes a dependency's status once enough results in a row speak against it; the first one always does.
@@ -200,8 +179,9 @@ impl Health {
         }
     }
 
-    fn readiness(&self) -> Readiness {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+    /// The state in a word, and all that operators are told.
+    fn readiness(&self) -> (&'static str, Value) {
+        let seen = self.seen.borrow();
         // A prober that no longer runs must not leave the last good news standing.
         let stale = seen.at.elapsed() > (self.config.interval + self.config.timeout) * 3;
         let down = |one: &Dependency| one.status != Status::Up;
@@ -213,42 +193,38 @@ impl Health {
             State::Ready => "ready",
         };
         let degraded = stale || seen.dependencies.iter().any(down);
-        Readiness { status, degraded, checks: seen.dependencies.clone() }
+        (status, json!({ "status": status, "degraded": degraded, "checks": seen.dependencies }))
     }
-}
-
-#[derive(Serialize)]
-struct Brief {
-    status: &'static str,
 }
 
 /// `/health` and `/ready` of the public listener, which name no dependency.
 pub fn public_routes(health: Health) -> Router {
-    let ready = async |Shared(health): Shared<Health>| {
-        let status = health.readiness().status;
-        answer(status, &Brief { status })
+    let ready = async move || {
+        let (status, _) = health.readiness();
+        answer(status, json!({ "status": status }))
     };
-    Router::new().route("/health", get(live)).route("/ready", get(ready)).with_state(health)
+    Router::new().route("/health", get(live)).route("/ready", get(ready))
 }
 
 /// `/health/live` and `/health/ready` of the admin listener.
 pub fn admin_routes(health: Health) -> Router {
-    let ready = async |Shared(health): Shared<Health>| {
-        let readiness = health.readiness();
-        answer(readiness.status, &readiness)
+    let ready = async move || {
+        let (status, details) = health.readiness();
+        answer(status, details)
     };
-    Router::new().route("/health/live", get(live)).route("/health/ready", get(ready)).with_state(health)
+    Router::new().route("/health/live", get(live)).route("/health/ready", get(ready))
 }
 
 /// Whether the process serves at all. No dependency is asked: a restart would not mend one.
 async fn live() -> Response {
-    answer("ready", &Brief { status: "ok" })
+    answer("ready", json!({ "status": "ok" }))
 }
 
-fn answer<T: Serialize>(status: &str, body: &T) -> Response {
-    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let retry_after = (code != StatusCode::OK).then_some([("retry-after", "1")]);
-    (code, retry_after.map(axum::response::AppendHeaders), Json(body)).into_response()
+fn answer(status: &str, body: Value) -> Response {
+    if status == "ready" {
+        return Json(body).into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], Json(body)).into_response()
 }
 
 /// Asks the service that runs with this configuration whether it lives.
@@ -259,12 +235,8 @@ pub fn healthcheck(config: &crate::config::Config) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Inside the runtime from the first step on: the request's deadline is one of its timers.
-    let answer = runtime.block_on(async { client.get(&url).send().await });
-    let answer = answer.context("the service does not answer")?;
-    if !answer.status().is_success() {
-        bail!("the service answered {}", answer.status());
-    }
-    Ok(())
+    let answer = runtime.block_on(async { client.get(&url).send().await?.error_for_status() });
+    answer.map(drop).context("the service does not answer as it should")
 }
 
 #[cfg(test)]
@@ -280,7 +252,7 @@ mod tests {
             failure_threshold: 1,
             success_threshold: 1,
         };
-        let health = Health::new(config, Lifecycle::default());
+        let health = Health::new(config, Lifecycle::default(), &[]);
         let panics = Check::new("a", true, || async { panic!("planted") });
         assert_eq!(health.ask(&panics).await, Err("the check panicked".to_owned()));
         let hangs = Check::new("b", true, std::future::pending);

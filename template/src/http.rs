@@ -15,11 +15,10 @@ use tokio::sync::Semaphore;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 
-use self::middleware::{Bounds, Observer, bound, layer, matched, observe};
+use self::middleware::{Observer, bound, matched, observe, passing};
 use self::problem::{Category, Problem};
 use crate::config::value::{between, check, list, millis, size};
 use crate::health::{self, Health};
-use crate::server::Limits;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::as_f64;
 
@@ -62,18 +61,6 @@ pub struct Config {
     pub cors_allowed_origins: Vec<String>,
 }
 
-impl Config {
-    /// What the public listener is held to.
-    pub fn limits(&self) -> Limits {
-        Limits {
-            header_read: self.header_read_timeout,
-            idle: self.idle_timeout,
-            stalled_write: self.body_timeout,
-            max_connections: self.max_connections,
-        }
-    }
-}
-
 fn is_origin(origin: &str, (): &()) -> garde::Result {
     let url = origin.parse::<reqwest::Url>();
     let is_web = |url: &reqwest::Url| matches!(url.scheme(), "http" | "https");
@@ -105,15 +92,8 @@ pub struct Surroundings {
 
 /// The whole public listener.
 pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
-    let (api, document) = OpenApiRouter::with_openapi(openapi::info())
-        .merge(tasks::router().with_state(Arc::new(tasks)))
-        .split_for_parts();
-    let bounds = Bounds {
-        in_flight: Arc::new(Semaphore::new(config.max_in_flight)),
-        max_body_size: usize::try_from(config.max_body_size.as_u64())?,
-        request_timeout: config.request_timeout,
-        body_timeout: config.body_timeout,
-    };
+    let (api, document) = api().with_state(Arc::new(tasks)).split_for_parts();
+    let bounds = (Arc::new(config.clone()), Arc::new(Semaphore::new(config.max_in_flight)));
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     //@ if rate_limit
     let limits = Arc::new(around.rate_limit);
@@ -125,7 +105,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         .fallback(not_found);
     let others = observed(others, observer.clone());
     // Bounds and limits guard the API alone, so that probes answer even when it is full. The last named is passed first.
-    let api = api.method_not_allowed_fallback(not_allowed).layer(layer(move |request, route| {
+    let api = passing(api, move |request, route| {
         let next = |request| matched(route, request);
         //@ if rate_limit
         let limits = limits.clone();
@@ -133,22 +113,24 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         //@ end
         let bounds = bounds.clone();
         observe(observer.clone(), request, |request| bound(bounds, request, next))
-    }));
+    });
     Ok(api.merge(others))
 }
 
 /// Routes whose every answer is logged and counted, also after a panic.
 fn observed(routes: Router, observer: Arc<Observer>) -> Router {
-    let routes = routes.method_not_allowed_fallback(not_allowed);
-    routes.layer(layer(move |request, route| {
+    passing(routes, move |request, route| {
         observe(observer.clone(), request, |request| matched(route, request))
-    }))
+    })
+}
+
+fn api() -> OpenApiRouter<Arc<Tasks>> {
+    OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router())
 }
 
 /// The OpenAPI document of the API, as JSON.
 pub fn openapi_document() -> anyhow::Result<String> {
-    let api = OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router());
-    Ok(api.into_openapi().to_pretty_json()?)
+    Ok(api().into_openapi().to_pretty_json()?)
 }
 
 /// What every path answers that no route stands at.

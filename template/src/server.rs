@@ -1,23 +1,20 @@
 //! A listener with an accept loop of its own on hyper: `axum::serve` sets no deadline on silent, half-open
 //! or idle connections, and its graceful stop has none either.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
-use axum::response::Response;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -26,11 +23,10 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use self::activity::{Activity, Busy, Deadline, Watched};
+use self::activity::{Activity, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
 pub use self::held::{Held, Hold};
 use crate::lifecycle::Stop;
-use crate::telemetry::metrics::as_f64;
 
 mod activity;
 mod descriptors;
@@ -66,34 +62,8 @@ pub struct Limits {
     pub max_connections: usize,
 }
 
-/// Requests whose answer has not been sent whole, of all servers that share the counter.
-#[derive(Clone, Debug, Default)]
-pub struct InFlight(Arc<AtomicUsize>);
-
-impl InFlight {
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Sets the gauge of requests.
-    pub fn observe(&self) {
-        gauge!("http_requests_in_flight").set(as_f64(self.count()));
-    }
-
-    fn enter(&self) -> InFlightGuard {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        InFlightGuard(self.0.clone())
-    }
-}
-
-#[derive(Debug)]
-struct InFlightGuard(Arc<AtomicUsize>);
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// Holds a token for each request whose answer has not been sent whole, of all servers that share it.
+pub type InFlight = TaskTracker;
 
 /// Who sent a request; an extension of each. As the server sees it, that is the peer.
 #[derive(Clone, Debug)]
@@ -105,11 +75,8 @@ pub struct Client {
 
 impl Client {
     pub fn new(address: IpAddr) -> Self {
-        let network = match address {
-            IpAddr::V4(v4) => IpNet::from(Ipv4Net::new_assert(v4, 24).trunc()),
-            IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 48).trunc().into(),
-        };
-        Self { address, network: network.to_string().into() }
+        let network = IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 48 });
+        Self { address, network: network.trunc().to_string().into() }
     }
 }
 
@@ -132,12 +99,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_fli
     let places = Arc::new(Semaphore::new(limits.max_connections));
     let _upkeep = AbortOnDropHandle::new(tokio::spawn(memory::give_back(connections.clone())));
     let open = |(stream, peer): (TcpStream, SocketAddr), place: OwnedSemaphorePermit| {
-        let connection = Connection { peer, limits, in_flight: in_flight.clone(), stop: stop.clone() };
-        let router = router.clone();
-        connections.spawn(async move {
-            connection.serve(stream, router).await;
-            drop(place);
-        });
+        let serving = serve_connection(stream, peer, router.clone(), limits, in_flight.clone(), stop.clone());
+        connections.spawn(serving.inspect(|()| drop(place)));
     };
     let mut pause = SHORTEST_PAUSE;
     while let Some(place) = stop.drain.run_until_cancelled(places.clone().acquire_owned()).await {
@@ -167,84 +130,72 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_fli
     connections.wait().await;
 }
 
-/// All that one connection needs besides its stream.
-struct Connection {
+async fn serve_connection(
+    stream: TcpStream,
     peer: SocketAddr,
+    router: Router,
     limits: Limits,
     in_flight: InFlight,
     stop: Stop,
-}
-
-impl Connection {
-    async fn serve(self, stream: TcpStream, router: Router) {
-        let gauge = gauge!("http_connections");
-        gauge.increment(1);
-        // Answers are written whole: waiting to fill a packet would only add latency.
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "connection.nodelay_failed");
-        }
-        let activity = Activity::new(self.limits, self.in_flight);
-        let stream = Watched::new(stream, activity.clone());
-        let (client, noted) = (Client::new(self.peer.ip()), activity.clone());
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            let busy = noted.busy(request.version());
-            request.extensions_mut().insert(client.clone());
-            let none = request.body().is_end_stream();
-            let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
-            answer(request.map(body), router.clone(), busy)
-        });
-        let mut builder = Builder::new(TokioExecutor::new());
-        // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(self.limits.idle / 2);
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let drain = async {
-            self.stop.drain.cancelled().await;
+) {
+    let gauge = gauge!("http_connections");
+    gauge.increment(1);
+    // Answers are written whole: waiting to fill a packet would only add latency.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "connection.nodelay_failed");
+    }
+    let activity = Activity::new(limits, in_flight, stop.drain.clone());
+    let stream = Watched { stream, activity: activity.clone() };
+    let (client, noted) = (Client::new(peer.ip()), activity.clone());
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        // Kept until the answer has left.
+        let mut busy = noted.busy(request.version());
+        request.extensions_mut().insert(client.clone());
+        let none = request.body().is_end_stream();
+        let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
+        router.clone().oneshot(request.map(body)).map_ok(move |response| {
+            busy.handed_on(true);
+            response.map(|body| Held::new(body, busy))
+        })
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut drain = pin!(
+        async {
+            stop.drain.cancelled().await;
             if activity.is_new() {
                 tokio::time::sleep(FIRST_BYTES).await;
             }
-        };
-        tokio::pin!(drain);
-        let mut draining = false;
-        loop {
-            tokio::select! {
-                // In this order, so that `activity` is asked after the connection has moved.
-                biased;
-                () = self.stop.abort.cancelled() => break,
-                result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        debug!(error, "connection.failed");
-                    }
-                    break;
+        }
+        .fuse()
+    );
+    loop {
+        tokio::select! {
+            // In this order, so that `activity` is asked after the connection has moved.
+            biased;
+            () = stop.abort.cancelled() => break,
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    debug!(error, "connection.failed");
                 }
-                deadline = activity.expired() => {
-                    debug!(?deadline, "connection.timed_out");
-                    if deadline == Deadline::Idle {
-                        // Says goodbye (GOAWAY) where the protocol can.
-                        connection.as_mut().graceful_shutdown();
-                        let _ = tokio::time::timeout(Duration::from_secs(1), connection.as_mut()).await;
-                    }
-                    break;
-                }
-                () = drain.as_mut(), if !draining => {
-                    draining = true;
-                    activity.hurry();
+                break;
+            }
+            deadline = activity.expired() => {
+                debug!(?deadline, "connection.timed_out");
+                if deadline == Deadline::Idle {
+                    // Says goodbye (GOAWAY) where the protocol can.
                     connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(Duration::from_secs(1), connection.as_mut()).await;
                 }
+                break;
+            }
+            () = drain.as_mut() => {
+                connection.as_mut().graceful_shutdown();
             }
         }
-        gauge.decrement(1);
     }
-}
-
-/// Hands one request on, and keeps `busy` until its answer has left.
-async fn answer(
-    request: Request,
-    router: Router,
-    mut busy: Busy,
-) -> Result<Response<Held<Body, Busy>>, Infallible> {
-    let response = router.oneshot(request).await?;
-    busy.handed_on(true);
-    Ok(response.map(|body| Held::new(body, busy)))
+    gauge.decrement(1);
 }

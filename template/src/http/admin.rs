@@ -6,6 +6,7 @@ use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::routing::{get, put};
+use metrics::gauge;
 
 use super::problem::Problem;
 use crate::health::{self, Health};
@@ -13,6 +14,7 @@ use crate::server::InFlight;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::telemetry::filter::{self, Filter};
+use crate::telemetry::metrics::as_f64;
 
 /// How long another log filter lasts: a forgotten `debug` must not fill the disks.
 const LASTS: Duration = Duration::from_mins(10);
@@ -23,7 +25,7 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
     let (metrics, store, in_flight) = (telemetry.metrics.clone(), store.clone(), in_flight.clone());
     let page = async move || {
         store.observe();
-        in_flight.observe();
+        gauge!("http_requests_in_flight").set(as_f64(in_flight.len()));
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
     let filter = put(change_filter).with_state(telemetry.logs.filter.clone());

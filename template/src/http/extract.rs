@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -46,7 +45,10 @@ where
         let bytes = tokio::time::timeout(limit, Bytes::from_request(request, state))
             .await
             .map_err(|_| Problem::timeout("The body did not arrive in time."))?
-            .map_err(|rejection| unread(&rejection))?;
+            .map_err(|rejection| match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(),
+                _ => Problem::bad_request("The body could not be read whole."),
+            })?;
         let value: T = parse(&bytes)?;
         value.validate().map_err(|report| {
             let errors = report.iter().map(|(path, error)| FieldError {
@@ -57,13 +59,6 @@ where
         })?;
         Ok(Self(value))
     }
-}
-
-fn unread(rejection: &BytesRejection) -> Problem {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return Problem::too_large();
-    }
-    Problem::bad_request("The body could not be read whole.")
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {

@@ -5,8 +5,9 @@ use std::mem::take;
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::uri::Authority;
@@ -20,7 +21,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::layer::layer_fn;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::CorsLayer;
 use tracing::info;
 //@ if otlp
@@ -42,20 +43,16 @@ use crate::telemetry::otlp;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// A layer that hands each request, and the route that it matched, to `pass`. What a request passes is put together there,
+/// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together there,
 /// of functions: each `Layer` of axum's would copy and box for each request what is below it.
-pub fn layer<A: Future<Output = Response> + Send + 'static>(
+pub fn passing<A: Future<Output = Response> + Send + 'static>(
+    routes: Router,
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
-) -> impl Layer<
-    Route,
-    Service: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync,
-> + Clone
-+ Send
-+ Sync {
-    layer_fn(move |route: Route| {
+) -> Router {
+    routes.method_not_allowed_fallback(super::not_allowed).layer(layer_fn(move |route: Route| {
         let (pass, route) = (pass.clone(), Arc::new(route));
-        service_fn(move |request| pass(request, Route::clone(&route)).map(Ok))
-    })
+        service_fn(move |request| pass(request, Route::clone(&route)).map(Ok::<_, Infallible>))
+    }))
 }
 
 /// What the route itself answers.
@@ -180,16 +177,8 @@ fn request_id(headers: &HeaderMap) -> Arc<str> {
 
 /// A closed set: a label must not grow with what clients make up.
 fn method_name(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "_OTHER",
-    }
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    known.into_iter().find(|known| method == *known).unwrap_or("_OTHER")
 }
 
 /// What the path matched, not the path: that would be as many labels as clients ask for.
@@ -291,45 +280,33 @@ fn names_one_host(request: &Request) -> bool {
 }
 
 fn is_framed_once(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        _ => false,
-    }
-}
-
-/// The caps and deadlines of the API.
-#[derive(Clone, Debug)]
-pub struct Bounds {
-    pub in_flight: Arc<Semaphore>,
-    /// In bytes.
-    pub max_body_size: usize,
-    pub request_timeout: Duration,
-    pub body_timeout: Duration,
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    codings.enumerate().all(|(before, coding)| before == 0 && is_chunked(coding))
 }
 
 /// Turns away at once what is beyond the cap, and ends what takes too long.
 pub fn bound<A: Future<Output = Response>>(
-    bounds: Bounds,
+    (config, places): (Arc<super::Config>, Arc<Semaphore>),
     mut request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
     let refused = |problem: Problem| Either::Left(lazy(|_| problem.into_response()));
-    let Ok(place) = bounds.in_flight.try_acquire_owned() else {
+    let Ok(place) = places.try_acquire_owned() else {
         let detail = "As much is being handled as this service takes at once.";
         return refused(Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail));
     };
     if !request.body().is_end_stream() {
         // A client that waits for `100 Continue` is told before it has sent anything.
-        if request.body().size_hint().lower() > bounds.max_body_size as u64 {
+        let most = config.max_body_size.as_u64();
+        if request.body().size_hint().lower() > most {
             return refused(Problem::too_large());
         }
-        DefaultBodyLimit::max(bounds.max_body_size).apply(&mut request);
-        request.extensions_mut().insert(BodyTimeout(bounds.body_timeout));
+        DefaultBodyLimit::max(usize::try_from(most).unwrap_or(usize::MAX)).apply(&mut request);
+        request.extensions_mut().insert(BodyTimeout(config.body_timeout));
     }
     let late = |_| Problem::timeout("The request took too long.").into_response();
-    let answering = timeout(bounds.request_timeout, next(request)).unwrap_or_else(late);
+    let answering = timeout(config.request_timeout, next(request)).unwrap_or_else(late);
     Either::Right(answering.inspect(|_| drop(place)))
 }
 

@@ -1,9 +1,9 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457) from every layer, and nothing of the cause.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::error::Error as _;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
 use serde::Serialize;
@@ -50,7 +50,7 @@ pub struct Problem {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     /// In whole seconds.
-    retry_after: Option<u64>,
+    pub retry_after: Option<u64>,
     /// For the log alone.
     cause: Option<String>,
 }
@@ -99,49 +99,33 @@ impl Problem {
     pub fn timeout(detail: &'static str) -> Self {
         Self::new(Category::Timeout, StatusCode::GATEWAY_TIMEOUT, detail)
     }
-    //@ if rate_limit
-
-    pub fn retry_after(self, seconds: u64) -> Self {
-        Self { retry_after: Some(seconds.max(1)), ..self }
-    }
-    //@ end
 }
 
 impl From<tasks::Error> for Problem {
     fn from(error: tasks::Error) -> Self {
-        match error {
-            tasks::Error::Store(error) => Self::from(&error),
-            tasks::Error::QueueFull => {
-                let detail = "Too much is waiting to be done. Nothing was changed.";
-                Self::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail)
-            }
-        }
-    }
-}
-
-impl From<&Arc<store::Error>> for Problem {
-    fn from(error: &Arc<store::Error>) -> Self {
-        match &**error {
+        let tasks::Error::Store(error) = error else {
+            let detail = "Too much is waiting to be done. Nothing was changed.";
+            return Self::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail);
+        };
+        let problem = match &*error {
             store::Error::NotFound => {
                 Self::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")
             }
-            store::Error::VersionMismatch => Self::new(
-                Category::Conflict,
-                StatusCode::PRECONDITION_FAILED,
-                "The task has changed. Read it again and repeat the change with its new ETag.",
-            ),
+            store::Error::VersionMismatch => {
+                let detail = "The task has changed. Read it again and repeat the change with its new ETag.";
+                Self::new(Category::Conflict, StatusCode::PRECONDITION_FAILED, detail)
+            }
             //@ if postgres
-            store::Error::Unavailable(cause) => Self {
-                cause: Some(cause.to_string()),
-                ..Self::new(Category::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "Try again shortly.")
-            },
-            store::Error::Conflict(cause) => Self {
-                cause: Some(cause.to_string()),
-                ..Self::new(Category::Conflict, StatusCode::CONFLICT, "The change contradicts other data.")
-            },
-            store::Error::Refused(cause) => Self { cause: Some(cause.to_string()), ..Self::internal() },
+            store::Error::Unavailable(_) => {
+                Self::new(Category::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "Try again shortly.")
+            }
+            store::Error::Conflict(_) => {
+                Self::new(Category::Conflict, StatusCode::CONFLICT, "The change contradicts other data.")
+            }
+            store::Error::Refused(_) => Self::internal(),
             //@ end
-        }
+        };
+        Self { cause: error.source().map(ToString::to_string), ..problem }
     }
 }
 
@@ -163,13 +147,8 @@ impl IntoResponse for Problem {
             errors: &self.errors,
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
-        let mut response = (self.status, json).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, seconds.into());
-        }
-        response
+        let kind = [(header::CONTENT_TYPE, "application/problem+json"), (header::CACHE_CONTROL, "no-store")];
+        let retry_after = self.retry_after.map(|seconds| [(header::RETRY_AFTER, seconds.to_string())]);
+        (self.status, kind, retry_after, json).into_response()
     }
 }

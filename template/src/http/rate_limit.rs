@@ -58,13 +58,6 @@ struct Policy {
 }
 
 impl Policy {
-    fn new(name: &'static str, per_second: NonZeroU32, burst: NonZeroU32, per_client: bool) -> Self {
-        let mut policy = Self { name, per_second, burst, per_client, told: HeaderValue::from_static("") };
-        let text = format!("\"{name}\";q={burst};w={}", seconds(policy.time_for(burst.get())));
-        policy.told = HeaderValue::try_from(text).expect("visible ASCII");
-        policy
-    }
-
     /// The time in which `requests` are allowed.
     fn time_for(&self, requests: u32) -> Duration {
         Duration::from_secs(requests.into()) / self.per_second.get()
@@ -94,7 +87,10 @@ impl Limiter {
         counter!("rate_limited_total", "policy" => name).increment(0);
         let quota = Quota::per_second(per_second).allow_burst(burst);
         let budgets = RateLimiter::keyed(quota).with_middleware();
-        Self { policy: Arc::new(Policy::new(name, per_second, burst, per_client)), budgets }
+        let window = seconds(Duration::from_secs(burst.get().into()) / per_second.get());
+        let told = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}"));
+        let told = told.expect("visible ASCII");
+        Self { policy: Arc::new(Policy { name, per_second, burst, per_client, told }), budgets }
     }
 
     /// Forgets clients whose budget is whole again: they would get the same one anew.
@@ -156,11 +152,6 @@ impl RateLimit {
         }
     }
 
-    /// The policies for a request.
-    fn limiters(&self, is_write: bool) -> &[Limiter] {
-        if is_write { &self.limiters[..] } else { &self.limiters[1..] }
-    }
-
     /// Takes a request from the budgets of this process.
     fn take(limiters: &[Limiter], client: IpAddr) -> Verdict {
         let mut verdict: Option<Verdict> = None;
@@ -189,7 +180,7 @@ pub async fn limit<A: Future<Output = Response>>(
     let client = request.extensions().get::<Client>();
     let client = client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.address);
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let limiters = limits.limiters(is_write);
+    let limiters = &limits.limiters[usize::from(!is_write)..];
     let verdict = RateLimit::take(limiters, client);
     //@ if redis
     let verdict = match verdict.wait {
@@ -204,8 +195,9 @@ pub async fn limit<A: Future<Output = Response>>(
         Some(wait) => {
             counter!("rate_limited_total", "policy" => policy.name).increment(1);
             let detail = "Too many requests. Wait as long as Retry-After says.";
-            let problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
-            problem.retry_after(seconds(wait)).into_response()
+            let mut problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
+            problem.retry_after = Some(seconds(wait));
+            problem.into_response()
         }
     };
     let burst = policy.burst.get();

@@ -14,37 +14,25 @@ pub struct Tally {
 }
 
 /// By method and status.
-type Kinds = HashMap<(&'static str, u16), Answers>;
-
-/// Answers of one kind.
-#[derive(Debug)]
-struct Answers {
-    total: Counter,
-    seconds: Histogram,
-}
-
-impl Answers {
-    fn add(&self, seconds: f64) {
-        self.total.increment(1);
-        self.seconds.record(seconds);
-    }
-}
+type Kinds = HashMap<(&'static str, u16), (Counter, Histogram)>;
 
 impl Tally {
     /// Counts an answer that took so many seconds.
     pub fn answered(&self, method: &'static str, route: &str, status: u16, seconds: f64) {
         let kind = (method, status);
-        let known = self.answers.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answers) = known.get(route).and_then(|kinds| kinds.get(&kind)) {
-            return answers.add(seconds);
-        }
-        drop(known);
-        let labels =
-            [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
-        let total = counter!("http_requests_total", &labels);
-        let answers = Answers { total, seconds: histogram!("http_request_duration_seconds", &labels) };
-        answers.add(seconds);
-        let mut known = self.answers.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(route.to_owned()).or_default().insert(kind, answers);
+        let answers = self.answers.read().unwrap_or_else(PoisonError::into_inner);
+        let known = answers.get(route).and_then(|kinds| kinds.get(&kind)).cloned();
+        drop(answers);
+        let (total, duration) = known.unwrap_or_else(|| {
+            let labels =
+                [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
+            let total = counter!("http_requests_total", &labels);
+            let metrics = (total, histogram!("http_request_duration_seconds", &labels));
+            let mut known = self.answers.write().unwrap_or_else(PoisonError::into_inner);
+            known.entry(route.to_owned()).or_default().insert(kind, metrics.clone());
+            metrics
+        });
+        total.increment(1);
+        duration.record(seconds);
     }
 }

@@ -15,8 +15,10 @@ use hyper::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{Hold, InFlight, InFlightGuard, Limits};
+use super::{Hold, InFlight, Limits};
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long an answer may take to stop a client that goes on sending.
@@ -30,10 +32,11 @@ pub(super) struct Activity(Arc<Shared>);
 struct Shared {
     limits: Limits,
     in_flight: InFlight,
+    drain: CancellationToken,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// Requests being handled or answered; HTTP/2 has many at once.
     requests: usize,
@@ -51,52 +54,30 @@ struct State {
     /// Requests so far.
     count: u64,
     rest: Rest,
-    /// How long it is awaited.
-    linger: Duration,
-    /// Whether no byte has come yet.
-    silent: bool,
     /// Whether an answer that is finished may wait in a buffer still.
     unsent: bool,
     /// Held while the client does not take such an answer: it is in flight.
-    held_up: Option<InFlightGuard>,
+    held_up: Option<TaskTrackerToken>,
 }
 
 /// What still comes of a body after its answer. It is read and forgotten: closed on it, the kernel would send a
 /// reset, which may overtake the answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Rest {
+    #[default]
     None,
     Unread,
     Awaited(Instant),
 }
 
 impl Activity {
-    pub(super) fn new(limits: Limits, in_flight: InFlight) -> Self {
-        let state = State {
-            requests: 0,
-            multiplexed: false,
-            awaited: Deadline::HeaderRead,
-            since: None,
-            stalled_since: None,
-            untaken: HashMap::new(),
-            count: 0,
-            rest: Rest::None,
-            linger: LINGER,
-            silent: true,
-            unsent: false,
-            held_up: None,
-        };
-        Self(Arc::new(Shared { limits, in_flight, state: Mutex::new(state) }))
+    pub(super) fn new(limits: Limits, in_flight: InFlight, drain: CancellationToken) -> Self {
+        Self(Arc::new(Shared { limits, in_flight, drain, state: Mutex::default() }))
     }
 
-    /// Lingers no more: a client that says nothing further must not hold up the stop.
-    pub(super) fn hurry(&self) {
-        self.update(|state| state.linger = Duration::ZERO);
-    }
-
-    /// Whether the client has only connected so far.
+    /// Whether no request has come yet.
     pub(super) fn is_new(&self) -> bool {
-        self.update(|state| state.silent)
+        self.update(|state| state.count == 0)
     }
 
     /// Marks a request as being handled until the guard is dropped.
@@ -107,13 +88,13 @@ impl Activity {
             state.multiplexed = version == Version::HTTP_2;
             state.count
         });
-        let multiplexed = version == Version::HTTP_2;
-        Busy { activity: self.clone(), id, multiplexed, _in_flight: self.0.in_flight.enter() }
+        Busy { activity: self.clone(), id, _in_flight: self.0.in_flight.token() }
     }
 
-    /// Notes whether the body that it goes with is read whole.
-    pub(super) fn reading(&self) -> Reading {
-        Reading { activity: self.clone(), whole: false }
+    /// Marks the body of a request as unread until it has ended.
+    pub(super) fn reading(&self) -> Self {
+        self.update(|state| state.rest = if state.multiplexed { Rest::None } else { Rest::Unread });
+        self.clone()
     }
 
     /// Resolves when a deadline has passed, with what it was for.
@@ -124,7 +105,7 @@ impl Activity {
         poll_fn(|context| {
             loop {
                 let now = Instant::now();
-                let (at, deadline) = self.update(|state| state.deadline(&self.0.limits, now));
+                let (at, deadline) = self.update(|state| state.deadline(&self.0, now));
                 if at <= now {
                     return Poll::Ready(deadline);
                 }
@@ -145,10 +126,11 @@ impl Activity {
 }
 
 /// What a connection was too slow for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Deadline {
     /// Nothing: a request is handled, and has deadlines of its own.
     Busy,
+    #[default]
     HeaderRead,
     Idle,
     StalledWrite,
@@ -156,9 +138,10 @@ pub(super) enum Deadline {
 }
 
 impl State {
-    fn deadline(&mut self, limits: &Limits, now: Instant) -> (Instant, Deadline) {
+    fn deadline(&mut self, Shared { limits, drain, .. }: &Shared, now: Instant) -> (Instant, Deadline) {
         if let Rest::Awaited(since) = self.rest {
-            (since + self.linger, Deadline::Lingering)
+            // A client that says nothing further must not hold up the stop.
+            (since + if drain.is_cancelled() { Duration::ZERO } else { LINGER }, Deadline::Lingering)
         } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
@@ -182,18 +165,15 @@ impl State {
 pub(super) struct Busy {
     activity: Activity,
     id: u64,
-    multiplexed: bool,
-    _in_flight: InFlightGuard,
+    _in_flight: TaskTrackerToken,
 }
 
 impl Hold for Busy {
     fn handed_on(&mut self, frame: bool) {
-        if !self.multiplexed {
-            // What waits, waits in the stream.
-            return;
-        }
         self.activity.update(|state| {
-            if frame {
+            if !state.multiplexed {
+                // What waits, waits in the stream.
+            } else if frame {
                 state.untaken.insert(self.id, Instant::now());
             } else {
                 // It is we who make the client wait.
@@ -207,56 +187,34 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.activity.update(|state| {
             state.requests -= 1;
-            if self.multiplexed {
-                state.untaken.remove(&self.id);
-            }
+            state.untaken.remove(&self.id);
             state.wait_for(Deadline::Idle);
             state.unsent = true;
         });
     }
 }
 
-/// The body of a request while it is read.
-#[derive(Debug)]
-pub(super) struct Reading {
-    activity: Activity,
-    whole: bool,
-}
-
-impl Hold for Reading {
+/// Held by the body of a request while it is read.
+impl Hold for Activity {
     fn ended(&mut self) {
-        self.whole = true;
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.activity.update(|state| {
-            if !self.whole && !state.multiplexed {
-                state.rest = Rest::Unread;
-            }
-        });
+        self.update(|state| state.rest = Rest::None);
     }
 }
 
 /// A TCP stream that tells its [`Activity`] when bytes move.
 #[derive(Debug)]
 pub(super) struct Watched {
-    stream: TcpStream,
-    activity: Activity,
+    pub(super) stream: TcpStream,
+    pub(super) activity: Activity,
 }
 
 impl Watched {
-    pub(super) fn new(stream: TcpStream, activity: Activity) -> Self {
-        Self { stream, activity }
-    }
-
     fn note_write(&self, written: &Poll<io::Result<usize>>) {
         self.activity.update(|state| {
             if written.is_pending() {
                 state.stalled_since.get_or_insert_with(Instant::now);
                 if state.unsent {
-                    state.held_up.get_or_insert_with(|| self.activity.0.in_flight.enter());
+                    state.held_up.get_or_insert_with(|| self.activity.0.in_flight.token());
                 }
             } else {
                 (state.stalled_since, state.held_up) = (None, None);
@@ -275,7 +233,6 @@ impl AsyncRead for Watched {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.activity.update(|state| {
-                state.silent = false;
                 // Bytes while nothing is handled can only be the start of a request head.
                 if state.requests == 0 && !state.multiplexed && state.awaited == Deadline::Idle {
                     state.wait_for(Deadline::HeaderRead);
@@ -319,22 +276,18 @@ impl AsyncWrite for Watched {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
-        let lingers = self.activity.update(|state| {
+        let mut lingers = self.activity.update(|state| {
             if let Rest::Unread = state.rest {
                 state.rest = Rest::Awaited(Instant::now());
             }
             matches!(state.rest, Rest::Awaited(_))
         });
-        if !lingers {
-            return Poll::Ready(Ok(()));
-        }
         let mut bytes = [0; 8192];
-        loop {
+        while lingers {
             let mut buffer = ReadBuf::new(&mut bytes);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
+            lingers = !buffer.filled().is_empty();
         }
+        Poll::Ready(Ok(()))
     }
 }
