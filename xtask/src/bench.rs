@@ -52,7 +52,7 @@ pub fn run(root: &Path, asked: &Asked) -> Result<()> {
     let cores = machine::leave_a_core()?;
     machine::allow_descriptors(crowd::LARGEST * 2 + 500)?;
     let servers = Servers::start(&tools)?;
-    let site = Site::new(&tools, &servers, &programs, cores)?;
+    let site = Site::new(root, &tools, &servers, &programs, cores)?;
     let report = Report {
         machine,
         rows: rows::measure(&site, asked)?,

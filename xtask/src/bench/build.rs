@@ -23,6 +23,7 @@ const SERVICES: [(Variant, &str); 3] =
 /// The programs that compete.
 pub struct Programs {
     pub bare: PathBuf,
+    pub rival: PathBuf,
     services: Vec<(Variant, PathBuf)>,
 }
 
@@ -35,7 +36,7 @@ impl Programs {
             Ok(program)
         };
         let services = SERVICES.iter().map(|(variant, name)| Ok((*variant, built(name)?)));
-        Ok(Self { bare: built("bare")?, services: services.collect::<Result<_>>()? })
+        Ok(Self { bare: built("bare")?, rival: built("rival")?, services: services.collect::<Result<_>>()? })
     }
 
     /// Generates the services and builds all in `folder`.
@@ -62,10 +63,15 @@ impl Programs {
         }
         // With the lock of the service that has all, so that both run the same code.
         let bare = parent.join("bare");
-        copy(&snapshot.path().join("bench"), &bare)?;
+        let rival = parent.join("rival");
+        copy(&snapshot.path().join("bench/bare"), &bare)?;
+        copy(&snapshot.path().join("bench/loco"), &rival)?;
         fs::copy(parent.join("bench-full/Cargo.lock"), bare.join("Cargo.lock"))?;
         say("building bare axum");
-        Ok(Self { bare: built(&bare, "bare", folder, false)?, services })
+        let bare = built(&bare, "bare", folder, false)?;
+        say("building loco");
+        let rival = built(&rival, "rival", folder, false)?;
+        Ok(Self { bare, rival, services })
     }
 
     pub fn service(&self, variant: Variant) -> Result<&Path> {

@@ -21,6 +21,7 @@ pub const BESIDE: Variant = Variant::FULL_BUT_REDIS;
 const BUDGET: &str = "1000000";
 
 pub struct Site<'a> {
+    root: &'a Path,
     pub wrk: &'a Path,
     pub servers: &'a Servers,
     programs: &'a Programs,
@@ -35,6 +36,7 @@ pub struct Site<'a> {
 pub enum Contestant {
     /// Bare axum, and where it keeps tasks.
     Bare(&'static str),
+    Loco,
     Service(Variant),
 }
 
@@ -44,6 +46,7 @@ impl Contestant {
             Self::Bare("postgres") => "bare axum + sqlx",
             Self::Bare("redis") => "bare axum + redis",
             Self::Bare(_) => "bare axum",
+            Self::Loco => "loco",
             Self::Service(Variant::BASE) => "base",
             Self::Service(BESIDE) => "full, but Redis",
             Self::Service(_) => "full",
@@ -53,6 +56,7 @@ impl Contestant {
 
 impl<'a> Site<'a> {
     pub fn new(
+        root: &'a Path,
         tools: &'a Tools,
         servers: &'a Servers,
         programs: &'a Programs,
@@ -61,7 +65,7 @@ impl<'a> Site<'a> {
         let wrk = tools.wrk.as_deref().context("wrk was not set up")?;
         let collector = Rotel::start(tools.rotel.as_ref().context("rotel was not set up")?, &[])?;
         let database = servers.create_database("bench")?;
-        let site = Self { wrk, servers, programs, collector, database, cores };
+        let site = Self { root, wrk, servers, programs, collector, database, cores };
         let mut migrate = site.service(Variant::FULL, 1, &[])?;
         let migrated = migrate.arg("migrate").stdout(Stdio::null()).status()?;
         ensure!(migrated.success(), "the database could not be set up");
@@ -77,6 +81,11 @@ impl<'a> Site<'a> {
     pub fn start_with(&self, workers: usize, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
         let mut command = match who {
             Contestant::Service(variant) => self.service(variant, workers, settings)?,
+            Contestant::Loco => {
+                let mut command = self.pinned(&self.programs.rival, workers);
+                command.env("LOCO_CONFIG_FOLDER", self.root.join("bench/loco/config"));
+                command
+            }
             Contestant::Bare(keeps) => {
                 let mut command = self.pinned(&self.programs.bare, workers);
                 command.arg(keeps);
@@ -94,6 +103,7 @@ impl<'a> Site<'a> {
     pub fn program(&self, who: Contestant) -> Result<&Path> {
         match who {
             Contestant::Bare(_) => Ok(&self.programs.bare),
+            Contestant::Loco => Ok(&self.programs.rival),
             Contestant::Service(variant) => self.programs.service(variant),
         }
     }

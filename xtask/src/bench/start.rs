@@ -11,7 +11,7 @@ use crate::variant::Variant;
 use super::rows::median;
 use super::site::{Contestant, Site};
 
-const STARTS: u32 = 9;
+const STARTS: u32 = 5;
 /// After which what a start needs is there or was given back.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -26,8 +26,11 @@ pub struct Start {
 }
 
 pub fn measure(site: &Site<'_>) -> Result<Vec<Start>> {
-    let services = [Variant::BASE, Variant::FULL].map(Contestant::Service);
-    [Contestant::Bare("memory")].into_iter().chain(services).map(|who| measured(site, who)).collect()
+    let [base, full] = [Variant::BASE, Variant::FULL].map(Contestant::Service);
+    [Contestant::Bare("memory"), Contestant::Loco, base, full]
+        .into_iter()
+        .map(|who| measured(site, who))
+        .collect()
 }
 
 fn measured(site: &Site<'_>, who: Contestant) -> Result<Start> {

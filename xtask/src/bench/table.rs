@@ -58,16 +58,11 @@ impl Report {
         let lost: f64 = self.rows.iter().flat_map(|row| &row.figures).map(|figures| figures.lost_lines).sum();
         let _ = writeln!(text, "Lines of the access log that were lost: {lost:.0}.\n");
         text += "| | ready | idle memory | program | each connection under load |\n|---|---|---|---|---|\n";
-        for (start, crowd) in self.starts.iter().zip(&self.crowds) {
-            let _ = writeln!(
-                text,
-                "| {} | {:.1} ms | {:.1} MiB | {:.1} MB | {:.1} KiB |",
-                start.label,
-                start.ready,
-                start.idle,
-                start.program,
-                crowd.each()
-            );
+        for start in &self.starts {
+            let crowd = self.crowds.iter().find(|crowd| crowd.label == start.label);
+            let each = crowd.map_or("–".to_owned(), |crowd| format!("{:.1} KiB", crowd.each()));
+            let Start { label, ready, idle, program } = start;
+            let _ = writeln!(text, "| {label} | {ready:.1} ms | {idle:.1} MiB | {program:.1} MB | {each} |");
         }
         text += &self.of_connections();
         text += &self.of_surge();
@@ -153,7 +148,7 @@ impl Report {
                 let described = match figures.label {
                     "base" => "this service, in its smallest form",
                     "full" => "this service, with all of its parts",
-                    "full, but Redis" => continue,
+                    "full, but Redis" | "loco" => continue,
                     label => label,
                 };
                 let line =
