@@ -107,10 +107,14 @@ impl Cache {
             self.memory.invalidate(&id).await;
             known = self.look_up(id).await;
         }
-        let task = Box::pin(store.get(id)).await?;
-        // It is not kept, and whatever is may be older.
-        self.forget(id).await;
-        Ok(Rendered::from(&task))
+        let read = Box::pin(store.get(id)).await;
+        // It is not kept, and whatever is may be older: who is told it must not read that next.
+        match &read {
+            Ok(task) => self.written(task).await,
+            Err(Error::NotFound) => self.deleted(id).await,
+            Err(_) => {}
+        }
+        Ok(Rendered::from(&read?))
     }
 
     async fn load(&self, id: Uuid, store: &Store) -> Result<Entry, Error> {

@@ -104,6 +104,8 @@ impl Tasks {
         if version.is_some_and(|version| version != task.version) {
             return Err(store::Error::VersionMismatch.into());
         }
+        // Read past the cache, which may know an older one still.
+        self.cache.written(&task).await;
         Ok(Some(task).filter(|task| task.status == Status::Completed))
     }
 
