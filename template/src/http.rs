@@ -92,7 +92,9 @@ pub struct Surroundings {
 
 /// The whole public listener.
 pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
-    let (api, document) = api().with_state(Arc::new(tasks)).split_for_parts();
+    let (api, document) = OpenApiRouter::with_openapi(openapi::info())
+        .merge(tasks::router().with_state(Arc::new(tasks)))
+        .split_for_parts();
     let bounds = (Arc::new(config.clone()), Arc::new(Semaphore::new(config.max_in_flight)));
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     //@ if rate_limit
@@ -124,13 +126,10 @@ fn observed(routes: Router, observer: Arc<Observer>) -> Router {
     })
 }
 
-fn api() -> OpenApiRouter<Arc<Tasks>> {
-    OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router())
-}
-
 /// The OpenAPI document of the API, as JSON.
 pub fn openapi_document() -> anyhow::Result<String> {
-    Ok(api().into_openapi().to_pretty_json()?)
+    let api = OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router());
+    Ok(api.into_openapi().to_pretty_json()?)
 }
 
 /// What every path answers that no route stands at.
