@@ -124,14 +124,19 @@ impl Write for Lines {
 
 #[cfg(test)]
 mod tests {
+    use metrics::with_local_recorder;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
 
     #[test]
-    fn beyond_the_queue_lines_are_lost_whole() {
+    fn beyond_the_queue_lines_are_lost_whole_and_counted() {
         let (lines, line) = (Lines::default(), vec![b'x'; 1000]);
-        (0..5000).for_each(|_| lines.push(&line));
+        let recorder = PrometheusBuilder::new().build_recorder();
+        with_local_recorder(&recorder, || (0..5000).for_each(|_| lines.push(&line)));
         let kept = lines.queue().bytes.len();
         assert!(kept <= QUEUED && kept.is_multiple_of(line.len()), "{kept}");
-        assert_eq!(kept, QUEUED / line.len() * line.len());
+        let lost = format!("log_lines_dropped_total {}\n", 5000 - kept / line.len());
+        assert!(recorder.handle().render().contains(&lost), "{lost}");
     }
 }
