@@ -95,3 +95,19 @@ fn nothing_of_the_template_or_of_an_absent_toggle_is_left() {
     assert!(left.is_empty(), "left over:\n{}", left.join("\n"));
     assert_eq!(generate::unused_exceptions(&scans), Vec::<String>::new(), "exceptions that nothing needs");
 }
+
+#[test]
+fn each_checklist_has_every_requirement_of_its_variant() {
+    let of_a_toggle = [(11, "otlp"), (16, "otlp"), (26, "rate_limit"), (31, "postgres"), (32, "postgres")];
+    for variant in Variant::all() {
+        let absent = of_a_toggle.iter().filter(|(_, toggle)| !variant.has(toggle));
+        let absent: Vec<u32> = absent.map(|(number, _)| *number).collect();
+        let wanted: Vec<u32> = (1..=40).filter(|number| !absent.contains(number)).collect();
+        let files = expected(variant, &Names::living());
+        let checklist = text_of(&files["docs/production-checklist.md"]);
+        let cells = checklist.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next());
+        let mut rows: Vec<u32> = cells.filter_map(|number| number.parse().ok()).collect();
+        rows.dedup();
+        assert_eq!(rows, wanted, "the requirements of `{variant}`");
+    }
+}

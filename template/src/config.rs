@@ -94,8 +94,19 @@ pub fn load() -> Result<Loaded, Faults> {
         }
     }
     if variables.get("APP_ENV").is_none_or(|value| value.to_string() == "development") {
-        for entry in dotenvy::from_path_iter(".env").into_iter().flatten() {
+        // Read whole: a folder of this name would be a fault that comes up for ever.
+        let dotenv = std::fs::read(".env").unwrap_or_else(|why| {
+            if why.kind() != ErrorKind::NotFound {
+                let allowed = format!("expected a file that can be read: {}", why.kind());
+                fault(&mut faults, ".env", ".env", &allowed);
+            }
+            Vec::new()
+        });
+        for entry in dotenvy::from_read_iter(&*dotenv) {
             match entry {
+                Ok((name, value)) if name == "APP_ENV" && value != "development" => {
+                    fault(&mut faults, "APP_ENV", ".env APP_ENV", "expected development, where .env is read");
+                }
                 Ok((name, value)) => {
                     let value = Value::new(Some(&format!(".env {name}")), value);
                     variables.entry(name).or_insert(value);
@@ -148,8 +159,8 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
 
 fn explained((key, value): (&String, &Value)) -> String {
     let shown = match &value.kind {
-        ValueKind::String(text) if is_secret(key) && !text.is_empty() => "[redacted]".to_owned(),
-        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::String(text) if text.is_empty() || !is_secret(key) => format!("{text:?}"),
+        _ if is_secret(key) => "[redacted]".to_owned(),
         other => other.to_string(),
     };
     format!("{key} = {shown}  # {}\n", source(value))

@@ -1,7 +1,6 @@
 //! Tasks in Postgres. Only this module and its child know SQL.
 
 use std::io;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use garde::Validate;
@@ -47,8 +46,13 @@ pub struct Config {
 fn is_postgres(url: &Option<SecretString>, (): &()) -> garde::Result {
     let url = url.as_ref().map_or("", |url| url.expose_secret());
     // sqlx takes what any scheme leads to.
-    let fits = url.starts_with("postgres") && PgConnectOptions::from_str(url).is_ok();
+    let fits = url.starts_with("postgres") && options(url).is_ok();
     check(fits, "expected postgres://user:password@host:port/name, here or in DATABASE_URL")
+}
+
+/// In silence: sqlx tells of parameters that it does not know, with their values, which may be secrets.
+fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
+    tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || url.parse())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +116,7 @@ impl Store {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
         let statement_timeout = config.statement_timeout.as_millis().to_string();
-        let options = PgConnectOptions::from_str(url)?
+        let options = options(url)?
             .application_name(env!("CARGO_PKG_NAME"))
             .options([("statement_timeout", statement_timeout)])
             // Of no use here, and more than pgbouncer lets through.

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::routing::{get, put};
 use metrics::gauge;
 
+use super::middleware::{identified, passing};
 use super::problem::Problem;
 use crate::health::{self, Health};
 use crate::server::InFlight;
@@ -29,20 +32,21 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
     let filter = put(change_filter).with_state(telemetry.logs.filter.clone());
-    health::admin_routes(health.clone())
-        .route("/metrics", get(page))
-        .route("/log/filter", filter)
-        .fallback(super::not_found)
-        .method_not_allowed_fallback(super::not_allowed)
+    let pages =
+        health::admin_routes(health.clone()).route("/metrics", get(page)).route("/log/filter", filter);
+    passing(pages.fallback(super::not_found), identified)
 }
 
 /// `PUT /log/filter?for=10m` with the filter as its body.
 async fn change_filter(
     State(logs): State<Filter>,
     RawQuery(query): RawQuery,
-    text: String,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, Problem> {
-    let filter = filter::parse(&text).ok_or_else(|| {
+    let body = body?;
+    // What is no text is no filter either.
+    let text = str::from_utf8(&body).unwrap_or_default();
+    let filter = filter::parse(text).ok_or_else(|| {
         Problem::bad_request("The body must be a filter, such as info,service::jobs=debug.")
     })?;
     let time = match query.as_deref().map(|query| query.strip_prefix("for=").map(humantime::parse_duration)) {
@@ -50,6 +54,6 @@ async fn change_filter(
         Some(Some(Ok(time))) if time <= LASTS_AT_MOST => time,
         Some(_) => return Err(Problem::bad_request("The query may be for=<time>, at most for=1h.")),
     };
-    logs.change(&text, filter, time).map_err(|_| Problem::internal())?;
+    logs.change(text, filter, time).map_err(|_| Problem::internal())?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -44,11 +45,7 @@ where
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
         let bytes = tokio::time::timeout(limit, Bytes::from_request(request, state))
             .await
-            .map_err(|_| Problem::timeout("The body did not arrive in time."))?
-            .map_err(|rejection| match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(),
-                _ => Problem::bad_request("The body could not be read whole."),
-            })?;
+            .map_err(|_| Problem::timeout("The body did not arrive in time."))??;
         let value: T = parse(&bytes)?;
         value.validate().map_err(|report| {
             let errors = report.iter().map(|(path, error)| FieldError {
@@ -58,6 +55,15 @@ where
             Problem::validation("Some fields are not valid.", errors.collect())
         })?;
         Ok(Self(value))
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Self::too_large(),
+            _ => Self::bad_request("The body could not be read whole."),
+        }
     }
 }
 

@@ -60,6 +60,16 @@ pub fn matched(route: Route, request: Request) -> impl Future<Output = Response>
     route.oneshot(request).map(|Ok(response)| response)
 }
 
+/// What the route answers, under an id, which errors name; neither logged nor counted.
+pub fn identified(request: Request, route: Route) -> impl Future<Output = Response> {
+    let id = request_id(request.headers());
+    let context = Context { request_id: id.clone(), trace: None };
+    context.scope(contained(matched(route, request))).map(move |mut response| {
+        identify(response.headers_mut(), &id);
+        response
+    })
+}
+
 /// What the outermost layer needs to know.
 #[derive(Debug, Default)]
 pub struct Observer {
@@ -155,9 +165,7 @@ pub fn observe<A: Future<Output = Response>>(
         record.status = Some(response.status());
         let headers = response.headers_mut();
         secure(headers);
-        if let Ok(id) = HeaderValue::from_str(&record.context.request_id) {
-            headers.insert(REQUEST_ID, id);
-        }
+        identify(headers, &record.context.request_id);
         if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
             // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -173,6 +181,10 @@ fn request_id(headers: &HeaderMap) -> Arc<str> {
         Some(id) => id.into(),
         None => (*Uuid::new_v4().as_hyphenated().encode_lower(&mut Uuid::encode_buffer())).into(),
     }
+}
+
+fn identify(answer: &mut HeaderMap, id: &str) {
+    answer.extend(HeaderValue::from_str(id).map(|id| (REQUEST_ID, id)));
 }
 
 /// A closed set: a label must not grow with what clients make up.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::info;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::{Registry, reload};
 
 /// Clones change the same filter.
@@ -51,7 +51,11 @@ impl Filter {
 
 /// The filter that `text` describes, such as `info,service::jobs=debug`.
 pub fn parse(text: &str) -> Option<Targets> {
-    // Any other text would be taken for the name of a target that nothing has, and silence the log.
+    // Any other text, such as a level misspelt, would be taken for the name of a target that nothing has, and silence
+    // the log.
     let is_filter = |char: char| char.is_alphanumeric() || "_-:=,".contains(char);
-    text.parse().ok().filter(|_| !text.is_empty() && text.chars().all(is_filter))
+    let has_level = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    text.parse()
+        .ok()
+        .filter(|_| !text.is_empty() && text.split(',').all(has_level) && text.chars().all(is_filter))
 }

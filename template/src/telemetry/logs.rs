@@ -1,4 +1,4 @@
-//! Log lines: flat JSON for machines, coloured text for people.
+//! Log lines: flat JSON for machines, plain text for people.
 
 use std::fmt;
 use std::io::Write as _;

@@ -55,7 +55,8 @@ where
     let Some(endpoint) = &config.endpoint else {
         return Ok((None, Exporter { provider: None, flush_timeout }));
     };
-    let client = Client::builder().timeout(Duration::from_secs(5)).build().context("otlp client")?;
+    let client =
+        Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().context("otlp client")?;
     // A user and password in the URL become a header, as a request of the client's own would have it: the exporter
     // would not send them, and the client would log them.
     let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));

@@ -62,6 +62,7 @@ const ROWS: &[Row] = &[
     ("APP__LOG__FORMAT", "xml", "log.format", "expected json or pretty"),
     ("RUST_LOG", "a=b=c", "log.filter", "expected levels such as"),
     ("RUST_LOG", "info; service=debug", "log.filter", "expected levels such as"),
+    ("RUST_LOG", "inof", "log.filter", "expected levels such as"),
     ("RUST_LOG", "", "log.filter", "expected levels such as"),
     ("APP__CACHE__TTL", "5", "cache.ttl", DURATION),
     ("APP__CACHE__TTL", "5 parsecs", "cache.ttl", DURATION),
@@ -224,7 +225,17 @@ async fn files_that_can_not_be_read_are_faults() {
     assert!(faults[0].starts_with("APP_CONFIG_FILE (missing.toml): "), "{faults:#?}");
     let faults = refused(Launch::new(&[("APP_CONFIG_FILE", "config")]).file("config/a.toml", "")).await;
     assert!(faults[0].starts_with("APP_CONFIG_FILE (config): "), "{faults:#?}");
-    let faults = refused(Launch::new(&[("APP_ENV", "development")]).file(".env", "= canary =\n")).await;
-    assert!(faults[0].starts_with(".env (.env): expected "), "{faults:#?}");
-    assert!(!faults.join("\n").contains("canary"), "{faults:#?}");
+    // A line that is none, and a folder.
+    for (name, text) in [(".env", "= canary =\n"), (".env/canary", "")] {
+        let faults = refused(Launch::new(&[("APP_ENV", "development")]).file(name, text)).await;
+        assert!(faults[0].starts_with(".env (.env): expected "), "{faults:#?}");
+        assert!(!faults.join("\n").contains("canary"), "{faults:#?}");
+    }
+}
+
+#[tokio::test]
+async fn dotenv_can_not_leave_development() {
+    let launch = Launch::new(&[]).without("APP_ENV").file(".env", "APP_ENV=production\n");
+    let faults = refused(launch).await;
+    assert_eq!(faults, ["APP_ENV (.env APP_ENV): expected development, where .env is read"]);
 }

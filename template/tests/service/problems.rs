@@ -19,6 +19,19 @@ pub fn problem(answer: &Answer, status: u16, category: &str) -> Value {
     problem
 }
 
+#[tokio::test]
+async fn errors_on_the_admin_port_are_problems() {
+    let app = TestApp::spawn(&[]).await;
+    problem(&app.admin("/nothing").await, 404, "not_found");
+    let ask = async |method: Method, body: Vec<u8>| {
+        let request = app.client.request(method, format!("http://{}/log/filter", app.admin));
+        Answer::to(request.body(body)).await
+    };
+    problem(&ask(Method::POST, Vec::new()).await, 405, "method_not_allowed");
+    problem(&ask(Method::PUT, b"info,\xff=debug".to_vec()).await, 400, "validation");
+    problem(&ask(Method::PUT, vec![b'a'; 3 << 20]).await, 413, "too_large");
+}
+
 /// The fields that a problem names.
 fn fields(problem: &Value) -> Vec<&str> {
     let errors = problem["errors"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -22,7 +22,8 @@ fn secretive(server: &str) -> Launch {
     let secret = format!("whsec_{CANARY}");
     let launch = Launch::new(&[("APP__WEBHOOK__URL", &url(server)), ("APP__WEBHOOK__SECRET", &secret)]);
     //@ if postgres
-    let launch = launch.set(&[("DATABASE_URL", &format!("postgres://user:{CANARY}@127.0.0.1:1/name"))]);
+    let database = format!("postgres://user:{CANARY}@127.0.0.1:1/name?sslpassword={CANARY}");
+    let launch = launch.set(&[("DATABASE_URL", &database)]);
     //@ end
     //@ if redis
     let launch = launch.set(&[("REDIS_URL", &crate::redis::refusing(CANARY))]);
