@@ -49,13 +49,16 @@ enum Exit {
 /// Serves until told to stop. Returns the exit code.
 pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
     let telemetry = Telemetry::install(&loaded.config)?;
-    let exit = in_runtime(run(loaded, &telemetry)).unwrap_or_else(|error| {
-        error!(cause = format!("{error:#}"), category = "internal", "service.failed");
-        Exit::Fault
-    });
-    telemetry.flush();
-    info!(code = exit as u8, "service.exit");
-    Ok(ExitCode::from(exit as u8))
+    in_runtime(async {
+        let exit = Box::pin(contained(run(loaded, &telemetry))).await.unwrap_or_else(|error| {
+            error!(cause = format!("{error:#}"), category = "internal", "service.failed");
+            Exit::Fault
+        });
+        // Still in the runtime, which hears a second signal meanwhile.
+        telemetry.flush();
+        info!(code = exit as u8, "service.exit");
+        Ok(ExitCode::from(exit as u8))
+    })
 }
 //@ if postgres
 
@@ -73,11 +76,15 @@ pub fn dead_letters(loaded: &Loaded, command: dead_letters::Command) -> Result<S
 
 fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
-    // A panic of the wiring itself is a fault like others: the hook has logged it, the exit code tells it.
-    let result = runtime.block_on(AssertUnwindSafe(work).catch_unwind());
+    let result = runtime.block_on(contained(work));
     // What was aborted may still block a thread; the process does not wait for it.
     runtime.shutdown_background();
-    result.unwrap_or_else(|_| Err(anyhow!("a panic")))
+    result
+}
+
+/// A panic of the wiring itself is a fault like others: the hook has logged it, the exit code tells it.
+async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("a panic")))
 }
 
 /// From the listeners' binding to the last event but the flush.
@@ -101,18 +108,13 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         ended = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
     };
     if service.lifecycle.take(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
+        heed_another(signals);
         service.close().await;
         return started.map(|_| Exit::Clean);
     }
     info!("service.ready");
     let (trigger, reason) = reason_to_stop(&mut signals, &mut tasks).await;
-    tokio::spawn(async move {
-        let signal = signals.next().await;
-        warn!(signal, "shutdown.forced");
-        // Long enough for the line above to be written, no longer.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        std::process::exit(Exit::DrainCutShort as i32);
-    });
+    heed_another(signals);
     service.lifecycle.take(trigger);
     let finished = service.drain(&config.shutdown, reason).await;
     Ok(match trigger {
@@ -120,6 +122,17 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         _ if finished => Exit::Clean,
         _ => Exit::DrainCutShort,
     })
+}
+
+/// Ends the process at once when it is told to stop once more.
+fn heed_another(mut signals: StopSignals) {
+    tokio::spawn(async move {
+        let signal = signals.next().await;
+        warn!(signal, "shutdown.forced");
+        // Long enough for the line above to be written, no longer.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::process::exit(Exit::DrainCutShort as i32);
+    });
 }
 
 /// Waits for a signal, or for the end of a task that must not end, and names it.

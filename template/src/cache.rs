@@ -37,6 +37,8 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Cache {
     memory: moka::future::Cache<Uuid, Entry>,
+    /// The version that was last read past the cache: what is older was made void then, and need not be again.
+    told: moka::future::Cache<Uuid, i64>,
     hits: Counter,
     misses: Counter,
     /// How often tasks were written, by the end of their ids, which is random: two that share a counter cost a load too
@@ -59,8 +61,10 @@ impl Cache {
         let Config { capacity, ttl } = config.cache;
         let memory = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
         let requests = |outcome| counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome);
+        let told = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
         Ok(Self {
             memory,
+            told,
             hits: requests("hit"),
             misses: requests("miss"),
             // Counted by each process for itself.
@@ -109,10 +113,15 @@ impl Cache {
         }
         let read = Box::pin(store.get(id)).await;
         // It is not kept, and whatever is may be older: who is told it must not read that next.
-        match &read {
-            Ok(task) => self.written(task).await,
-            Err(Error::NotFound) => self.deleted(id).await,
-            Err(_) => {}
+        // Once for each version: what each reader makes void, all others would read past the cache, for ever.
+        let version = read.as_ref().map_or(i64::MAX, |task| task.version);
+        if self.told.get(&id).await < Some(version) {
+            match &read {
+                Ok(task) => self.written(task).await,
+                Err(Error::NotFound) => self.deleted(id).await,
+                Err(_) => return Ok(Rendered::from(&read?)),
+            }
+            self.told.insert(id, version).await;
         }
         Ok(Rendered::from(&read?))
     }
@@ -161,8 +170,16 @@ impl Cache {
     }
     //@ end
 
+    /// Forgets what may have changed, whatever is known of it: the outcome of a write is not.
+    pub async fn doubted(&self, id: Uuid) {
+        self.forget(id).await;
+        //@ if redis
+        self.supersede(id, shared::NO_VERSION).await;
+        //@ end
+    }
+
     /// Reads the task anew when it is next asked for.
-    pub async fn forget(&self, id: Uuid) {
+    async fn forget(&self, id: Uuid) {
         self.counter(id).fetch_add(1, Ordering::SeqCst);
         self.memory.invalidate(&id).await;
     }

@@ -101,12 +101,9 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     let limits = Arc::new(around.rate_limit);
     //@ end
     let observer = Arc::new(around.observer);
-    let others = Router::new()
-        .merge(openapi::routes(document.to_pretty_json()?))
-        .merge(health::public_routes(around.health))
-        .fallback(not_found);
-    let others = observed(others, observer.clone());
-    // Bounds and limits guard the API alone, so that probes answer even when it is full. The last named is passed first.
+    // Bounds and limits guard all but probes, which answer even when it is full. The last named is passed first.
+    let probes = observed(health::public_routes(around.health), observer.clone());
+    let api = api.merge(openapi::routes(document.to_pretty_json()?)).fallback(not_found);
     let api = passing(api, move |request, route| {
         let next = |request| matched(route, request);
         //@ if rate_limit
@@ -116,7 +113,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         let bounds = bounds.clone();
         observe(observer.clone(), request, |request| bound(bounds, request, next))
     });
-    Ok(api.merge(others))
+    Ok(api.merge(probes))
 }
 
 /// Routes whose every answer is logged and counted, also after a panic.
@@ -148,11 +145,12 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
         return Ok(None);
     }
     let origins = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<HeaderValue>, _>>()?;
+    let [request_id, traceparent] = ["x-request-id", "traceparent"].map(HeaderName::from_static);
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, HeaderName::from_static("x-request-id")])
-        .expose_headers([header::ETAG, header::LOCATION, HeaderName::from_static("x-request-id")])
+        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, request_id.clone(), traceparent])
+        .expose_headers([header::ETAG, header::LOCATION, header::RETRY_AFTER, request_id])
         .max_age(Duration::from_mins(10));
     Ok(Some(layer))
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::gauge;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -20,8 +20,7 @@ const POLL: Duration = Duration::from_millis(500);
 const WATCH: Duration = Duration::from_secs(1);
 
 /// The right to add one job.
-#[derive(Debug)]
-pub struct Place(());
+pub type Place = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Queue {
@@ -31,6 +30,8 @@ pub struct Queue {
     lease: Duration,
     /// As of the last look, of all replicas.
     depth: AtomicUsize,
+    /// Taken by those who are to write one.
+    places: Arc<Semaphore>,
     added: Notify,
 }
 
@@ -41,17 +42,28 @@ impl Queue {
     /// `longest_run` is a bound on one run of a job.
     pub fn new(store: &Store, capacity: usize, longest_run: Duration) -> Self {
         let lease = longest_run * 2 + Duration::from_secs(10);
-        Self { store: store.clone(), capacity, lease, depth: AtomicUsize::new(0), added: Notify::new() }
+        let places = Arc::new(Semaphore::new(capacity));
+        Self {
+            store: store.clone(),
+            capacity,
+            lease,
+            depth: AtomicUsize::new(0),
+            places,
+            added: Notify::new(),
+        }
     }
 
     /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
     pub fn reserve(&self) -> Option<Place> {
-        (self.depth.load(Ordering::Relaxed) < self.capacity).then_some(Place(()))
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let reserved = self.capacity - self.places.available_permits();
+        (self.depth.load(Ordering::Relaxed) + reserved <= self.capacity).then_some(place)
     }
 
     /// Wakes a worker for a job that the store has written.
-    pub fn push(&self, _place: Place, _job: Job) {
-        self.set_depth(self.depth.load(Ordering::Relaxed) + 1);
+    pub fn push(&self, place: Place, _job: Job) {
+        self.set_depth(|depth| depth + 1);
+        drop(place);
         self.added.notify_one();
     }
 
@@ -74,14 +86,16 @@ impl Queue {
             // Its lease ends and it runs again: at least once is what a durable queue promises.
             warn!(error = %error, id = %job.id, category = "unavailable", "job.settle_failed");
         }
-        self.set_depth(self.depth.load(Ordering::Relaxed).saturating_sub(1));
+        if !matches!(settlement, Settlement::Retry { .. }) {
+            self.set_depth(|depth| depth.saturating_sub(1));
+        }
     }
 
     /// Counts what waits, for ever.
     pub async fn watch(self: Arc<Self>) {
         loop {
             if let Ok((count, waited)) = self.store.count_jobs().await {
-                self.set_depth(count);
+                self.set_depth(|_| count);
                 gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
             }
             tokio::time::sleep(WATCH).await;
@@ -93,8 +107,9 @@ impl Queue {
         Vec::new()
     }
 
-    fn set_depth(&self, depth: usize) {
-        self.depth.store(depth, Ordering::Relaxed);
-        gauge!("jobs_queue_depth").set(as_f64(depth));
+    fn set_depth(&self, change: impl Fn(usize) -> usize) {
+        let before =
+            self.depth.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |depth| Some(change(depth)));
+        gauge!("jobs_queue_depth").set(as_f64(before.map_or(0, change)));
     }
 }

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 
 use self::activity::{Activity, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
+use self::held::Sliced;
 pub use self::held::{Held, Hold};
 use crate::lifecycle::Stop;
 
@@ -39,8 +40,8 @@ const BACKLOG: u32 = 4096;
 /// Between two tries to accept while none succeeds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// What a client that has connected just before the drain may take for its first bytes.
-const FIRST_BYTES: Duration = Duration::from_millis(250);
+/// What a client that has connected just before the drain may take for its first request.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
 /// Where the admin listener stands.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -144,18 +145,19 @@ async fn serve_connection(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection.nodelay_failed");
     }
-    let activity = Activity::new(limits, in_flight, stop.drain.clone());
+    let activity = Activity::new(limits, in_flight);
     let stream = Watched { stream, activity: activity.clone() };
     let (client, noted) = (Client::new(peer.ip()), activity.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         // Kept until the answer has left.
-        let mut busy = noted.busy(request.version());
+        let version = request.version();
+        let mut busy = noted.busy(version);
         request.extensions_mut().insert(client.clone());
         let none = request.body().is_end_stream();
         let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
         router.clone().oneshot(request.map(body)).map_ok(move |response| {
             busy.handed_on(true);
-            response.map(|body| Held::new(body, busy))
+            response.map(|body| Held::new(Sliced::where_needed(body, version), busy))
         })
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -167,7 +169,7 @@ async fn serve_connection(
         async {
             stop.drain.cancelled().await;
             if activity.is_new() {
-                tokio::time::sleep(FIRST_BYTES).await;
+                tokio::time::sleep(FIRST_REQUEST).await;
             }
         }
         .fuse()
@@ -193,6 +195,7 @@ async fn serve_connection(
                 break;
             }
             () = drain.as_mut() => {
+                activity.hurry();
                 connection.as_mut().graceful_shutdown();
             }
         }

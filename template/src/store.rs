@@ -1,4 +1,4 @@
-//! Tasks in Postgres. Only this module and its child know SQL.
+//! Tasks in Postgres. Only this module and its children know SQL.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -73,8 +73,9 @@ pub enum Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        // Class 53: out of resources; 57: ended by an operator or the statement timeout; 25006: read-only standby.
-        let passing = |code: &str| code.starts_with("53") || code.starts_with("57") || code == "25006";
+        // Class 08: no connection, as a pooler says; 53: out of resources; 57: ended by an operator or the statement
+        // timeout; 25006: read-only standby.
+        let passing = |code: &str| matches!(code.get(..2), Some("08" | "53" | "57")) || code == "25006";
         match &error {
             sqlx::Error::Database(refusal) => match refusal.code() {
                 Some(code) if passing(&code) => Self::Unavailable(error),
@@ -247,7 +248,14 @@ impl Store {
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
         let mut connection = self.acquire().await?;
-        let mut transaction = connection.0.begin().await?;
+        let mut transaction = match self.timed("begin", connection.0.begin()).await {
+            Ok(transaction) => transaction,
+            Err(error) => {
+                // Not taken back: it may have begun all the same, and nobody would end it.
+                connection.1 = Duration::ZERO;
+                return Err(error.into());
+            }
+        };
         let query = sqlx::query_as!(
             Task,
             "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()

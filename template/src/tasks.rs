@@ -79,7 +79,10 @@ impl Tasks {
     async fn complete_and_queue(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
         // Room in the queue comes first: a completion must not be kept if no one can be told of it.
         let place = match self.notify.then(|| self.queue.reserve()) {
-            Some(None) => return self.completed_before(id, version).await?.ok_or(Error::QueueFull),
+            Some(None) => {
+                let before = self.completed_before(id, version).await;
+                return self.or_forget(id, before).await?.ok_or(Error::QueueFull);
+            }
             place => place.flatten(),
         };
         let mut first = false;
@@ -99,10 +102,10 @@ impl Tasks {
     }
 
     /// A completed task, which needs no place in the queue to stay so. None while it is open.
-    async fn completed_before(&self, id: Uuid, version: Option<i64>) -> Result<Option<Task>, Error> {
+    async fn completed_before(&self, id: Uuid, version: Option<i64>) -> Result<Option<Task>, store::Error> {
         let task = self.store.get(id).await?;
         if version.is_some_and(|version| version != task.version) {
-            return Err(store::Error::VersionMismatch.into());
+            return Err(store::Error::VersionMismatch);
         }
         // Read past the cache, which may know an older one still.
         self.cache.written(&task).await;
@@ -135,7 +138,7 @@ impl Tasks {
     /// find it as it was.
     async fn or_forget<T>(&self, id: Uuid, written: Result<T, store::Error>) -> Result<T, store::Error> {
         if written.is_err() {
-            self.cache.forget(id).await;
+            self.cache.doubted(id).await;
         }
         written
     }

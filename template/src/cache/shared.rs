@@ -17,7 +17,7 @@ use crate::task::{Rendered, Task};
 
 /// The version that no later one follows, and the one before all.
 pub(super) const DELETED: i64 = i64::MAX;
-const NO_VERSION: i64 = 0;
+pub(super) const NO_VERSION: i64 = 0;
 
 /// How long a load may take and still be stored.
 const LEASE: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ static FILL: LazyLock<Script> = LazyLock::new(|| {
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local seen = redis.call('GET', KEYS[1])
-         if seen and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return end
+         if seen and ARGV[1] ~= '0' and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return end
          redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
          redis.call('PUBLISH', ARGV[4], ARGV[5])",
     )
@@ -113,7 +113,7 @@ impl Shared {
 
     /// Remembers that the store no longer has the task, whatever Redis may have of it.
     pub(super) fn gone(&self, id: Uuid) {
-        self.missed().add(id, DELETED, self.ttl);
+        self.missed().add(id, DELETED, false, self.ttl);
     }
 
     /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
@@ -125,14 +125,14 @@ impl Shared {
                 return;
             }
         }
-        self.missed().add(id, task.version, self.ttl);
+        self.missed().add(id, task.version, false, self.ttl);
     }
 
     /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
     /// other replicas; later, if it can't be done now.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
         if !self.superseded(id, version).await {
-            self.missed().add(id, version, self.ttl);
+            self.missed().add(id, version, true, self.ttl);
         }
     }
 

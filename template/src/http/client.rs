@@ -17,8 +17,9 @@ pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut nearest = peer;
     for hop in hops {
         let hop = hop.trim();
-        // Some proxies add the port.
-        let address = hop.parse().or_else(|_| hop.parse().map(|at: SocketAddr| at.ip()));
+        // Some proxies add the port, or brackets.
+        let with_port = hop.parse().map(|at: SocketAddr| at.ip());
+        let address = with_port.or_else(|_| hop.trim_matches(['[', ']']).parse());
         // Beyond an entry that is no address nothing can be believed.
         let Ok(address) = address else { break };
         nearest = address.to_canonical();
@@ -64,6 +65,7 @@ mod tests {
         for (written, client) in [
             ("9.9.9.9:5000", "9.9.9.9"),
             ("[2001:db8::9]:5000", "2001:db8::9"),
+            ("[2001:db8::9]", "2001:db8::9"),
             ("::ffff:9.9.9.9", "9.9.9.9"),
             ("9.9.9.9, unknown", "10.0.0.1"),
             ("", "10.0.0.1"),

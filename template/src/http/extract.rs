@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use garde::Validate;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 use utoipa::IntoParams;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -68,9 +69,18 @@ impl From<BytesRejection> for Problem {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would take the elements of an array for fields in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        let error = FieldError { field: String::new(), detail: "expected an object".to_owned() };
+        return Err(Problem::validation("The body is not valid.", vec![error]));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = pointer(&error.path().to_string());
+        let named = |part: &Segment| match part {
+            Segment::Seq { index } => index.to_string(),
+            other => other.to_string(),
+        };
+        let mut path: Vec<_> = error.path().iter().map(named).collect();
         let inner = error.into_inner();
         if !inner.is_data() {
             return Problem::bad_request("The body is not valid JSON.");
@@ -78,14 +88,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         // The text of serde without its "at line 1 column 2".
         let detail = inner.to_string();
         let detail = detail.rsplit_once(" at line ").map_or(detail.as_str(), |(text, _)| text).to_owned();
+        // serde tells of it as a fault of what should have it.
+        let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
+        path.extend(missing.map(str::to_owned));
+        let escaped = path.iter().map(|part| part.replace('~', "~0").replace('/', "~1"));
+        let field = escaped.fold(String::new(), |pointer, part| pointer + "/" + &part);
         Problem::validation("Some fields are not valid.", vec![FieldError { field, detail }])
     })?;
     json.end().map_err(|_| Problem::bad_request("The body holds more than one JSON value."))?;
-    // serde would take the elements of an array for fields in their order.
-    if bytes.trim_ascii_start().starts_with(b"[") {
-        let error = FieldError { field: String::new(), detail: "expected an object".to_owned() };
-        return Err(Problem::validation("The body is not valid.", vec![error]));
-    }
     Ok(value)
 }
 
@@ -146,14 +156,20 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let malformed = || Problem::bad_request("If-Match must be the ETag of the task, with its quotes.");
-        let Some(sent) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
+        let malformed = || Problem::bad_request("If-Match must be one ETag of the task, with its quotes.");
+        let mut sent = parts.headers.get_all(header::IF_MATCH).iter();
+        let sent = match (sent.next(), sent.next()) {
+            (None, _) => return Ok(Self(None)),
+            (Some(sent), None) => sent,
+            _ => return Err(malformed()),
+        };
         let sent = sent.to_str().map_err(|_| malformed())?.trim();
         if sent == "*" {
             return Ok(Self(None));
         }
         let tag = sent.strip_prefix("W/").unwrap_or(sent);
-        let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).ok_or_else(malformed)?;
+        let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+        let tag = tag.filter(|tag| !tag.contains('"')).ok_or_else(malformed)?;
         // By character: "01" is not the tag of version 1. A tag that we never gave out matches nothing, and neither
         // does a weak one (RFC 9110, 13.1.1).
         let version = tag.parse().ok().filter(|version: &i64| sent == format!("\"{version}\""));

@@ -5,7 +5,7 @@ use std::mem::take;
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -60,14 +60,17 @@ pub fn matched(route: Route, request: Request) -> impl Future<Output = Response>
     route.oneshot(request).map(|Ok(response)| response)
 }
 
-/// What the route answers, under an id, which errors name; neither logged nor counted.
+/// What the route answers operators, under an id, which errors name; neither logged nor counted.
 pub fn identified(request: Request, route: Route) -> impl Future<Output = Response> {
     let id = request_id(request.headers());
     let context = Context { request_id: id.clone(), trace: None };
-    context.scope(contained(matched(route, request))).map(move |mut response| {
-        identify(response.headers_mut(), &id);
-        response
-    })
+    // Bounded: whoever sends half a body must not keep the places of probes.
+    context.scope(in_time(Duration::from_secs(5), contained(matched(route, request)))).map(
+        move |mut response| {
+            identify(response.headers_mut(), &id);
+            response
+        },
+    )
 }
 
 /// What the outermost layer needs to know.
@@ -317,9 +320,13 @@ pub fn bound<A: Future<Output = Response>>(
         DefaultBodyLimit::max(usize::try_from(most).unwrap_or(usize::MAX)).apply(&mut request);
         request.extensions_mut().insert(BodyTimeout(config.body_timeout));
     }
-    let late = |_| Problem::timeout("The request took too long.").into_response();
-    let answering = timeout(config.request_timeout, next(request)).unwrap_or_else(late);
+    let answering = in_time(config.request_timeout, next(request));
     Either::Right(answering.inspect(|_| drop(place)))
+}
+
+fn in_time(limit: Duration, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+    timeout(limit, answering)
+        .unwrap_or_else(|_| Problem::timeout("The request took too long.").into_response())
 }
 
 /// Headers that keep browsers from guessing, framing and caching; the docs page may run its own script.

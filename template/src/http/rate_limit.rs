@@ -211,7 +211,7 @@ pub async fn limit<A: Future<Output = Response>>(
 
 /// Rounded up: told a moment too early, a client would be refused again.
 fn seconds(wait: Duration) -> u64 {
-    wait.as_secs() + 1
+    (wait + Duration::from_nanos(999_999_999)).as_secs().max(1)
 }
 
 #[cfg(test)]

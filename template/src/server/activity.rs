@@ -15,7 +15,6 @@ use hyper::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Hold, InFlight, Limits};
@@ -32,7 +31,6 @@ pub(super) struct Activity(Arc<Shared>);
 struct Shared {
     limits: Limits,
     in_flight: InFlight,
-    drain: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -54,6 +52,8 @@ struct State {
     /// Requests so far.
     count: u64,
     rest: Rest,
+    /// Whether the service stops.
+    hurries: bool,
     /// Whether an answer that is finished may wait in a buffer still.
     unsent: bool,
     /// Held while the client does not take such an answer: it is in flight.
@@ -71,13 +71,18 @@ enum Rest {
 }
 
 impl Activity {
-    pub(super) fn new(limits: Limits, in_flight: InFlight, drain: CancellationToken) -> Self {
-        Self(Arc::new(Shared { limits, in_flight, drain, state: Mutex::default() }))
+    pub(super) fn new(limits: Limits, in_flight: InFlight) -> Self {
+        Self(Arc::new(Shared { limits, in_flight, state: Mutex::default() }))
     }
 
     /// Whether no request has come yet.
     pub(super) fn is_new(&self) -> bool {
         self.update(|state| state.count == 0)
+    }
+
+    /// Waits no longer than it must: a client that says nothing further must not hold up the stop.
+    pub(super) fn hurry(&self) {
+        self.update(|state| (state.hurries, state.since) = (true, None));
     }
 
     /// Marks a request as being handled until the guard is dropped.
@@ -138,10 +143,9 @@ pub(super) enum Deadline {
 }
 
 impl State {
-    fn deadline(&mut self, Shared { limits, drain, .. }: &Shared, now: Instant) -> (Instant, Deadline) {
+    fn deadline(&mut self, Shared { limits, .. }: &Shared, now: Instant) -> (Instant, Deadline) {
         if let Rest::Awaited(since) = self.rest {
-            // A client that says nothing further must not hold up the stop.
-            (since + if drain.is_cancelled() { Duration::ZERO } else { LINGER }, Deadline::Lingering)
+            (since + if self.hurries { Duration::ZERO } else { LINGER }, Deadline::Lingering)
         } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
@@ -150,7 +154,12 @@ impl State {
             // Some moment to look again: with HTTP/2, requests are handled in tasks of their own.
             (now + LOOK_AGAIN.min(limits.idle), Deadline::Busy)
         } else {
-            let limit = if self.awaited == Deadline::Idle { limits.idle } else { limits.header_read };
+            let limit = match self.awaited {
+                // It was told to go; whoever is there answers that, and takes what it was sent.
+                Deadline::Idle if self.hurries => limits.idle.min(limits.stalled_write),
+                Deadline::Idle => limits.idle,
+                _ => limits.header_read,
+            };
             (*self.since.get_or_insert(now) + limit, self.awaited)
         }
     }

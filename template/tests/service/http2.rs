@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -233,14 +234,28 @@ async fn client_that_heeds_no_goodbye_can_not_hold_up_the_exit() {
 }
 
 #[tokio::test]
+async fn client_that_says_nothing_does_not_cut_the_drain_short() {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
+    let mut silent = Connection::open(&app).await;
+    assert_eq!(silent.get(1, "/health").await, Some(OK));
+    let ended = app.stop().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    drop(silent);
+}
+
+#[tokio::test]
 async fn client_that_opens_no_window_for_its_answer_is_dropped() {
     let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
-    let mut stingy = Connection::open(&app).await;
-    stingy.send(&encode(SETTINGS, 0, 0, &NO_INITIAL_WINDOW)).await;
-    stingy.send(&request(1, "/v1/tasks")).await;
-    let began = Instant::now();
-    // The head comes and the body does not; then the end.
-    while stingy.frame().await.is_some() {}
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    for _ in 0..10 {
+        app.post("/v1/tasks", &json!({ "title": "long", "description": "x".repeat(10_000) })).await;
+    }
+    // Nothing of the body, or the first 64 KiB.
+    for windows in [encode(SETTINGS, 0, 0, &NO_INITIAL_WINDOW), Vec::new()] {
+        let mut stingy = Connection::open(&app).await;
+        stingy.send(&[windows, request(1, "/v1/tasks")].concat()).await;
+        let began = Instant::now();
+        while stingy.frame().await.is_some() {}
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
     assert_eq!(app.stop().await.code, Some(0));
 }

@@ -164,6 +164,21 @@ async fn full_queue_refuses_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn jobs_that_are_tried_again_take_room_as_well() {
+    let receiver = Receiver::start().await;
+    receiver.answers(500);
+    let limits = [("APP__JOBS__QUEUE_CAPACITY", "3"), ("APP__JOBS__CONCURRENCY", "1")];
+    let app = calling(&receiver.url, &limits).await;
+    let mut taken = 0;
+    for number in 0..20 {
+        let status = app.complete(&app.create(&number.to_string()).await).await.status;
+        assert!([200, 503].contains(&status), "{status}");
+        taken += usize::from(status == 200);
+    }
+    assert!((3..=4).contains(&taken), "{taken} of 20, where three wait and one runs");
+}
+
+#[tokio::test]
 async fn queue_tells_how_long_it_is_and_how_old() {
     let receiver = Receiver::start().await;
     receiver.answers(None);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
@@ -99,6 +100,24 @@ async fn collector_that_does_not_answer_can_not_hold_up_the_exit() {
     let took = began.elapsed();
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("timeout")));
     assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn second_signal_is_heard_while_spans_are_flushed() {
+    let collector = Receiver::start().await;
+    collector.answers(None);
+    let slow = ("APP__SHUTDOWN__FLUSH_TIMEOUT", "60s");
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str());
+    let mut app = TestApp::spawn(&[endpoint, slow, ("APP__OTLP__SAMPLE_RATIO", "1.0")]).await;
+    app.create("a").await;
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.drain_complete").await;
+    // The flush begins once the pools are closed.
+    collector.calls(1).await;
+    app.process.signal(Signal::TERM);
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
+    assert!(ended.names().contains(&"shutdown.forced".to_owned()));
 }
 
 #[tokio::test]

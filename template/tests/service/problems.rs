@@ -5,6 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{Answer, TestApp, path_of};
+use crate::wire::Wire;
 
 /// What every problem has to be; returns it.
 pub fn problem(answer: &Answer, status: u16, category: &str) -> Value {
@@ -30,6 +31,9 @@ async fn errors_on_the_admin_port_are_problems() {
     problem(&ask(Method::POST, Vec::new()).await, 405, "method_not_allowed");
     problem(&ask(Method::PUT, b"info,\xff=debug".to_vec()).await, 400, "validation");
     problem(&ask(Method::PUT, vec![b'a'; 3 << 20]).await, 413, "too_large");
+    let mut half = Wire::connect(app.admin).await;
+    half.send("PUT /log/filter HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\ninfo").await;
+    problem(&half.answer().await, 504, "timeout");
 }
 
 /// The fields that a problem names.
@@ -59,7 +63,8 @@ async fn tasks_that_are_not_valid_are_refused_by_field() {
         (json!(["a"]), ""),
         (json!(["a", "b"]), ""),
         (json!("text"), ""),
-        (json!({}), ""),
+        (json!({}), "/title"),
+        (json!({ "title": "a", "a/b": 1 }), "/a~1b"),
     ];
     for (body, field) in &cases {
         let answer = app.post("/v1/tasks", body).await;

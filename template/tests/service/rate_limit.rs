@@ -41,10 +41,11 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
     let app = TestApp::spawn(&THREE).await;
     for left in [2, 1, 0] {
         let answer = app.get("/v1/tasks").await;
-        assert_eq!((answer.status, answer.header("ratelimit-policy")), (200, r#""per_client";q=3;w=4"#));
+        assert_eq!((answer.status, answer.header("ratelimit-policy")), (200, r#""per_client";q=3;w=3"#));
         let limit = answer.header("ratelimit");
         assert!(limit.starts_with(&format!(r#""per_client";r={left};t="#)), "{limit}");
     }
+    assert_eq!(app.get("/nowhere").await.status, 429, "what is not there, too");
     let refused = app.get("/v1/tasks").await;
     assert!(refused.header("ratelimit").starts_with(r#""per_client";r=0;t="#), "{refused:?}");
     assert_eq!((refused.status, refused.header("content-type")), (429, "application/problem+json"));
@@ -52,8 +53,8 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
     let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=2).contains(&seconds), "{seconds}");
     let metrics = app.metrics().await;
-    assert!(metrics.contains("rate_limited_total{policy=\"per_client\"} 1\n"), "{metrics}");
-    assert!(metrics.contains("errors_total{category=\"rate_limited\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("rate_limited_total{policy=\"per_client\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("errors_total{category=\"rate_limited\"} 2\n"), "{metrics}");
 
     for _ in 0..5 {
         for path in ["/health", "/ready"] {

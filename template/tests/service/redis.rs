@@ -16,6 +16,9 @@ use crate::app::Answer;
 //@ end
 use crate::app::{TestApp, eventually, json_body, path_of};
 use crate::misconfiguration::{Row, assert_refused};
+//@ if postgres
+use crate::postgres::Database;
+//@ end
 use crate::process::{Launch, Variables};
 use crate::proxy::Proxy;
 
@@ -222,6 +225,30 @@ async fn replica_whose_write_was_refused_reads_anew() {
     let request = json_body(two.request(Method::PATCH, &path), &json!({ "title": "c" }));
     assert_eq!(Answer::to(request.header("if-match", "\"1\"")).await.status, 412);
     assert_eq!(two.get(&path).await.json()["title"], "b", "or the client would never get past it");
+}
+
+#[tokio::test]
+async fn write_whose_outcome_is_lost_is_not_hidden() {
+    let database = Database::create().await;
+    let (url, proxy) = database.behind_proxy().await;
+    let variables = [("DATABASE_URL", url.as_str()), ("APP__DATABASE__STATEMENT_TIMEOUT", "1s")];
+    let app = TestApp::spawn(&variables).await;
+    let path = path_of(&app.create("a").await);
+    // Prepared by the first change, the second is a single message to the server.
+    assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    assert_eq!(app.get(&path).await.json()["title"], "b", "which Redis now has");
+    let lock = database.lock("tasks").await;
+    let change = json!({ "title": "c" });
+    let meddle = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        proxy.freeze();
+        lock.close().await.expect("the lock is let go");
+    };
+    let (answer, ()) = tokio::join!(app.patch(&path, &change), meddle);
+    assert_eq!(answer.status, 503, "it was stored, and nobody can tell");
+    proxy.mend();
+    let read = eventually(async || app.get(&path).await, |answer| answer.status == 200).await;
+    assert_eq!(read.json()["title"], "c");
 }
 
 //@ end

@@ -21,6 +21,8 @@ pub type Place = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Queue {
+    capacity: usize,
+    /// Taken by those who are to add a job.
     places: Arc<Semaphore>,
     state: Mutex<State>,
     changed: Notify,
@@ -38,8 +40,6 @@ struct Waiting {
     /// The moment from which it may run.
     due: Instant,
     job: Job,
-    /// Given back when the job is taken. A retry has none: it must not be refused.
-    _place: Option<Place>,
 }
 
 impl Queue {
@@ -47,17 +47,23 @@ impl Queue {
     pub const OUTLIVES_PROCESS: bool = false;
 
     pub fn new(_store: &Store, capacity: usize, _longest_run: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(capacity)), state: Mutex::default(), changed: Notify::new() }
+        let places = Arc::new(Semaphore::new(capacity));
+        Self { capacity, places, state: Mutex::default(), changed: Notify::new() }
     }
 
     /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
     pub fn reserve(&self) -> Option<Place> {
-        self.places.clone().try_acquire_owned().ok()
+        let state = self.state();
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let reserved = self.capacity - self.places.available_permits();
+        (state.waiting.len() + reserved <= self.capacity).then_some(place)
     }
 
     /// Adds a job.
     pub fn push(&self, place: Place, job: Job) {
-        self.add(Waiting { due: Instant::now(), job, _place: Some(place) });
+        let state = self.state();
+        drop(place);
+        self.add(state, Waiting { due: Instant::now(), job });
     }
 
     /// Waits for the next job that is due. Once `drain` is cancelled all are due, and `None` says that none is left.
@@ -90,9 +96,9 @@ impl Queue {
         if let Some(index) = state.running.iter().position(|kind| *kind == job.kind) {
             state.running.swap_remove(index);
         }
-        drop(state);
         if let Settlement::Retry { after } = settlement {
-            self.add(Waiting { due: Instant::now() + after, job, _place: None });
+            // It is added even to a full queue: it was taken once and must not be refused.
+            self.add(state, Waiting { due: Instant::now() + after, job });
         }
     }
 
@@ -115,8 +121,7 @@ impl Queue {
         lost
     }
 
-    fn add(&self, entry: Waiting) {
-        let mut state = self.state();
+    fn add(&self, mut state: MutexGuard<State>, entry: Waiting) {
         state.waiting.push_back(entry);
         Self::publish(&state);
         self.changed.notify_one();
