@@ -143,11 +143,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
+/// A version that no task has.
+const NEVER: i64 = -1;
+
 /// The version that `If-Match` asks for; none when it is absent or `*`.
 #[derive(Clone, Copy, Debug, IntoParams)]
 #[into_params(names("if-match"), parameter_in = Header)]
 pub struct IfMatch(
-    /// `ETag` that the task must have, or `*`.
+    /// `ETag` that the task must have, or `*`. A list of several matches nothing.
     #[param(value_type = String, required = false, example = "\"1\"")]
     pub Option<i64>,
 );
@@ -156,23 +159,20 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let malformed = || Problem::bad_request("If-Match must be one ETag of the task, with its quotes.");
+        let malformed = || Problem::bad_request("If-Match must be the ETag of the task, with its quotes.");
         let mut sent = parts.headers.get_all(header::IF_MATCH).iter();
-        let sent = match (sent.next(), sent.next()) {
-            (None, _) => return Ok(Self(None)),
-            (Some(sent), None) => sent,
-            _ => return Err(malformed()),
+        let (Some(only), None) = (sent.next(), sent.next()) else {
+            return Ok(Self(parts.headers.contains_key(header::IF_MATCH).then_some(NEVER)));
         };
-        let sent = sent.to_str().map_err(|_| malformed())?.trim();
+        let sent = only.to_str().map_err(|_| malformed())?.trim();
         if sent == "*" {
             return Ok(Self(None));
         }
         let tag = sent.strip_prefix("W/").unwrap_or(sent);
-        let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-        let tag = tag.filter(|tag| !tag.contains('"')).ok_or_else(malformed)?;
+        let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).ok_or_else(malformed)?;
         // By character: "01" is not the tag of version 1. A tag that we never gave out matches nothing, and neither
         // does a weak one (RFC 9110, 13.1.1).
         let version = tag.parse().ok().filter(|version: &i64| sent == format!("\"{version}\""));
-        Ok(Self(Some(version.unwrap_or(-1))))
+        Ok(Self(Some(version.unwrap_or(NEVER))))
     }
 }
