@@ -54,6 +54,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     stage(service, merged, &changes, &staging)?;
     fs::write(staging.folder.join(MESSAGE), message)?;
     fs::write(staging.folder.join(JOURNAL), journal(&changes))?;
+    unchanged(service, &leaving, &staging)?;
     signals::check()?;
 
     // From here on Ctrl-C comes too late; it takes milliseconds.
@@ -257,6 +258,38 @@ fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &St
     }
     let git = service.git.with_index(&staging.lock);
     git.feed(&["update-index", "-z", "--index-info"], &lines)?;
+    Ok(())
+}
+
+/// Fails when one of the files that are to go is not as it is committed: someone saved or committed it while we
+/// worked, or git was told not to look at it.
+fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) -> Result<()> {
+    let head = format!("HEAD:{}", service.prefix.display());
+    if service.git.line(&["rev-parse", &head])? != service.tree {
+        bail!("something was committed or checked out meanwhile: run this again");
+    }
+    // What isn't there was left out of a sparse checkout.
+    let there = leaving.iter().filter(|path| fs::symlink_metadata(service.top.join(path)).is_ok());
+    let paths: Vec<u8> = there.flat_map(|path| [path.as_os_str().as_bytes(), b"\0"].concat()).collect();
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let index = staging.folder.join("seen");
+    fs::copy(service.git_folder.join("index"), &index)?;
+    let git = service.git.with_index(&index);
+    for flag in ["--no-assume-unchanged", "--no-skip-worktree"] {
+        git.feed(&["update-index", flag, "-z", "--stdin"], &paths)?;
+    }
+    git.run(&["update-index", "-q", "--refresh"])?;
+    let changed = git.run(&["diff-files", "--name-only", "-z"])?;
+    let mut changed = changed.split(|byte| *byte == 0).map(|path| Path::new(OsStr::from_bytes(path)));
+    if let Some(path) = changed.find(|path| leaving.contains(path)) {
+        bail!(
+            "{} differs from what is committed, and git was told not to look at it, or it was saved meanwhile: `git \
+             commit` it (after `git update-index --no-assume-unchanged --no-skip-worktree`), then run this again",
+            path.display()
+        );
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use semver::Version;
 use tempfile::TempDir;
 
@@ -51,19 +51,9 @@ pub fn set(asked: &[(String, String)], from: Option<&str>, common: &Common) -> R
     let service = Service::find()?;
     let template = open(&service, common)?;
     let recorded = recorded(&service, &template, from)?;
-    let questions = recorded.template.questions()?;
+    recorded.template.accepts(asked)?;
     let mut answers = service.record.answers.clone();
-    for (name, answer) in asked {
-        let Some(question) = questions.iter().find(|question| question.name == *name) else {
-            let names: Vec<&str> = questions.iter().map(|question| question.name.as_str()).collect();
-            bail!("there is no question \"{name}\"; there are {}", names.join(", "));
-        };
-        ensure!(
-            !question.is_bool || ["true", "false"].contains(&answer.as_str()),
-            "{name} can't be \"{answer}\": allowed are true and false"
-        );
-        answers.insert(name.clone(), answer.clone());
-    }
+    answers.extend(asked.iter().cloned());
     if answers == service.record.answers {
         println!("{} has these answers already", service.record.name);
         return Ok(Exit::Done);
@@ -118,6 +108,10 @@ fn change(
     dry_run: bool,
 ) -> Result<Exit> {
     let merged = merged(service, recorded, wanted, update)?;
+    if merged.conflicts.is_empty() && merged.files == service.files {
+        println!("{title}: nothing changes");
+        return Ok(Exit::Done);
+    }
     if dry_run {
         show(service, &merged)?;
     } else {

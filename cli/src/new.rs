@@ -18,6 +18,7 @@ pub fn run(
 ) -> Result<Exit> {
     let template = Template::open(template, None)?;
     let checkout = template.checkout(version.unwrap_or(template.newest()))?;
+    checkout.accepts(answers)?;
     let answers = answers.iter().cloned().collect();
     // Who can't be asked gets the defaults.
     let silent = !io::stdin().is_terminal();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use semver::Version;
 use tempfile::TempDir;
 use toml_edit::{DocumentMut, Item};
@@ -131,6 +131,22 @@ impl Checkout {
             Question { name: name.to_owned(), is_bool }
         };
         Ok(questions.map(|all| all.iter().map(question).collect()).unwrap_or_default())
+    }
+
+    /// Fails when `answers` are not to questions of this template, or none that they allow.
+    pub fn accepts(&self, answers: &[(String, String)]) -> Result<()> {
+        let questions = self.questions()?;
+        for (name, answer) in answers {
+            let Some(question) = questions.iter().find(|question| question.name == *name) else {
+                let names: Vec<&str> = questions.iter().map(|question| question.name.as_str()).collect();
+                bail!("there is no question \"{name}\"; there are {}", names.join(", "));
+            };
+            ensure!(
+                !question.is_bool || ["true", "false"].contains(&answer.as_str()),
+                "{name} can't be \"{answer}\": allowed are true and false"
+            );
+        }
+        Ok(())
     }
 
     /// Which of its files are the service's own.

@@ -66,6 +66,7 @@ fn an_answer_that_cannot_be_used_is_refused() {
             "the owner \"two words\" is no GitHub organisation or user; allowed are letters, digits",
         ),
         ("owner=-acme", "no hyphen first"),
+        ("owner=acme-", "no hyphen first or last"),
         ("owner=", "the owner \"\" is no"),
         ("description=", "the description \"\" can't"),
         ("description=Says \"hi\"", "can't stand in every file; allowed are ASCII letters"),

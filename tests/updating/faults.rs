@@ -40,6 +40,8 @@ fn broken_off(service: &Service, at: usize, fault: &str) -> Command {
     );
     let mut command = service.command(&SET);
     command.env("PATH", path.unwrap()).env("CARGO_GENERATE", shims.join("cargo-generate"));
+    // What a killed run leaves there goes with the test.
+    command.env("TMPDIR", service.parent.path());
     // A group of its own: what a terminal sends to all of them must not reach this test.
     command.process_group(0);
     command
@@ -128,6 +130,37 @@ fn a_kill_at_every_step() {
             take_back(&service);
         }
         assert_eq!(state(&service), before, "step {at}");
+    }
+}
+
+#[test]
+fn what_is_saved_or_committed_meanwhile_is_kept() {
+    let service = Service::generate(&[]);
+    let steps = steps(&service);
+    let settings = service.folder.join("config/default.toml");
+    let before = fs::read_to_string(&settings).unwrap();
+    let save = format!("echo '# mine' >> {}", settings.display());
+    let commit = format!("{save}; git -C {} commit --quiet --all --message mine", service.folder.display());
+    for (fault, cause) in
+        [(save, "config/default.toml differs from what is committed"), (commit, "meanwhile")]
+    {
+        let output = broken_off(&service, steps / 2, &fault).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(cause), "{said}");
+        assert_eq!(fs::read_to_string(&settings).unwrap(), format!("{before}# mine\n"));
+        git(&service.folder, &["checkout", "--quiet", "--force", "HEAD"]);
+    }
+}
+
+#[test]
+fn what_git_was_told_not_to_look_at_is_kept() {
+    for flag in ["--assume-unchanged", "--skip-worktree"] {
+        let service = Service::generate(&[]);
+        git(&service.folder, &["update-index", flag, "config/default.toml"]);
+        let mine = service.read("config/default.toml") + "# mine\n";
+        fs::write(service.folder.join("config/default.toml"), &mine).unwrap();
+        service.refuses(&SET, "config/default.toml differs from what is committed");
+        assert_eq!(service.read("config/default.toml"), mine);
     }
 }
 

@@ -139,7 +139,12 @@ fn run(cli: Cli) -> Result<bool> {
                 println!("{}", plan.names_as_json());
                 return Ok(true);
             }
-            prove::run(&root, &plan)
+            // The count comes last whatever happened.
+            prove::run(&root, &plan).or_else(|error| {
+                eprintln!("error: {error:#}");
+                println!("0 passed, {} failed", plan.checks());
+                Ok(false)
+            })
         }
         Command::Bench(Bench { rounds, only, again, write }) => {
             bench::run(&root, &bench::Asked { rounds, only, again, write })?;

@@ -27,7 +27,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rustix::process::nice;
 
 use crate::children::Scratch;
@@ -65,12 +65,14 @@ pub struct Context {
 pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let started = Instant::now();
     let folder = root.join("target/prove");
+    fs::create_dir_all(&folder)?;
+    let lock = fs::File::create(folder.join("lock"))?;
+    lock.try_lock().context("another `cargo prove` is at work in this checkout: wait for it")?;
     // The build folder stays: it is what makes a second run quick.
     for stale in ["services", "logs", "report.html", "report.json"] {
         let path = folder.join(stale);
         let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
-    fs::create_dir_all(&folder)?;
     let wanted = Wanted {
         schemathesis: plan.fuzzes(),
         rotel: plan.traces(),

@@ -231,16 +231,19 @@ async fn replica_whose_write_was_refused_reads_anew() {
 async fn write_whose_outcome_is_lost_is_not_hidden() {
     let database = Database::create().await;
     let (url, proxy) = database.behind_proxy().await;
-    let variables = [("DATABASE_URL", url.as_str()), ("APP__DATABASE__STATEMENT_TIMEOUT", "1s")];
-    let app = TestApp::spawn(&variables).await;
+    let one = [("APP__DATABASE__MAX_CONNECTIONS", "1"), ("APP__DATABASE__STATEMENT_TIMEOUT", "2s")];
+    let app = TestApp::spawn(&[&one[..], &[("DATABASE_URL", &url)]].concat()).await;
     let path = path_of(&app.create("a").await);
-    // Prepared by the first change, the second is a single message to the server.
+    // Prepared on this connection by the first change, the second is a single message to the server.
     assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
     assert_eq!(app.get(&path).await.json()["title"], "b", "which Redis now has");
     let lock = database.lock("tasks").await;
     let change = json!({ "title": "c" });
     let meddle = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut watcher = database.connect().await;
+        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                       AND wait_event_type = 'Lock' AND query LIKE 'UPDATE tasks%'";
+        while sqlx::query_scalar::<_, i64>(blocked).fetch_one(&mut watcher).await.expect("a count") == 0 {}
         proxy.freeze();
         lock.close().await.expect("the lock is let go");
     };

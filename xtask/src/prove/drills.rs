@@ -191,16 +191,24 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|drill| drill.name)
 }
 
+/// Those of `asked`, or of all when that is empty, that run in `variant`.
+fn of(asked: &[String], variant: Variant) -> impl Iterator<Item = &'static Drill> + use<'_> {
+    ALL.iter().filter(move |drill| {
+        (asked.is_empty() || asked.iter().any(|name| name == drill.name))
+            && drill.needs.is_none_or(|need| variant.has(need))
+            && (variant.is_an_end() || !drill.ends_only)
+    })
+}
+
+/// Whether one of `asked` runs in `variant`.
+pub fn any(asked: &[String], variant: Variant) -> bool {
+    of(asked, variant).next().is_some()
+}
+
 pub fn run(work: &mut Work<'_>) -> Result<String> {
     let site = Site::prepare(work)?;
     let (asked, times) = &work.context.drills;
-    let at_an_end = work.subject.variant.is_none_or(Variant::is_an_end);
-    let needed = |drill: &&Drill| {
-        (asked.is_empty() || asked.iter().any(|name| name == drill.name))
-            && drill.needs.is_none_or(|need| work.subject.has(need))
-            && (at_an_end || !drill.ends_only)
-    };
-    for drill in ALL.iter().filter(needed).collect::<Vec<_>>() {
+    for drill in of(asked, work.subject.variant.unwrap_or(Variant::FULL)) {
         let started = Instant::now();
         let result = repeated(drill, &site, *times);
         let Drill { name, bound, .. } = *drill;
@@ -215,6 +223,7 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
         .map(|drill| format!("{}: {}", drill.name, drill.seen()))
         .collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n    "));
+    ensure!(!drills.is_empty(), "no drill ran");
     Ok(format!("{} drills", drills.len()))
 }
 

@@ -1,7 +1,7 @@
 //! What a run has to prove. The plan is made before anything runs, and the result is held
 //! against it, so that nothing drops out in silence.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::variant::Variant;
 
@@ -76,7 +76,11 @@ impl Plan {
             (false, false) => step.is_drill() || step.makes_the_program(),
         };
         let steps = steps::ALL.iter().filter(wanted).copied().collect();
-        let variants = Variant::all().filter(|one| all || variants.contains(one)).collect();
+        let drilled = |one: &Variant| drills.is_empty() || drills::any(&drills, *one);
+        if let Some(idle) = variants.iter().find(|one| !drilled(one)) {
+            bail!("none of these drills runs in {idle}");
+        }
+        let variants = Variant::all().filter(|one| (all || variants.contains(one)) && drilled(one)).collect();
         let template = (all || template) && drills.is_empty();
         Ok(Self { variants, from: Vec::new(), steps, template, drills, times })
     }
@@ -172,7 +176,8 @@ impl Plan {
     }
 
     /// How many checks must have passed at the end.
-    pub(super) fn checks(&self) -> usize {
+    #[must_use]
+    pub fn checks(&self) -> usize {
         let own = if self.template { template::STEPS.len() } else { 0 };
         self.variants.len() * self.steps.len() + own
     }
