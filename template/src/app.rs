@@ -287,6 +287,9 @@ impl Service {
         let ended = async {
             self.public.drain.cancel();
             self.public.ended.cancelled().await;
+            // Answers that were cut off with their connection are let go of by tasks of their own.
+            self.in_flight.close();
+            self.in_flight.wait().await;
             self.writes.close();
             self.writes.wait().await;
             self.jobs.drain.cancel();

@@ -40,6 +40,8 @@ const BACKLOG: u32 = 4096;
 /// Between two tries to accept while none succeeds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Requests at once of one HTTP/2 connection, each with an answer in memory: the least that RFC 9113 (5.1.2) advises.
+const STREAMS: u32 = 100;
 /// What a client that has connected just before the drain may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
@@ -164,6 +166,7 @@ async fn serve_connection(
     // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
+    builder.http2().max_concurrent_streams(STREAMS);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut drain = pin!(
         async {

@@ -29,6 +29,10 @@ impl From<store::Error> for Error {
     }
 }
 
+/// In bytes, of the texts of a page, which ends with the task that goes beyond it: what a slow client leaves unread
+/// lies in memory.
+const LONGEST_PAGE: usize = 1024 * 1024;
+
 /// Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Tasks {
@@ -55,8 +59,15 @@ impl Tasks {
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<TaskPage, Error> {
         // One more than asked for tells whether there is a next page.
         let mut items = self.store.list(status, after, limit + 1).await?;
-        let more = items.len() > limit.into();
-        items.truncate(limit.into());
+        let mut length = 0;
+        let fits = |task: &&Task| {
+            let before = length;
+            length += task.title.len() + task.description.as_ref().map_or(0, String::len);
+            before < LONGEST_PAGE
+        };
+        let fitting = items.iter().take(limit.into()).take_while(fits).count();
+        let more = items.len() > fitting;
+        items.truncate(fitting);
         let next_cursor = items.last().filter(|_| more).map(|last| last.id);
         Ok(TaskPage { items, next_cursor })
     }

@@ -1,9 +1,11 @@
 //! What this replica knows of tasks and could not store in Redis: what Redis has of them may be older.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
+
+use super::shared::NO_VERSION;
 
 /// How much of it is remembered.
 const MOST: usize = 10_000;
@@ -12,6 +14,8 @@ const MOST: usize = 10_000;
 pub(super) struct Missed {
     /// And whether they were written, so that other replicas have yet to be told.
     versions: HashMap<Uuid, (i64, bool)>,
+    /// Those of them whose version is not known: Redis may have any older one.
+    doubted: HashSet<Uuid>,
     /// More was missed than is remembered: until then nothing is read, and whatever is old has expired.
     distrusted_until: Option<Instant>,
 }
@@ -20,7 +24,8 @@ impl Missed {
     /// The least version that may be believed; none while nothing may be.
     pub(super) fn least(&self, id: Uuid) -> Option<i64> {
         let distrusted = self.distrusted_until.is_some_and(|until| Instant::now() < until);
-        (!distrusted).then(|| self.versions.get(&id).map_or(0, |(version, _)| *version))
+        (!distrusted && !self.doubted.contains(&id))
+            .then(|| self.versions.get(&id).map_or(0, |(version, _)| *version))
     }
 
     /// Notes a version that was not stored; entries live for `ttl`, and up to a tenth longer.
@@ -30,19 +35,28 @@ impl Missed {
             self.versions.retain(|_, (_, written)| *written);
             if self.versions.len() >= MOST {
                 self.versions.clear();
+                self.doubted.clear();
             }
             self.distrusted_until = Some(Instant::now() + ttl.mul_f64(1.1));
         }
         let known = self.versions.entry(id).or_insert((version, written));
         *known = (version.max(known.0), written || known.1);
+        if written && version == NO_VERSION {
+            self.doubted.insert(id);
+        }
     }
 
+    /// What Redis is to be told. A doubt comes first: a version that was read before it says nothing of it.
     pub(super) fn all(&self) -> Vec<(Uuid, i64)> {
-        self.versions.iter().map(|(id, (version, _))| (*id, *version)).collect()
+        let version = |id, known| if self.doubted.contains(id) { NO_VERSION } else { known };
+        self.versions.iter().map(|(id, (known, _))| (*id, version(id, *known))).collect()
     }
 
     /// Forgets a version that is stored now, unless a later one was missed meanwhile.
     pub(super) fn done(&mut self, id: Uuid, version: i64) {
+        if version == NO_VERSION {
+            self.doubted.remove(&id);
+        }
         if self.versions.get(&id).is_some_and(|known| known.0 == version) {
             self.versions.remove(&id);
         }
@@ -64,6 +78,16 @@ mod tests {
         assert_eq!(missed.least(task), Some(3), "the later one is still missing");
         missed.done(task, 3);
         assert_eq!(missed.least(task), Some(0));
+    }
+
+    #[test]
+    fn nothing_is_believed_of_a_task_in_doubt() {
+        let (mut missed, task) = (Missed::default(), Uuid::now_v7());
+        missed.add(task, 3, false, Duration::from_mins(1));
+        missed.add(task, NO_VERSION, true, Duration::from_mins(1));
+        assert_eq!((missed.least(task), missed.all()), (None, vec![(task, NO_VERSION)]));
+        missed.done(task, NO_VERSION);
+        assert_eq!((missed.least(task), missed.all()), (Some(3), vec![(task, 3)]));
     }
 
     #[tokio::test]

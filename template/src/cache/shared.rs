@@ -40,8 +40,8 @@ const CHANGES: &str = "task:changes";
 /// A look-up that finds nothing leaves a mark of its own, under a version before the first.
 static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local found = redis.call('GET', KEYS[1])
-         if found then return found end
+        "local found = redis.pcall('GET', KEYS[1])
+         if type(found) == 'string' then return found end
          redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
          return ARGV[1]",
     )
@@ -56,16 +56,20 @@ static FILL: LazyLock<Script> = LazyLock::new(|| {
              redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
              return true
          end
-         return there and tonumber(string.match(there, '^%d+')) >= tonumber(ARGV[2])",
+         return there and tonumber(string.match(there, '^%d+') or 0) >= tonumber(ARGV[2])",
     )
 });
 
-/// Stores a mark unless a newer version was seen, and tells the other replicas.
+/// Stores a mark unless a newer version was seen, and tells the other replicas. Version 0, which is a doubt, spares
+/// nothing; and where nothing is, nothing old can come back.
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local seen = redis.call('GET', KEYS[1])
-         if seen and ARGV[1] ~= '0' and tonumber(string.match(seen, '^%d+')) > tonumber(ARGV[1]) then return end
-         redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+        "local seen = redis.pcall('GET', KEYS[1])
+         local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
+         if ARGV[1] ~= '0' and version > tonumber(ARGV[1]) then return end
+         if seen or ARGV[1] ~= '0' then
+             redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+         end
          redis.call('PUBLISH', ARGV[4], ARGV[5])",
     )
 });

@@ -62,7 +62,8 @@ async fn create_task(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListParameters {
-    /// How many tasks a page has at most: 1 to 100, 20 unless told.
+    /// How many tasks a page has at most: 1 to 100, 20 unless told. Long ones fill it earlier: only where there is no
+    /// `next_cursor` it is the last.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u16>,
     /// `next_cursor` of the page before.

@@ -154,18 +154,19 @@ impl State {
             // Some moment to look again: with HTTP/2, requests are handled in tasks of their own.
             (now + LOOK_AGAIN.min(limits.idle), Deadline::Busy)
         } else {
-            let limit = match self.awaited {
-                // It was told to go; whoever is there answers that, and takes what it was sent.
-                Deadline::Idle if self.hurries => limits.idle.min(limits.stalled_write),
-                Deadline::Idle => limits.idle,
-                _ => limits.header_read,
-            };
+            let limit = if self.awaited == Deadline::Idle { limits.idle } else { limits.header_read };
+            // It was told to go; whoever is there answers that, and takes what it was sent.
+            let limit = if self.hurries { limit.min(limits.stalled_write) } else { limit };
             (*self.since.get_or_insert(now) + limit, self.awaited)
         }
     }
 
     fn wait_for(&mut self, awaited: Deadline) {
-        (self.awaited, self.since) = (awaited, None);
+        self.awaited = awaited;
+        // Or a client that does not heed GOAWAY could hold up the stop with one request after the other.
+        if !self.hurries {
+            self.since = None;
+        }
     }
 }
 

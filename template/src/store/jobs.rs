@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
+use metrics::counter;
 use sqlx::PgConnection;
+use tracing::error;
 use uuid::Uuid;
 
 use super::{Error, Store};
@@ -21,6 +23,23 @@ impl Store {
 
     /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
     pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
+        while let Some((id, text, attempts)) = self.take_job(lease).await? {
+            let error = match serde_json::from_str::<Job>(&text) {
+                Ok(job) => {
+                    return Ok(Some(Job { attempts: u32::try_from(attempts - 1).unwrap_or(0), ..job }));
+                }
+                Err(error) => error,
+            };
+            let (job, reason) = ("unreadable", format!("not readable by this version: {error}"));
+            error!(job, %id, attempts, reason, category = "internal", "job.failed");
+            counter!("jobs_total", "job" => job, "outcome" => "failed").increment(1);
+            self.settle_job(id, &Settlement::Failed { reason }).await?;
+        }
+        Ok(None)
+    }
+
+    /// Its id, its text, and how often it was taken.
+    async fn take_job(&self, lease: Duration) -> Result<Option<(Uuid, String, i32)>, Error> {
         let mut connection = self.acquire().await?;
         let query = sqlx::query!(
             "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
@@ -29,18 +48,8 @@ impl Store {
              RETURNING id, job, attempts",
             lease.as_secs_f64()
         );
-        let Some(row) = self.timed("claim_job", query.fetch_optional(&mut *connection.0)).await? else {
-            return Ok(None);
-        };
-        match serde_json::from_str::<Job>(&row.job) {
-            Ok(job) => Ok(Some(Job { attempts: u32::try_from(row.attempts - 1).unwrap_or(0), ..job })),
-            Err(error) => {
-                drop(connection);
-                let reason = format!("not readable by this version: {error}");
-                self.settle_job(row.id, &Settlement::Failed { reason }).await?;
-                Ok(None)
-            }
-        }
+        let row = self.timed("claim_job", query.fetch_optional(&mut *connection.0)).await?;
+        Ok(row.map(|row| (row.id, row.job, row.attempts)))
     }
 
     /// Records what became of a job that was taken.

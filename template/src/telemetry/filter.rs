@@ -54,8 +54,10 @@ pub fn parse(text: &str) -> Option<Targets> {
     // Any other text, such as a level misspelt, would be taken for the name of a target that nothing has, and silence
     // the log.
     let is_filter = |char: char| char.is_alphanumeric() || "_-:=,".contains(char);
-    let has_level = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
-    text.parse()
-        .ok()
-        .filter(|_| !text.is_empty() && text.split(',').all(has_level) && text.chars().all(is_filter))
+    let has_level = |part: &str| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        // Nothing would be taken for `error`, of all targets.
+        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
+    };
+    text.parse().ok().filter(|_| text.split(',').all(has_level) && text.chars().all(is_filter))
 }

@@ -62,6 +62,7 @@ const ROWS: &[Row] = &[
     ("APP__LOG__FORMAT", "xml", "log.format", "expected json or pretty"),
     ("RUST_LOG", "a=b=c", "log.filter", "expected levels such as"),
     ("RUST_LOG", "info; service=debug", "log.filter", "expected levels such as"),
+    ("RUST_LOG", "info,", "log.filter", "expected levels such as"),
     ("RUST_LOG", "inof", "log.filter", "expected levels such as"),
     ("RUST_LOG", "", "log.filter", "expected levels such as"),
     ("APP__CACHE__TTL", "5", "cache.ttl", DURATION),

@@ -1,6 +1,6 @@
 //! Lists: keyset pages that miss nothing and repeat nothing, whatever is written between them.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::app::{TestApp, path_of};
 
@@ -48,9 +48,20 @@ async fn deleting_what_was_read_shifts_no_page() {
 }
 
 #[tokio::test]
+async fn page_of_long_tasks_ends_early_and_says_so() {
+    let app = TestApp::spawn(&[]).await;
+    let long = json!({ "title": "long", "description": "ü".repeat(10_000) });
+    for _ in 0..60 {
+        assert_eq!(app.post("/v1/tasks", &long).await.status, 201);
+    }
+    let (all, sizes) = walk(&app, "limit=100", async |_| {}).await;
+    assert_eq!((all.len(), sizes.len()), (60, 2), "{sizes:?}");
+}
+
+#[tokio::test]
 async fn empty_list_is_a_page() {
     let app = TestApp::spawn(&[]).await;
-    assert_eq!(app.get("/v1/tasks").await.json(), serde_json::json!({ "items": [], "next_cursor": null }));
+    assert_eq!(app.get("/v1/tasks").await.json(), json!({ "items": [], "next_cursor": null }));
 }
 
 /// Reads page after page: all ids, and the size of each page. `then` is done to each task once it was read.
