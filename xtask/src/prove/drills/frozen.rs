@@ -107,7 +107,11 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
     }
     let count = |name: &str| exit.lines.iter().filter(|line| line.contains(name)).count() as u64;
     let lost = exit.event("job.abandoned").context("no job.abandoned")?["count"].as_u64().unwrap_or(0);
-    ensure!(lost + count("\"job.failed\"") == JOBS as u64, "{lost} of {JOBS} abandoned: not all told");
+    let failed = count("\"job.failed\"");
+    ensure!(
+        lost + failed == JOBS as u64,
+        "of {JOBS}, {lost} are told to be abandoned and {failed} to have failed"
+    );
     let counted = exit.event("shutdown.drain_timeout").map(|event| event["jobs_lost"].clone());
     ensure!(counted == Some(lost.into()), "{cut}: {lost} jobs were lost");
     Ok(format!("{cut} after {after:.1?}, {lost} of {JOBS} jobs abandoned and counted"))
