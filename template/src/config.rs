@@ -141,10 +141,10 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
             fault(&mut faults, "APP_CONFIG_FILE", &path, &format!("expected a file that can be read: {why}"));
         }
     }
-    for ours in [false, true] {
-        let these = variables.iter().filter(|(name, _)| name.starts_with("APP__") == ours);
-        values.extend(these.filter_map(|(name, value)| Some((key_of(name)?, value.clone()))));
-    }
+    let mut layered: Vec<_> = variables.iter().collect();
+    // `.env` gives way to the environment, and what platforms set to what was set for this service.
+    layered.sort_by_key(|(name, value)| (!source(value).starts_with(".env "), name.starts_with("APP__")));
+    values.extend(layered.into_iter().filter_map(|(name, value)| Some((key_of(name)?, value.clone()))));
     for (key, value) in values.iter().filter(|(key, _)| !defaults.contains_key(*key)) {
         let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
         fault(&mut faults, key, source(value), &allowed);

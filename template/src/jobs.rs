@@ -10,6 +10,7 @@ use metrics::{counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 //@ if otlp
 use tracing::{Instrument, info_span};
@@ -26,6 +27,8 @@ use crate::telemetry::otlp;
 //@ end
 
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
+/// What a run that is cut off may take to notice: longer only where it blocks its thread.
+const LET_GO: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
@@ -124,6 +127,9 @@ impl Runner {
             running.wait().await;
         };
         let _ = stop.abort.run_until_cancelled(Box::pin(all)).await;
+        // A run that is just ending must not count as lost, too.
+        running.close();
+        let _ = timeout(LET_GO, running.wait()).await;
     }
 
     /// Gives up what is left, and returns how many jobs are lost by that.

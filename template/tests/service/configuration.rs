@@ -51,13 +51,15 @@ async fn development_has_defaults_of_its_own() {
 
 #[tokio::test]
 async fn dotenv_fills_gaps_in_development_only() {
-    let dotenv = "APP__CACHE__CAPACITY=11\nAPP__JOBS__CONCURRENCY=12\n";
+    let dotenv = "APP__CACHE__CAPACITY=11\nAPP__JOBS__CONCURRENCY=12\nAPP__LOG__FILTER=debug\n";
     let launch = |environment: &str| {
-        Launch::new(&[("APP_ENV", environment), ("APP__JOBS__CONCURRENCY", "3")]).file(".env", dotenv)
+        let set = [("APP_ENV", environment), ("APP__JOBS__CONCURRENCY", "3"), ("RUST_LOG", "warn")];
+        Launch::new(&set).file(".env", dotenv)
     };
     let text = explained(launch("development")).await;
     assert_line(&text, "cache.capacity = \"11\"  # .env APP__CACHE__CAPACITY");
     assert_line(&text, "jobs.concurrency = \"3\"  # environment APP__JOBS__CONCURRENCY");
+    assert_line(&text, "log.filter = \"warn\"  # environment RUST_LOG");
     let text = explained(launch("production")).await;
     assert_line(&text, "cache.capacity = 10000  # default");
 }
