@@ -10,13 +10,12 @@ use redis::Script;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::Cache;
 use super::connection::{Config, Redis};
 use super::missed::Missed;
+use super::{Cache, DELETED};
 use crate::task::{Rendered, Task};
 
-/// The version that no later one follows, and the one before all.
-pub(super) const DELETED: i64 = i64::MAX;
+/// The version before all.
 pub(super) const NO_VERSION: i64 = 0;
 
 /// How long a load may take and still be stored.
