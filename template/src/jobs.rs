@@ -153,15 +153,9 @@ impl Runner {
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
-            let (outcome, settlement) = match contained(run).await {
-                Ok(()) => ("done", Settlement::Done),
-                Err(failure) => self.after(&job, failure, stop),
-            };
+            let (outcome, settlement) = self.after(&job, contained(run).await, stop);
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
-            if outcome == "done" {
-                info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
-            }
             self.queue.settle(job, settlement).await;
         };
         //@ if otlp
@@ -170,9 +164,14 @@ impl Runner {
         context.scope(run).await;
     }
 
-    fn after(&self, job: &Job, failure: Failure, stop: &Stop) -> (&'static str, Settlement) {
-        let (name, reason) = (job.kind.into_str(), failure.reason);
-        let another = failure.retry && job.attempts < self.config.max_attempts;
+    /// What a run comes to, as it is counted, and what becomes of its job.
+    fn after(&self, job: &Job, run: Result<(), Failure>, stop: &Stop) -> (&'static str, Settlement) {
+        let name = job.kind.into_str();
+        let Err(Failure { reason, retry }) = run else {
+            info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
+            return ("done", Settlement::Done);
+        };
+        let another = retry && job.attempts < self.config.max_attempts;
         if !another || (stop.drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
             error!(job = name, id = %job.id, attempts = job.attempts, reason, category = "internal", "job.failed");
             return ("failed", Settlement::Failed { reason });
