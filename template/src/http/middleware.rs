@@ -43,6 +43,9 @@ use crate::telemetry::otlp;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// For a request of operators: whoever sends half a body must not keep the places of probes.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together there,
 /// of functions: each `Layer` of axum's would copy and box for each request what is below it.
 pub fn passing<A: Future<Output = Response> + Send + 'static>(
@@ -64,13 +67,11 @@ pub fn matched(route: Route, request: Request) -> impl Future<Output = Response>
 pub fn identified(request: Request, route: Route) -> impl Future<Output = Response> {
     let id = request_id(request.headers());
     let context = Context { request_id: id.clone(), trace: None };
-    // Bounded: whoever sends half a body must not keep the places of probes.
-    context.scope(in_time(Duration::from_secs(5), contained(matched(route, request)))).map(
-        move |mut response| {
-            identify(response.headers_mut(), &id);
-            response
-        },
-    )
+    let answering = context.scope(in_time(ADMIN_TIMEOUT, contained(matched(route, request))));
+    answering.map(move |mut response| {
+        identify(response.headers_mut(), &id);
+        response
+    })
 }
 
 /// What the outermost layer needs to know.
