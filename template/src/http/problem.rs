@@ -15,6 +15,8 @@ use crate::store;
 use crate::tasks;
 use crate::telemetry::context::Context;
 
+pub type Result<T, E = Problem> = std::result::Result<T, E>;
+
 /// The closed set that answers, logs and metrics share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
