@@ -14,8 +14,8 @@ pub trait Hold {
     fn ended(&mut self) {}
 }
 
-/// Body `B`, and a value that is dropped when the last frame has been handed to the connection or the body
-/// itself is dropped, whichever comes first. What happens at its drop is the purpose: a count goes down, a log line is written.
+/// Body `B`, and a value that is dropped when the last frame has been handed to the connection or the body itself is
+/// dropped. What happens at its drop is the purpose: a count goes down, a log line is written.
 #[derive(Debug)]
 pub struct Held<B, T> {
     body: B,
@@ -34,9 +34,9 @@ impl<B: Body + Unpin, T: Hold + Unpin> Body for Held<B, T> {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
         let ended = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
         if let Some(value) = &mut self.value {
             value.handed_on(frame.is_ready());
