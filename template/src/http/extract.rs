@@ -130,18 +130,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match axum::extract::Query::from_request_parts(parts, state).await {
-            Ok(axum::extract::Query(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                let text = rejection.body_text();
-                let (field, detail) = text
-                    .strip_prefix("Failed to deserialize query string: ")
-                    .and_then(|text| text.split_once(": "))
-                    .unwrap_or(("", "not readable"));
-                let error = FieldError { field: field.to_owned(), detail: detail.to_owned() };
-                Err(Problem::validation("A parameter is not valid.", vec![error]))
-            }
-        }
+        let query = axum::extract::Query::from_request_parts(parts, state).await;
+        query.map(|query| Self(query.0)).map_err(|rejection| {
+            let text = rejection.body_text();
+            let (field, detail) = text
+                .strip_prefix("Failed to deserialize query string: ")
+                .and_then(|text| text.split_once(": "))
+                .unwrap_or(("", "not readable"));
+            let error = FieldError { field: field.to_owned(), detail: detail.to_owned() };
+            Problem::validation("A parameter is not valid.", vec![error])
+        })
     }
 }
 
