@@ -44,8 +44,7 @@ pub struct Cache {
     told: moka::future::Cache<Uuid, i64>,
     hits: Counter,
     misses: Counter,
-    /// How often tasks were written, by the end of their ids, which is random: two that share a counter cost a load too
-    /// many, and no more.
+    /// How often tasks were written, by the end of their ids, which is random: two that share one cost a load too many.
     writes: Arc<[AtomicU64]>,
     //@ if redis
     shared: shared::Shared,

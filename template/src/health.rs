@@ -6,11 +6,10 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Json;
-use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use garde::Validate;
@@ -119,10 +118,8 @@ impl Health {
         }
     }
 
-    /// Waits until all dependencies have been asked, and those that are required are up.
-    ///
-    /// # Errors
-    /// The names of those that are not, at the deadline.
+    /// Waits until all dependencies have been asked, and those that are required are up. At the deadline it fails with
+    /// the names of those that are not.
     pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
         let missing = |seen: &Seen| -> Vec<String> {
             let is_missing = |one: &&Dependency| {

@@ -138,7 +138,6 @@ impl Runner {
         lost.len()
     }
 
-    /// One run of one job.
     async fn attempt(&self, job: Job, run: impl Future<Output = Result<(), Failure>>, stop: &Stop) {
         let started = Instant::now();
         let name = job.kind.into_str();
@@ -188,8 +187,7 @@ async fn contained(run: impl Future<Output = Result<(), Failure>>) -> Result<(),
     AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(panicked)
 }
 
-/// One second, doubling, and up to half of it more or less, so that jobs that failed together don't
-/// come back together.
+/// One second, doubling, and up to half of it more or less: jobs that failed together must not come back together.
 fn backoff(attempts: u32) -> Duration {
     let doubled = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
     doubled.min(LONGEST_DELAY).mul_f64(0.5 + fastrand::f64())

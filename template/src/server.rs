@@ -43,8 +43,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Requests at once of one HTTP/2 connection, each with an answer in memory: the least that RFC 9113 (5.1.2) advises.
 const STREAMS: u32 = 100;
-/// In bytes: the most of an answer that is handed to HTTP/2 at once. It would keep what the client does not take, where
-/// nobody sees it.
+/// In bytes, of an answer at once: HTTP/2 would keep what the client does not take, where nobody sees it.
 const SLICE: usize = 16 * 1024;
 /// What a client that has connected just before the drain may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);

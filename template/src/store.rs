@@ -175,7 +175,6 @@ impl Store {
         Ok(self.timed("create_task", query.fetch_one(&mut *leased.connection)).await?)
     }
 
-    /// A task, or [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
         self.read(&mut self.acquire().await?.connection, id).await
     }
@@ -297,8 +296,7 @@ impl Store {
         Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
     }
 
-    /// Bounds and measures a query, and tells of one that is slow: under a name of ours, so that no value can end up
-    /// in it.
+    /// Bounds and measures a query, and tells of one that is slow, under a name of ours: no value can end up in it.
     async fn timed<T>(
         &self,
         name: &'static str,

@@ -131,8 +131,7 @@ impl Tasks {
         .await
     }
 
-    /// Finishes a write also for a client that leaves or has waited too long: once it is stored, all that must
-    /// follow has to.
+    /// Finishes a write also for a client that has left or waited too long: once it is stored, the rest must follow.
     async fn to_its_end<T, W>(&self, write: impl FnOnce(Self) -> W) -> Result<T, Error>
     where
         T: Send + 'static,

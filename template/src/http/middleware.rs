@@ -46,8 +46,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// For a request of operators: whoever sends half a body must not keep the places of probes.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together there,
-/// of functions: each `Layer` of axum's would copy and box for each request what is below it.
+/// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together
+/// there, of functions: each `Layer` of axum's would copy and box for each request what is below it.
 pub fn passing<A: Future<Output = Response> + Send + 'static>(
     routes: Router,
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,

@@ -57,7 +57,6 @@ impl Queue {
         (state.waiting.len() <= self.places.available_permits()).then_some(place)
     }
 
-    /// Adds a job.
     pub fn push(&self, place: Place, job: Job) {
         let state = self.state();
         drop(place);
