@@ -154,8 +154,8 @@ async fn serve_connection(
     let stream = Watched { stream, activity: activity.clone() };
     let (client, noted) = (Client::new(peer.ip()), activity.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        // Kept until the answer has left.
         let version = request.version();
+        // Kept until the answer has left.
         let mut busy = noted.busy(version);
         request.extensions_mut().insert(client.clone());
         let none = request.body().is_end_stream();
@@ -171,15 +171,13 @@ async fn serve_connection(
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
     builder.http2().max_concurrent_streams(STREAMS);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut drain = pin!(
-        async {
-            stop.drain.cancelled().await;
-            if activity.is_new() {
-                tokio::time::sleep(FIRST_REQUEST).await;
-            }
+    let drain = async {
+        stop.drain.cancelled().await;
+        if activity.is_new() {
+            tokio::time::sleep(FIRST_REQUEST).await;
         }
-        .fuse()
-    );
+    };
+    let mut drain = pin!(drain.fuse());
     loop {
         tokio::select! {
             // In this order, so that `activity` is asked after the connection has moved.

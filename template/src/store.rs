@@ -262,7 +262,7 @@ impl Store {
             // Nothing changed: it is completed already, has another version, or does not exist.
             let task = self.read(&mut transaction, id).await?;
             let fits =
-                version.is_none_or(|version| version == task.version) && task.status == Status::Completed;
+                task.status == Status::Completed && version.is_none_or(|wanted| wanted == task.version);
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
         };
         let job = job(&task);

@@ -1,7 +1,7 @@
 //! The outbound call, as Standard Webhooks says (<https://github.com/standard-webhooks/standard-webhooks>).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -81,7 +81,7 @@ impl Webhook {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Resolver { private: config.allow_private_addresses }))
+            .dns_resolver(Resolver { private: config.allow_private_addresses })
             .build()
             .context("webhook client")?;
         Ok(Some(Self { client, url, key: config.secret.as_ref().and_then(signing_key) }))
