@@ -132,9 +132,8 @@ impl Tasks {
     }
 
     /// Finishes a write also for a client that has left or waited too long: once it is stored, the rest must follow.
-    async fn to_its_end<T, W>(&self, write: impl FnOnce(Self) -> W) -> Result<T, Error>
+    async fn to_its_end<T: Send + 'static, W>(&self, write: impl FnOnce(Self) -> W) -> Result<T, Error>
     where
-        T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let write = Context::current().unwrap_or_default().scope(write(self.clone())).in_current_span();

@@ -24,11 +24,7 @@ pub struct BodyTimeout(pub Duration);
 #[derive(Debug)]
 pub struct Valid<T>(pub T);
 
-impl<T, S> FromRequest<S> for Valid<T>
-where
-    T: DeserializeOwned + Validate<Context = ()>,
-    S: Send + Sync,
-{
+impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S> for Valid<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
