@@ -93,14 +93,11 @@ struct Seen {
 
 impl Health {
     pub fn new(config: Config, lifecycle: Lifecycle, checks: &[Check]) -> Self {
-        let unknown = |&Check { name, required, .. }: &Check| Dependency {
-            name,
-            required,
-            status: Status::Unknown,
-            error: None,
-            against: 0,
-        };
-        let seen = Seen { at: Instant::now(), dependencies: checks.iter().map(unknown).collect() };
+        let unknown = checks.iter().map(|check| {
+            let (name, required) = (check.name, check.required);
+            Dependency { name, required, status: Status::Unknown, error: None, against: 0 }
+        });
+        let seen = Seen { at: Instant::now(), dependencies: unknown.collect() };
         Self { lifecycle, config, seen: watch::Sender::new(seen) }
     }
 
