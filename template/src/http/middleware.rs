@@ -147,16 +147,16 @@ pub fn observe<A: Future<Output = Response>>(
     });
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
+    let cors = observer.cors.clone();
     let mut record = Record {
         context: context.clone(),
-        observer: observer.clone(),
+        observer,
         started: Instant::now(),
         method,
         path,
         client: client.network,
         status: None,
     };
-    let cors = observer.cors.clone();
     let answering = context.scope(checked(request, |request| contained(with_cors(cors, request, next))));
     //@ if otlp
     let answering = answering.instrument(span.clone());
@@ -170,7 +170,7 @@ pub fn observe<A: Future<Output = Response>>(
         let headers = response.headers_mut();
         secure(headers);
         identify(headers, &record.context.request_id);
-        if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
+        if record.observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
             // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
