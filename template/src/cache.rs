@@ -24,6 +24,9 @@ mod shared;
 use shared::Found;
 
 //@ end
+/// The version that no later one follows.
+const DELETED: i64 = i64::MAX;
+
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
 pub struct Config {
@@ -41,8 +44,7 @@ pub struct Cache {
     told: moka::future::Cache<Uuid, i64>,
     hits: Counter,
     misses: Counter,
-    /// How often tasks were written, by the end of their ids, which is random: two that share a counter cost a load too
-    /// many, and no more.
+    /// How often tasks were written, by the end of their ids, which is random: two that share one cost a load too many.
     writes: Arc<[AtomicU64]>,
     //@ if redis
     shared: shared::Shared,
@@ -111,19 +113,21 @@ impl Cache {
             self.memory.invalidate(&id).await;
             known = self.look_up(id).await;
         }
-        let read = Box::pin(store.get(id)).await;
+        let (version, read) = match Box::pin(store.get(id)).await {
+            Ok(task) => (task.version, Ok(Rendered::from(&task))),
+            Err(gone @ Error::NotFound) => (DELETED, Err(gone.into())),
+            Err(error) => return Err(error.into()),
+        };
         // It is not kept, and whatever is may be older: who is told it must not read that next.
         // Once for each version: what each reader makes void, all others would read past the cache, for ever.
-        let version = read.as_ref().map_or(i64::MAX, |task| task.version);
         if self.told.get(&id).await < Some(version) {
-            match &read {
-                Ok(task) => self.written(task).await,
-                Err(Error::NotFound) => self.deleted(id).await,
-                Err(_) => return Ok(Rendered::from(&read?)),
-            }
+            self.forget(id).await;
+            //@ if redis
+            self.supersede(id, version).await;
+            //@ end
             self.told.insert(id, version).await;
         }
-        Ok(Rendered::from(&read?))
+        read
     }
 
     async fn load(&self, id: Uuid, store: &Store) -> Result<Entry, Error> {
@@ -158,7 +162,7 @@ impl Cache {
     pub async fn deleted(&self, id: Uuid) {
         self.forget(id).await;
         //@ if redis
-        self.supersede(id, shared::DELETED).await;
+        self.supersede(id, DELETED).await;
         //@ end
     }
     //@ if redis

@@ -6,11 +6,10 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Json;
-use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use garde::Validate;
@@ -39,15 +38,13 @@ pub struct Config {
     pub success_threshold: u32,
 }
 
-type Probe = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-
 /// How one dependency is asked whether it works.
 #[expect(missing_debug_implementations, reason = "what it calls has none")]
 pub struct Check {
     name: &'static str,
     /// Whether the service is of no use without it.
     required: bool,
-    probe: Probe,
+    probe: Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
 }
 
 impl Check {
@@ -96,14 +93,11 @@ struct Seen {
 
 impl Health {
     pub fn new(config: Config, lifecycle: Lifecycle, checks: &[Check]) -> Self {
-        let unknown = |&Check { name, required, .. }: &Check| Dependency {
-            name,
-            required,
-            status: Status::Unknown,
-            error: None,
-            against: 0,
-        };
-        let seen = Seen { at: Instant::now(), dependencies: checks.iter().map(unknown).collect() };
+        let unknown = checks.iter().map(|check| {
+            let (name, required) = (check.name, check.required);
+            Dependency { name, required, status: Status::Unknown, error: None, against: 0 }
+        });
+        let seen = Seen { at: Instant::now(), dependencies: unknown.collect() };
         Self { lifecycle, config, seen: watch::Sender::new(seen) }
     }
 
@@ -121,16 +115,12 @@ impl Health {
         }
     }
 
-    /// Waits until all dependencies have been asked, and those that are required are up.
-    ///
-    /// # Errors
-    /// The names of those that are not, at the deadline.
+    /// Waits until all dependencies have been asked, and those that are required are up. At the deadline it fails with
+    /// the names of those that are not.
     pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
         let missing = |seen: &Seen| -> Vec<String> {
-            let is_missing = |one: &&Dependency| match one.status {
-                Status::Unknown => true,
-                Status::Up => false,
-                Status::Down => one.required,
+            let is_missing = |one: &&Dependency| {
+                one.status == Status::Unknown || (one.required && one.status == Status::Down)
             };
             let tell =
                 |one: &Dependency| format!("{} ({})", one.name, one.error.as_deref().unwrap_or("not asked"));
@@ -179,9 +169,8 @@ impl Health {
         }
     }
 
-    /// The state in a word, and all that operators are told.
-    fn readiness(&self) -> (&'static str, Value) {
-        let seen = self.seen.borrow();
+    /// The state in a word, and whether anything is missing.
+    fn readiness(&self, seen: &Seen) -> (&'static str, bool) {
         // A prober that no longer runs must not leave the last good news standing.
         let stale = seen.at.elapsed() > (self.config.interval + self.config.timeout) * 3;
         let down = |one: &Dependency| one.status != Status::Up;
@@ -192,15 +181,14 @@ impl Health {
             State::Ready if unavailable => "unavailable",
             State::Ready => "ready",
         };
-        let degraded = stale || seen.dependencies.iter().any(down);
-        (status, json!({ "status": status, "degraded": degraded, "checks": seen.dependencies }))
+        (status, stale || seen.dependencies.iter().any(down))
     }
 }
 
 /// `/health` and `/ready` of the public listener, which name no dependency.
 pub fn public_routes(health: Health) -> Router {
     let ready = async move || {
-        let (status, _) = health.readiness();
+        let (status, _) = health.readiness(&health.seen.borrow());
         answer(status, json!({ "status": status }))
     };
     Router::new().route("/health", get(live)).route("/ready", get(ready))
@@ -209,8 +197,9 @@ pub fn public_routes(health: Health) -> Router {
 /// `/health/live` and `/health/ready` of the admin listener.
 pub fn admin_routes(health: Health) -> Router {
     let ready = async move || {
-        let (status, details) = health.readiness();
-        answer(status, details)
+        let seen = health.seen.borrow();
+        let (status, degraded) = health.readiness(&seen);
+        answer(status, json!({ "status": status, "degraded": degraded, "checks": seen.dependencies }))
     };
     Router::new().route("/health/live", get(live)).route("/health/ready", get(ready))
 }

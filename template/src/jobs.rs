@@ -144,7 +144,6 @@ impl Runner {
         lost.len()
     }
 
-    /// One run of one job.
     async fn attempt(&self, job: Job, run: impl Future<Output = Result<(), Failure>>, stop: &Stop) {
         let started = Instant::now();
         let name = job.kind.into_str();
@@ -159,15 +158,9 @@ impl Runner {
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
-            let (outcome, settlement) = match contained(run).await {
-                Ok(()) => ("done", Settlement::Done),
-                Err(failure) => self.after(&job, failure, stop),
-            };
+            let (outcome, settlement) = self.after(&job, contained(run).await, stop);
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
-            if outcome == "done" {
-                info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
-            }
             self.queue.settle(job, settlement).await;
         };
         //@ if otlp
@@ -176,9 +169,14 @@ impl Runner {
         context.scope(run).await;
     }
 
-    fn after(&self, job: &Job, failure: Failure, stop: &Stop) -> (&'static str, Settlement) {
-        let (name, reason) = (job.kind.into_str(), failure.reason);
-        let another = failure.retry && job.attempts < self.config.max_attempts;
+    /// What a run comes to, as it is counted, and what becomes of its job.
+    fn after(&self, job: &Job, run: Result<(), Failure>, stop: &Stop) -> (&'static str, Settlement) {
+        let name = job.kind.into_str();
+        let Err(Failure { reason, retry }) = run else {
+            info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
+            return ("done", Settlement::Done);
+        };
+        let another = retry && job.attempts < self.config.max_attempts;
         if !another || (stop.drain.is_cancelled() && !Queue::OUTLIVES_PROCESS) {
             error!(job = name, id = %job.id, attempts = job.attempts, reason, category = "internal", "job.failed");
             return ("failed", Settlement::Failed { reason });
@@ -195,8 +193,7 @@ async fn contained(run: impl Future<Output = Result<(), Failure>>) -> Result<(),
     AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(panicked)
 }
 
-/// One second, doubling, and up to half of it more or less, so that jobs that failed together don't
-/// come back together.
+/// One second, doubling, and up to half of it more or less: jobs that failed together must not come back together.
 fn backoff(attempts: u32) -> Duration {
     let doubled = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
     doubled.min(LONGEST_DELAY).mul_f64(0.5 + fastrand::f64())

@@ -25,12 +25,11 @@ pub type Place = OwnedSemaphorePermit;
 #[derive(Debug)]
 pub struct Queue {
     store: Store,
-    capacity: usize,
     /// After which a taken job that was never settled is taken again: its worker has died.
     lease: Duration,
     /// As of the last look, of all replicas.
     depth: AtomicUsize,
-    /// Taken by those who are to write one.
+    /// As many as there may be jobs, taken by those who are to write one.
     places: Arc<Semaphore>,
     added: Notify,
 }
@@ -43,21 +42,13 @@ impl Queue {
     pub fn new(store: &Store, capacity: usize, longest_run: Duration) -> Self {
         let lease = longest_run * 2 + Duration::from_secs(10);
         let places = Arc::new(Semaphore::new(capacity));
-        Self {
-            store: store.clone(),
-            capacity,
-            lease,
-            depth: AtomicUsize::new(0),
-            places,
-            added: Notify::new(),
-        }
+        Self { store: store.clone(), lease, depth: AtomicUsize::new(0), places, added: Notify::new() }
     }
 
     /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
     pub fn reserve(&self) -> Option<Place> {
         let place = self.places.clone().try_acquire_owned().ok()?;
-        let reserved = self.capacity - self.places.available_permits();
-        (self.depth.load(Ordering::Relaxed) + reserved <= self.capacity).then_some(place)
+        (self.depth.load(Ordering::Relaxed) <= self.places.available_permits()).then_some(place)
     }
 
     /// Wakes a worker for a job that the store has written.

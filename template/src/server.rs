@@ -1,6 +1,7 @@
 //! A listener with an accept loop of its own on hyper: `axum::serve` sets no deadline on silent, half-open
 //! or idle connections, and its graceful stop has none either.
 
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::body::Body;
-use futures_util::{FutureExt, TryFutureExt};
+use axum::body::{Body, Bytes};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
+use hyper::Version;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,7 +27,6 @@ use tracing::{debug, warn};
 
 use self::activity::{Activity, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
-use self::held::Sliced;
 pub use self::held::{Held, Hold};
 use crate::lifecycle::Stop;
 
@@ -42,6 +43,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Requests at once of one HTTP/2 connection, each with an answer in memory: the least that RFC 9113 (5.1.2) advises.
 const STREAMS: u32 = 100;
+/// In bytes, of an answer at once: HTTP/2 would keep what the client does not take, where nobody sees it.
+const SLICE: usize = 16 * 1024;
 /// What a client that has connected just before the drain may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
@@ -151,15 +154,15 @@ async fn serve_connection(
     let stream = Watched { stream, activity: activity.clone() };
     let (client, noted) = (Client::new(peer.ip()), activity.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        // Kept until the answer has left.
         let version = request.version();
+        // Kept until the answer has left.
         let mut busy = noted.busy(version);
         request.extensions_mut().insert(client.clone());
         let none = request.body().is_end_stream();
         let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
         router.clone().oneshot(request.map(body)).map_ok(move |response| {
             busy.handed_on(true);
-            response.map(|body| Held::new(Sliced::where_needed(body, version), busy))
+            response.map(|body| Held::new(if version < Version::HTTP_2 { body } else { sliced(body) }, busy))
         })
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -168,15 +171,13 @@ async fn serve_connection(
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
     builder.http2().max_concurrent_streams(STREAMS);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut drain = pin!(
-        async {
-            stop.drain.cancelled().await;
-            if activity.is_new() {
-                tokio::time::sleep(FIRST_REQUEST).await;
-            }
+    let drain = async {
+        stop.drain.cancelled().await;
+        if activity.is_new() {
+            tokio::time::sleep(FIRST_REQUEST).await;
         }
-        .fuse()
-    );
+    };
+    let mut drain = pin!(drain.fuse());
     loop {
         tokio::select! {
             // In this order, so that `activity` is asked after the connection has moved.
@@ -204,4 +205,16 @@ async fn serve_connection(
         }
     }
     gauge.decrement(1);
+}
+
+/// A body in frames of at most [`SLICE`].
+fn sliced(body: Body) -> Body {
+    if body.size_hint().upper().is_some_and(|length| length <= SLICE as u64) {
+        return body;
+    }
+    let slices = |mut frame: Bytes| {
+        let next = move || (!frame.is_empty()).then(|| frame.split_to(frame.len().min(SLICE)));
+        stream::iter(iter::from_fn(next)).map(Ok::<_, axum::Error>)
+    };
+    Body::from_stream(body.into_data_stream().map_ok(slices).try_flatten())
 }

@@ -169,7 +169,7 @@ impl Store {
     }
 
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
-        let mut connection = self.acquire().await?;
+        let mut leased = self.acquire().await?;
         let query = sqlx::query_as!(
             Task,
             "INSERT INTO tasks (id, title, description, status, version, created_at, updated_at)
@@ -179,12 +179,11 @@ impl Store {
             new.title,
             new.description
         );
-        Ok(self.timed("create_task", query.fetch_one(&mut *connection.0)).await?)
+        Ok(self.timed("create_task", query.fetch_one(&mut *leased.connection)).await?)
     }
 
-    /// A task, or [`Error::NotFound`].
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        self.read(&mut self.acquire().await?.0, id).await
+        self.read(&mut self.acquire().await?.connection, id).await
     }
 
     async fn read(&self, connection: &mut PgConnection, id: Uuid) -> Result<Task, Error> {
@@ -199,7 +198,7 @@ impl Store {
 
     /// At most `limit` tasks after the id `after`, in the order of their ids.
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<Vec<Task>, Error> {
-        let mut connection = self.acquire().await?;
+        let mut leased = self.acquire().await?;
         let limit = i64::from(limit);
         // Two statements and not one with an OR, so that each has an index that fits it.
         Ok(if let Some(status) = status {
@@ -211,7 +210,7 @@ impl Store {
                 after,
                 limit
             );
-            self.timed("list_tasks_by_status", query.fetch_all(&mut *connection.0)).await?
+            self.timed("list_tasks_by_status", query.fetch_all(&mut *leased.connection)).await?
         } else {
             let query = sqlx::query_as!(
                 Task,
@@ -220,13 +219,13 @@ impl Store {
                 after,
                 limit
             );
-            self.timed("list_tasks", query.fetch_all(&mut *connection.0)).await?
+            self.timed("list_tasks", query.fetch_all(&mut *leased.connection)).await?
         })
     }
 
     /// Changes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        let mut connection = self.acquire().await?;
+        let mut leased = self.acquire().await?;
         let query = sqlx::query_as!(
             Task,
             "UPDATE tasks SET title = COALESCE($3, title),
@@ -240,9 +239,9 @@ impl Store {
             patch.description.is_some(),
             patch.description.flatten()
         );
-        match self.timed("update_task", query.fetch_optional(&mut *connection.0)).await? {
+        match self.timed("update_task", query.fetch_optional(&mut *leased.connection)).await? {
             Some(task) => Ok(task),
-            None => Err(self.missed(&mut connection.0, id).await),
+            None => Err(self.missed(&mut leased.connection, id).await),
         }
     }
 
@@ -254,15 +253,10 @@ impl Store {
         version: Option<i64>,
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
-        let mut connection = self.acquire().await?;
-        let mut transaction = match self.timed("begin", connection.0.begin()).await {
-            Ok(transaction) => transaction,
-            Err(error) => {
-                // Not taken back: it may have begun all the same, and nobody would end it.
-                connection.1 = Duration::ZERO;
-                return Err(error.into());
-            }
-        };
+        let mut leased = self.acquire().await?;
+        let begun = self.timed("begin", leased.connection.begin()).await;
+        // Not taken back where that failed: it may have begun all the same, and nobody would end it.
+        let mut transaction = begun.inspect_err(|_| leased.patience = Duration::ZERO)?;
         let query = sqlx::query_as!(
             Task,
             "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()
@@ -275,7 +269,7 @@ impl Store {
             // Nothing changed: it is completed already, has another version, or does not exist.
             let task = self.read(&mut transaction, id).await?;
             let fits =
-                version.is_none_or(|version| version == task.version) && task.status == Status::Completed;
+                task.status == Status::Completed && version.is_none_or(|wanted| wanted == task.version);
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
         };
         let job = job(&task);
@@ -288,11 +282,11 @@ impl Store {
 
     /// Deletes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        let mut connection = self.acquire().await?;
+        let mut leased = self.acquire().await?;
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
-        if self.timed("delete_task", query.execute(&mut *connection.0)).await?.rows_affected() == 0 {
-            return Err(self.missed(&mut connection.0, id).await);
+        if self.timed("delete_task", query.execute(&mut *leased.connection)).await?.rows_affected() == 0 {
+            return Err(self.missed(&mut leased.connection, id).await);
         }
         Ok(())
     }
@@ -306,11 +300,10 @@ impl Store {
         let started = Instant::now();
         let connection = self.pool.acquire().await;
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        Ok(Leased(connection?, self.pool.options().get_acquire_timeout()))
+        Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
     }
 
-    /// Bounds and measures a query, and tells of one that is slow: under a name of ours, so that no value can end up
-    /// in it.
+    /// Bounds and measures a query, and tells of one that is slow, under a name of ours: no value can end up in it.
     async fn timed<T>(
         &self,
         name: &'static str,
@@ -333,12 +326,16 @@ impl Store {
     }
 }
 
-/// A connection of the pool, and how long the pool may take to take it back: it asks whether it still works, and waits
-/// for ever, so that a server that has fallen silent would keep the place of each that was in use.
-struct Leased(PoolConnection<Postgres>, Duration);
+/// A connection of the pool.
+struct Leased {
+    connection: PoolConnection<Postgres>,
+    /// How long the pool may take to take it back: it asks whether it still works, and waits for ever, so that a server
+    /// that has fallen silent would keep the place of each that was in use.
+    patience: Duration,
+}
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        tokio::spawn(tokio::time::timeout(self.1, self.0.return_to_pool()));
+        tokio::spawn(tokio::time::timeout(self.patience, self.connection.return_to_pool()));
     }
 }

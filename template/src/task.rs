@@ -6,8 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use strum::IntoStaticStr;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use uuid::Uuid;
+
+use crate::config::value::check;
 
 /// Something to be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -71,8 +73,7 @@ pub struct NewTask {
     #[garde(length(chars, min = 1, max = 200), custom(one_line))]
     pub title: String,
     #[serde(default)]
-    /// At most 10,000 characters, none of them a control character but tabs and line ends.
-    #[schema(max_length = 10_000, pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
+    #[schema(schema_with = description)]
     #[garde(inner(length(chars, max = 10_000), custom(plain_text)))]
     pub description: Option<String>,
 }
@@ -86,8 +87,7 @@ pub struct TaskPatch {
     #[garde(inner(length(chars, min = 1, max = 200), custom(one_line)))]
     pub title: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    /// At most 10,000 characters, none of them a control character but tabs and line ends.
-    #[schema(max_length = 10_000, pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
+    #[schema(schema_with = description)]
     #[garde(inner(inner(length(chars, max = 10_000), custom(plain_text))))]
     pub description: Option<Option<String>>,
 }
@@ -102,6 +102,18 @@ fn title() -> Object {
         .schema_type(Type::String)
         .description(Some("1 to 200 characters once trimmed, none of them a control character."))
         .pattern(Some(format!("^{space}{edge}({middle}{edge})?{space}$")))
+        .build()
+}
+
+/// The rules of a description, or none.
+fn description() -> Object {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+        .description(Some(
+            "At most 10,000 characters, none of them a control character but tabs and line ends.",
+        ))
+        .max_length(Some(10_000))
+        .pattern(Some(r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"))
         .build()
 }
 
@@ -120,13 +132,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<S
 }
 
 fn one_line(text: &str, (): &()) -> garde::Result {
-    refuse_if(text.chars().any(char::is_control))
+    check(!text.contains(char::is_control), "contains control characters")
 }
 
 fn plain_text(text: &str, (): &()) -> garde::Result {
-    refuse_if(text.chars().any(|char| char.is_control() && !matches!(char, '\n' | '\r' | '\t')))
-}
-
-fn refuse_if(found: bool) -> garde::Result {
-    if found { Err(garde::Error::new("contains control characters")) } else { Ok(()) }
+    let forbidden = |char: char| char.is_control() && !matches!(char, '\n' | '\r' | '\t');
+    check(!text.contains(forbidden), "contains control characters")
 }

@@ -73,8 +73,7 @@ impl Tasks {
     }
 
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        let this = self.clone();
-        self.to_its_end(async move {
+        self.to_its_end(|this| async move {
             let task = this.or_forget(id, this.store.update(id, version, patch).await).await?;
             this.cache.written(&task).await;
             Ok(task)
@@ -83,8 +82,7 @@ impl Tasks {
     }
 
     pub async fn complete(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
-        let this = self.clone();
-        self.to_its_end(async move { this.complete_and_queue(id, version).await }).await
+        self.to_its_end(|this| async move { this.complete_and_queue(id, version).await }).await
     }
 
     async fn complete_and_queue(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
@@ -124,8 +122,7 @@ impl Tasks {
     }
 
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        let this = self.clone();
-        self.to_its_end(async move {
+        self.to_its_end(|this| async move {
             this.or_forget(id, this.store.delete(id, version).await).await?;
             this.cache.deleted(id).await;
             counter!("tasks_total", "event" => "deleted").increment(1);
@@ -134,13 +131,12 @@ impl Tasks {
         .await
     }
 
-    /// Finishes a write also for a client that leaves or has waited too long: once it is stored, all that must
-    /// follow has to.
-    async fn to_its_end<T: Send + 'static>(
-        &self,
-        write: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let write = Context::current().unwrap_or_default().scope(write).in_current_span();
+    /// Finishes a write also for a client that has left or waited too long: once it is stored, the rest must follow.
+    async fn to_its_end<T: Send + 'static, W>(&self, write: impl FnOnce(Self) -> W) -> Result<T, Error>
+    where
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let write = Context::current().unwrap_or_default().scope(write(self.clone())).in_current_span();
         // Nothing aborts it, so it can only have panicked: a fault of this request.
         self.writes.spawn(write).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
     }

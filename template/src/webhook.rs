@@ -1,8 +1,7 @@
-//! The outbound call: tells a receiver of what happened, as Standard Webhooks says
-//! (<https://github.com/standard-webhooks/standard-webhooks>).
+//! The outbound call, as Standard Webhooks says (<https://github.com/standard-webhooks/standard-webhooks>).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -65,7 +64,6 @@ pub fn task_completed(task: &Task) -> Job {
     Job::new(Kind::Webhook, event.to_string())
 }
 
-/// The receiver.
 #[derive(Clone, Debug)]
 pub struct Webhook {
     client: reqwest::Client,
@@ -83,13 +81,12 @@ impl Webhook {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Resolver { private: config.allow_private_addresses }))
+            .dns_resolver(Resolver { private: config.allow_private_addresses })
             .build()
             .context("webhook client")?;
         Ok(Some(Self { client, url, key: config.secret.as_ref().and_then(signing_key) }))
     }
 
-    /// Delivers one job.
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
         let switched_off = || Failure { reason: "webhook.url is no longer set".to_owned(), retry: false };
         let Self { client, url, key } = receiver.ok_or_else(switched_off)?;
@@ -172,10 +169,11 @@ mod tests {
 
     #[test]
     fn addresses_inside_are_told_from_those_outside() {
-        let inside = "127.0.0.1 0.0.0.0 10.1.2.3 172.31.0.1 192.168.1.1 100.64.0.1 169.254.169.254 224.0.0.1 255.255.255.255 \
-                      ::1 :: ::ffff:127.0.0.1 ::127.0.0.1 ::ffff:0:10.0.0.1 fe80::1 fec0::1 fd00:ec2::254 ff02::1 64:ff9b::10.0.0.1 \
-                      64:ff9b:1::10.0.0.1 2002:7f00:1::1 2001::1 5f00::1";
-        let outside = "1.1.1.1 100.128.0.1 172.32.0.1 198.20.0.1 223.255.255.255 ::ffff:1.1.1.1 64:ff9b::1.1.1.1 2606:4700::1111";
+        let inside = "127.0.0.1 0.0.0.0 10.1.2.3 172.31.0.1 192.168.1.1 100.64.0.1 169.254.169.254 224.0.0.1 \
+                      255.255.255.255 ::1 :: ::ffff:127.0.0.1 ::127.0.0.1 ::ffff:0:10.0.0.1 fe80::1 fec0::1 \
+                      fd00:ec2::254 ff02::1 64:ff9b::10.0.0.1 64:ff9b:1::10.0.0.1 2002:7f00:1::1 2001::1 5f00::1";
+        let outside = "1.1.1.1 100.128.0.1 172.32.0.1 198.20.0.1 223.255.255.255 ::ffff:1.1.1.1 64:ff9b::1.1.1.1 \
+                       2606:4700::1111";
         let private = |text: &&str| is_private(text.parse().expect("an address"));
         assert_eq!(inside.split_whitespace().filter(|text| !private(text)).collect::<Vec<_>>(), [""; 0]);
         assert_eq!(outside.split_whitespace().filter(private).collect::<Vec<_>>(), [""; 0]);

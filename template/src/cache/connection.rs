@@ -1,5 +1,4 @@
-//! The connection to Redis. It is never waited for longer than `redis.timeout`, and while it fails it is not
-//! asked at all.
+//! The connection to Redis, never waited for longer than `redis.timeout`, and while it fails not asked at all.
 
 use std::mem::take;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

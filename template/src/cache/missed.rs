@@ -1,6 +1,6 @@
 //! What this replica knows of tasks and could not store in Redis: what Redis has of them may be older.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -11,11 +11,17 @@ use super::shared::NO_VERSION;
 const MOST: usize = 10_000;
 
 #[derive(Debug, Default)]
+struct Known {
+    version: i64,
+    /// Other replicas have yet to be told.
+    written: bool,
+    /// What a write came to is not known: Redis may have any older version.
+    doubted: bool,
+}
+
+#[derive(Debug, Default)]
 pub(super) struct Missed {
-    /// And whether they were written, so that other replicas have yet to be told.
-    versions: HashMap<Uuid, (i64, bool)>,
-    /// Those of them whose version is not known: Redis may have any older one.
-    doubted: HashSet<Uuid>,
+    tasks: HashMap<Uuid, Known>,
     /// More was missed than is remembered: until then nothing is read, and whatever is old has expired.
     distrusted_until: Option<Instant>,
 }
@@ -24,41 +30,41 @@ impl Missed {
     /// The least version that may be believed; none while nothing may be.
     pub(super) fn least(&self, id: Uuid) -> Option<i64> {
         let distrusted = self.distrusted_until.is_some_and(|until| Instant::now() < until);
-        (!distrusted && !self.doubted.contains(&id))
-            .then(|| self.versions.get(&id).map_or(0, |(version, _)| *version))
+        match self.tasks.get(&id) {
+            _ if distrusted => None,
+            Some(known) => (!known.doubted).then_some(known.version),
+            None => Some(NO_VERSION),
+        }
     }
 
     /// Notes a version that was not stored; entries live for `ttl`, and up to a tenth longer.
     pub(super) fn add(&mut self, id: Uuid, version: i64, written: bool, ttl: Duration) {
-        if self.versions.len() >= MOST && !self.versions.contains_key(&id) {
+        if self.tasks.len() >= MOST && !self.tasks.contains_key(&id) {
             // What was only read first: no other replica need be told.
-            self.versions.retain(|_, (_, written)| *written);
-            if self.versions.len() >= MOST {
-                self.versions.clear();
-                self.doubted.clear();
+            self.tasks.retain(|_, known| known.written);
+            if self.tasks.len() >= MOST {
+                self.tasks.clear();
             }
             self.distrusted_until = Some(Instant::now() + ttl.mul_f64(1.1));
         }
-        let known = self.versions.entry(id).or_insert((version, written));
-        *known = (version.max(known.0), written || known.1);
-        if written && version == NO_VERSION {
-            self.doubted.insert(id);
-        }
+        let known = self.tasks.entry(id).or_default();
+        known.version = known.version.max(version);
+        known.written |= written;
+        known.doubted |= written && version == NO_VERSION;
     }
 
     /// What Redis is to be told. A doubt comes first: a version that was read before it says nothing of it.
     pub(super) fn all(&self) -> Vec<(Uuid, i64)> {
-        let version = |id, known| if self.doubted.contains(id) { NO_VERSION } else { known };
-        self.versions.iter().map(|(id, (known, _))| (*id, version(id, *known))).collect()
+        let version = |known: &Known| if known.doubted { NO_VERSION } else { known.version };
+        self.tasks.iter().map(|(id, known)| (*id, version(known))).collect()
     }
 
     /// Forgets a version that is stored now, unless a later one was missed meanwhile.
     pub(super) fn done(&mut self, id: Uuid, version: i64) {
-        if version == NO_VERSION {
-            self.doubted.remove(&id);
-        }
-        if self.versions.get(&id).is_some_and(|known| known.0 == version) {
-            self.versions.remove(&id);
+        let Some(known) = self.tasks.get_mut(&id) else { return };
+        known.doubted &= version != NO_VERSION;
+        if known.version == version && !known.doubted {
+            self.tasks.remove(&id);
         }
     }
 }
@@ -85,6 +91,8 @@ mod tests {
         let (mut missed, task) = (Missed::default(), Uuid::now_v7());
         missed.add(task, 3, false, Duration::from_mins(1));
         missed.add(task, NO_VERSION, true, Duration::from_mins(1));
+        // Told before the doubt came up, and so no end of it.
+        missed.done(task, 3);
         assert_eq!((missed.least(task), missed.all()), (None, vec![(task, NO_VERSION)]));
         missed.done(task, NO_VERSION);
         assert_eq!((missed.least(task), missed.all()), (Some(3), vec![(task, 3)]));

@@ -10,13 +10,12 @@ use redis::Script;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::Cache;
 use super::connection::{Config, Redis};
 use super::missed::Missed;
+use super::{Cache, DELETED};
 use crate::task::{Rendered, Task};
 
-/// The version that no later one follows, and the one before all.
-pub(super) const DELETED: i64 = i64::MAX;
+/// The version before all.
 pub(super) const NO_VERSION: i64 = 0;
 
 /// How long a load may take and still be stored.
@@ -35,9 +34,8 @@ const CATCH_UP: Duration = Duration::from_millis(200);
 const TASK: &str = "task:v1";
 const CHANGES: &str = "task:changes";
 
-/// What is stored: `version:json`; or a mark in place of the JSON, under the version of the write that left it.
-///
-/// A look-up that finds nothing leaves a mark of its own, under a version before the first.
+/// What is stored: `version:json`; or a mark in place of the JSON, under the version of the write that left it. A
+/// look-up that finds nothing leaves a mark of its own, under a version before the first.
 static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local found = redis.pcall('GET', KEYS[1])
@@ -102,14 +100,12 @@ impl Shared {
         let Some(least) = self.missed().least(id) else { return Found::Unknown };
         let mut look_up = LOOK_UP.key(self.key(id));
         look_up.arg(format!("{NO_VERSION}:{}", mark())).arg(LEASE.as_millis().to_string());
-        let found = match self.redis.run::<String>("get", look_up).await {
-            None => Found::Unknown,
-            Some(found) => believed(&found, least).map_or(Found::Instead(found), Found::Task),
-        };
-        let outcome = match found {
-            Found::Task(_) => "hit",
-            Found::Instead(_) => "miss",
-            Found::Unknown => "error",
+        let (outcome, found) = match self.redis.run::<String>("get", look_up).await {
+            Some(found) => match believed(&found, least) {
+                Some(task) => ("hit", Found::Task(task)),
+                None => ("miss", Found::Instead(found)),
+            },
+            None => ("error", Found::Unknown),
         };
         counter!("cache_requests_total", "tier" => "redis", "outcome" => outcome).increment(1);
         found
@@ -163,8 +159,8 @@ impl Shared {
         loop {
             match timeout(QUIET, messages.next()).await {
                 Ok(Some(message)) => {
-                    if let Some(id) = message.get_payload::<String>().ok().and_then(|text| text.parse().ok())
-                    {
+                    let id = message.get_payload::<String>().ok().and_then(|text| text.parse().ok());
+                    if let Some(id) = id {
                         cache.forget(id).await;
                     }
                 }

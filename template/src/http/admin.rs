@@ -23,7 +23,6 @@ use crate::telemetry::metrics::as_f64;
 const LASTS: Duration = Duration::from_mins(10);
 const LASTS_AT_MOST: Duration = Duration::from_hours(1);
 
-/// The whole admin listener.
 pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: &InFlight) -> Router {
     let (metrics, store, in_flight) = (telemetry.metrics.clone(), store.clone(), in_flight.clone());
     let page = async move || {

@@ -24,24 +24,20 @@ pub struct BodyTimeout(pub Duration);
 #[derive(Debug)]
 pub struct Valid<T>(pub T);
 
-impl<T, S> FromRequest<S> for Valid<T>
-where
-    T: DeserializeOwned + Validate<Context = ()>,
-    S: Send + Sync,
-{
+impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S> for Valid<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let unsupported =
+            |detail| Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
         if !media_type.eq_ignore_ascii_case("application/json") {
-            let detail = "The body must be sent with content-type: application/json.";
-            return Err(Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+            return Err(unsupported("The body must be sent with content-type: application/json."));
         }
         let coding = request.headers().get(header::CONTENT_ENCODING);
         if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let detail = "The body must be sent without a content-encoding.";
-            return Err(Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+            return Err(unsupported("The body must be sent without a content-encoding."));
         }
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
         let bytes = tokio::time::timeout(limit, Bytes::from_request(request, state))
@@ -49,9 +45,11 @@ where
             .map_err(|_| Problem::timeout("The body did not arrive in time."))??;
         let value: T = parse(&bytes)?;
         value.validate().map_err(|report| {
-            let errors = report.iter().map(|(path, error)| FieldError {
-                field: pointer(&path.to_string()),
-                detail: error.message().to_owned(),
+            let errors = report.iter().map(|(path, error)| {
+                // `a[0].b` in parts.
+                let path = path.to_string();
+                let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
+                FieldError { field: pointer(parts), detail: error.message().to_owned() }
             });
             Problem::validation("Some fields are not valid.", errors.collect())
         })?;
@@ -91,17 +89,17 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         // serde tells of it as a fault of what should have it.
         let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
         path.extend(missing.map(str::to_owned));
-        let escaped = path.iter().map(|part| part.replace('~', "~0").replace('/', "~1"));
-        let field = escaped.fold(String::new(), |pointer, part| pointer + "/" + &part);
+        let field = pointer(path.iter().map(String::as_str));
         Problem::validation("Some fields are not valid.", vec![FieldError { field, detail }])
     })?;
     json.end().map_err(|_| Problem::bad_request("The body holds more than one JSON value."))?;
     Ok(value)
 }
 
-/// `a.b` as `/a/b`; the whole body is the empty pointer.
-fn pointer(path: &str) -> String {
-    if matches!(path, "" | ".") { String::new() } else { format!("/{}", path.replace('.', "/")) }
+/// A JSON Pointer (RFC 6901); without parts it is that of the whole body.
+fn pointer<'a>(parts: impl Iterator<Item = &'a str>) -> String {
+    let escaped = parts.map(|part| part.replace('~', "~0").replace('/', "~1"));
+    escaped.fold(String::new(), |pointer, part| pointer + "/" + &part)
 }
 
 /// The id in a path, in the form that ids are given out in. What is no id names no task.
@@ -128,18 +126,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match axum::extract::Query::from_request_parts(parts, state).await {
-            Ok(axum::extract::Query(value)) => Ok(Self(value)),
-            Err(rejection) => {
-                let text = rejection.body_text();
-                let (field, detail) = text
-                    .strip_prefix("Failed to deserialize query string: ")
-                    .and_then(|text| text.split_once(": "))
-                    .unwrap_or(("", "not readable"));
-                let error = FieldError { field: field.to_owned(), detail: detail.to_owned() };
-                Err(Problem::validation("A parameter is not valid.", vec![error]))
-            }
-        }
+        let query = axum::extract::Query::from_request_parts(parts, state).await;
+        query.map(|query| Self(query.0)).map_err(|rejection| {
+            let text = rejection.body_text();
+            let (field, detail) = text
+                .strip_prefix("Failed to deserialize query string: ")
+                .and_then(|text| text.split_once(": "))
+                .unwrap_or(("", "not readable"));
+            let error = FieldError { field: field.to_owned(), detail: detail.to_owned() };
+            Problem::validation("A parameter is not valid.", vec![error])
+        })
     }
 }
 
@@ -174,5 +170,39 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
         // does a weak one (RFC 9110, 13.1.1).
         let version = tag.parse().ok().filter(|version: &i64| sent == format!("\"{version}\""));
         Ok(Self(Some(version.unwrap_or(NEVER))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, Validate)]
+    struct List {
+        #[garde(dive)]
+        items: Vec<Item>,
+    }
+
+    #[derive(Debug, Deserialize, Validate)]
+    struct Item {
+        #[garde(range(min = 1))]
+        #[serde(rename = "a/b")]
+        count: u8,
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_deep_in_a_body_is_named_by_its_pointer() {
+        for (body, field) in
+            [(r#"{"items":[{"a/b":0}]}"#, "/items/0/count"), (r#"{"items":[{"a/b":""}]}"#, "/items/0/a~1b")]
+        {
+            let request = Request::post("/").header(header::CONTENT_TYPE, "application/json");
+            let request = request.body(Body::from(body)).expect("a request");
+            let problem = Valid::<List>::from_request(request, &()).await.expect_err("a problem");
+            let problem = format!("{problem:?}");
+            assert!(problem.contains(&format!("field: {field:?}")), "{problem}");
+        }
     }
 }

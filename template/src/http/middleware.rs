@@ -43,8 +43,11 @@ use crate::telemetry::otlp;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together there,
-/// of functions: each `Layer` of axum's would copy and box for each request what is below it.
+/// For a request of operators: whoever sends half a body must not keep the places of probes.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together
+/// there, of functions: each `Layer` of axum's would copy and box for each request what is below it.
 pub fn passing<A: Future<Output = Response> + Send + 'static>(
     routes: Router,
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
@@ -64,13 +67,11 @@ pub fn matched(route: Route, request: Request) -> impl Future<Output = Response>
 pub fn identified(request: Request, route: Route) -> impl Future<Output = Response> {
     let id = request_id(request.headers());
     let context = Context { request_id: id.clone(), trace: None };
-    // Bounded: whoever sends half a body must not keep the places of probes.
-    context.scope(in_time(Duration::from_secs(5), contained(matched(route, request)))).map(
-        move |mut response| {
-            identify(response.headers_mut(), &id);
-            response
-        },
-    )
+    let answering = context.scope(in_time(ADMIN_TIMEOUT, contained(matched(route, request))));
+    answering.map(move |mut response| {
+        identify(response.headers_mut(), &id);
+        response
+    })
 }
 
 /// What the outermost layer needs to know.
@@ -146,16 +147,16 @@ pub fn observe<A: Future<Output = Response>>(
     });
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
+    let cors = observer.cors.clone();
     let mut record = Record {
         context: context.clone(),
-        observer: observer.clone(),
+        observer,
         started: Instant::now(),
         method,
         path,
         client: client.network,
         status: None,
     };
-    let cors = observer.cors.clone();
     let answering = context.scope(checked(request, |request| contained(with_cors(cors, request, next))));
     //@ if otlp
     let answering = answering.instrument(span.clone());
@@ -169,7 +170,7 @@ pub fn observe<A: Future<Output = Response>>(
         let headers = response.headers_mut();
         secure(headers);
         identify(headers, &record.context.request_id);
-        if observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
+        if record.observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
             // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

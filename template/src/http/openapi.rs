@@ -1,4 +1,5 @@
 //! The OpenAPI document, and a page that shows it without anything from the internet.
+#![expect(dead_code, reason = "answers are named here for the derive alone")]
 
 use axum::Router;
 use axum::body::Bytes;
@@ -11,7 +12,6 @@ use super::problem::Body;
 
 /// What any route may answer besides its own.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "read by the derive alone")]
 pub(super) enum Failures<'a> {
     //@ if rate_limit
     /// Too many requests; `retry-after` tells for how long
@@ -31,7 +31,6 @@ pub(super) enum Failures<'a> {
 
 /// What a route with a body may answer besides.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "read by the derive alone")]
 pub(super) enum BodyRefused<'a> {
     /// The request is malformed
     #[response(status = 400, content_type = "application/problem+json")]
@@ -52,27 +51,18 @@ pub(super) enum BodyRefused<'a> {
     Invalid(Body<'a>),
 }
 
-/// What a route with parameters may answer besides.
+/// What was sent is not valid: see `errors`
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "read by the derive alone")]
-pub(super) enum ParametersRefused<'a> {
-    /// What was sent is not valid: see `errors`
-    #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(Body<'a>),
-}
+#[response(status = 422, content_type = "application/problem+json")]
+pub(super) struct ParametersRefused<'a>(Body<'a>);
 
-/// What a route with an id may answer besides.
+/// There is nothing of this id
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "read by the derive alone")]
-pub(super) enum NotFound<'a> {
-    /// There is nothing of this id
-    #[response(status = 404, content_type = "application/problem+json")]
-    NotFound(Body<'a>),
-}
+#[response(status = 404, content_type = "application/problem+json")]
+pub(super) struct NotFound<'a>(Body<'a>);
 
 /// What a route with a condition may answer besides.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "read by the derive alone")]
 pub(super) enum ConditionFailed<'a> {
     /// The request is malformed
     #[response(status = 400, content_type = "application/problem+json")]

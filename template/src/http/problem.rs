@@ -11,9 +11,10 @@ use strum::{IntoStaticStr, VariantArray};
 use tracing::error;
 use utoipa::ToSchema;
 
-use crate::store;
-use crate::tasks;
 use crate::telemetry::context::Context;
+use crate::{store, tasks};
+
+pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
 /// The closed set that answers, logs and metrics share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, IntoStaticStr, VariantArray)]

@@ -88,8 +88,7 @@ impl Limiter {
         let quota = Quota::per_second(per_second).allow_burst(burst);
         let budgets = RateLimiter::keyed(quota).with_middleware();
         let window = seconds(Duration::from_secs(burst.get().into()) / per_second.get());
-        let told = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}"));
-        let told = told.expect("visible ASCII");
+        let told = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}")).expect("visible ASCII");
         Self { policy: Arc::new(Policy { name, per_second, burst, per_client, told }), budgets }
     }
 

@@ -5,8 +5,7 @@ use std::sync::{PoisonError, RwLock};
 
 use metrics::{Counter, Histogram, counter, histogram};
 
-/// The metrics of requests, each looked up once: to build the labels and find a metric by them anew would cost a
-/// request more than all else that is done with it here.
+/// The metrics of requests, each looked up once: to find one by its labels costs more than all else in here.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// By route: as many as there are series.

@@ -15,13 +15,16 @@ use uuid::Uuid;
 
 use super::extract::{Id, IfMatch, Query, Valid};
 use super::openapi::{BodyRefused, ConditionFailed, Failures, NotFound, ParametersRefused};
-use super::problem::{FieldError, Problem};
+use super::problem::{FieldError, Problem, Result};
 use crate::task::{NewTask, Rendered, Status, Task, TaskPage, TaskPatch};
 use crate::tasks::Tasks;
 
 const LARGEST_PAGE: u16 = 100;
 
-/// All routes under `/v1/tasks`. Behind an `Arc`, since each layer of each request makes copies of its state.
+/// Behind an `Arc`, since each layer of each request makes copies of its state.
+type Shared = State<Arc<Tasks>>;
+
+/// All routes under `/v1/tasks`.
 pub fn router() -> OpenApiRouter<Arc<Tasks>> {
     OpenApiRouter::new()
         .routes(routes!(create_task, list_tasks))
@@ -49,10 +52,7 @@ fn tagged(status: StatusCode, task: impl Into<Rendered>) -> Response {
         BodyRefused, Failures
     )
 )]
-async fn create_task(
-    State(tasks): State<Arc<Tasks>>,
-    Valid(new): Valid<NewTask>,
-) -> Result<Response, Problem> {
+async fn create_task(State(tasks): Shared, Valid(new): Valid<NewTask>) -> Result<Response> {
     let task = tasks.create(new).await?;
     let location = [(header::LOCATION, format!("/v1/tasks/{}", task.id))];
     Ok((location, tagged(StatusCode::CREATED, &task)).into_response())
@@ -79,16 +79,13 @@ struct ListParameters {
     get, path = "/v1/tasks", tag = "tasks", params(ListParameters),
     responses((status = 200, description = "A page", body = TaskPage), ParametersRefused, Failures)
 )]
-async fn list_tasks(
-    State(tasks): State<Arc<Tasks>>,
-    Query(parameters): Query<ListParameters>,
-) -> Result<Json<TaskPage>, Problem> {
-    let limit = parameters.limit.unwrap_or(20);
+async fn list_tasks(State(tasks): Shared, Query(asked): Query<ListParameters>) -> Result<Json<TaskPage>> {
+    let limit = asked.limit.unwrap_or(20);
     if !(1..=LARGEST_PAGE).contains(&limit) {
         let error = FieldError { field: "limit".to_owned(), detail: format!("expected 1 to {LARGEST_PAGE}") };
         return Err(Problem::validation("A parameter is not valid.", vec![error]));
     }
-    Ok(Json(tasks.list(parameters.status, parameters.cursor.unwrap_or_default(), limit).await?))
+    Ok(Json(tasks.list(asked.status, asked.cursor.unwrap_or_default(), limit).await?))
 }
 
 /// Read a task
@@ -99,7 +96,7 @@ async fn list_tasks(
         NotFound, Failures
     )
 )]
-async fn get_task(State(tasks): State<Arc<Tasks>>, Id(id): Id) -> Result<Response, Problem> {
+async fn get_task(State(tasks): Shared, Id(id): Id) -> Result<Response> {
     Ok(tagged(StatusCode::OK, tasks.get(id).await?))
 }
 
@@ -113,11 +110,11 @@ async fn get_task(State(tasks): State<Arc<Tasks>>, Id(id): Id) -> Result<Respons
     )
 )]
 async fn patch_task(
-    State(tasks): State<Arc<Tasks>>,
+    State(tasks): Shared,
     Id(id): Id,
     IfMatch(version): IfMatch,
     Valid(patch): Valid<TaskPatch>,
-) -> Result<Response, Problem> {
+) -> Result<Response> {
     Ok(tagged(StatusCode::OK, &tasks.update(id, version, patch).await?))
 }
 
@@ -127,11 +124,7 @@ async fn patch_task(
     params(("id" = Uuid, Path), IfMatch),
     responses((status = 204, description = "Deleted"), NotFound, ConditionFailed, Failures)
 )]
-async fn delete_task(
-    State(tasks): State<Arc<Tasks>>,
-    Id(id): Id,
-    IfMatch(version): IfMatch,
-) -> Result<StatusCode, Problem> {
+async fn delete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch) -> Result<StatusCode> {
     tasks.delete(id, version).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -145,10 +138,6 @@ async fn delete_task(
         NotFound, ConditionFailed, Failures
     )
 )]
-async fn complete_task(
-    State(tasks): State<Arc<Tasks>>,
-    Id(id): Id,
-    IfMatch(version): IfMatch,
-) -> Result<Response, Problem> {
+async fn complete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch) -> Result<Response> {
     Ok(tagged(StatusCode::OK, &tasks.complete(id, version).await?))
 }

@@ -102,12 +102,11 @@ impl Activity {
         self.clone()
     }
 
-    /// Resolves when a deadline has passed, with what it was for.
-    ///
-    /// It looks at the state each time it is polled, and so must share a task with the connection.
+    /// Resolves when a deadline has passed, with what it was for. It looks at the state each time it is polled, and so
+    /// must share a task with the connection.
     pub(super) async fn expired(&self) -> Deadline {
         let mut sleep = pin!(sleep_until(Instant::now()));
-        poll_fn(|context| {
+        poll_fn(|cx| {
             loop {
                 let now = Instant::now();
                 let (at, deadline) = self.update(|state| state.deadline(&self.0, now));
@@ -118,7 +117,7 @@ impl Activity {
                 if at < sleep.deadline() || sleep.is_elapsed() {
                     sleep.as_mut().reset(at);
                 }
-                ready!(sleep.as_mut().poll(context));
+                ready!(sleep.as_mut().poll(cx));
             }
         })
         .await
@@ -219,7 +218,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    fn note_write(&self, written: &Poll<io::Result<usize>>) {
+    fn noted(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.activity.update(|state| {
             if written.is_pending() {
                 state.stalled_since.get_or_insert_with(Instant::now);
@@ -230,17 +229,18 @@ impl Watched {
                 (state.stalled_since, state.held_up) = (None, None);
             }
         });
+        written
     }
 }
 
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.activity.update(|state| {
                 // Bytes while nothing is handled can only be the start of a request head.
@@ -254,38 +254,32 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note_write(&written);
-        written
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.noted(written)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.note_write(&written);
-        written
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.noted(written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes once its buffer is empty: what was answered has left.
         self.activity.update(|state| state.unsent = false);
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         let mut lingers = self.activity.update(|state| {
             if let Rest::Unread = state.rest {
                 state.rest = Rest::Awaited(Instant::now());
@@ -295,7 +289,7 @@ impl AsyncWrite for Watched {
         let mut bytes = [0; 8192];
         while lingers {
             let mut buffer = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
             lingers = !buffer.filled().is_empty();
         }
         Poll::Ready(Ok(()))

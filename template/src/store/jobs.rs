@@ -24,15 +24,14 @@ impl Store {
     /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
     pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
         while let Some((id, text, attempts)) = self.take_job(lease).await? {
-            let error = match serde_json::from_str::<Job>(&text) {
+            let reason = match serde_json::from_str::<Job>(&text) {
                 Ok(job) => {
                     return Ok(Some(Job { attempts: u32::try_from(attempts - 1).unwrap_or(0), ..job }));
                 }
-                Err(error) => error,
+                Err(error) => format!("not readable by this version: {error}"),
             };
-            let (job, reason) = ("unreadable", format!("not readable by this version: {error}"));
-            error!(job, %id, attempts, reason, category = "internal", "job.failed");
-            counter!("jobs_total", "job" => job, "outcome" => "failed").increment(1);
+            error!(job = "unreadable", %id, attempts, reason, category = "internal", "job.failed");
+            counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(1);
             self.settle_job(id, &Settlement::Failed { reason }).await?;
         }
         Ok(None)
@@ -40,7 +39,7 @@ impl Store {
 
     /// Its id, its text, and how often it was taken.
     async fn take_job(&self, lease: Duration) -> Result<Option<(Uuid, String, i32)>, Error> {
-        let mut connection = self.acquire().await?;
+        let mut leased = self.acquire().await?;
         let query = sqlx::query!(
             "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
              WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
@@ -48,25 +47,22 @@ impl Store {
              RETURNING id, job, attempts",
             lease.as_secs_f64()
         );
-        let row = self.timed("claim_job", query.fetch_optional(&mut *connection.0)).await?;
+        let row = self.timed("claim_job", query.fetch_optional(&mut *leased.connection)).await?;
         Ok(row.map(|row| (row.id, row.job, row.attempts)))
     }
 
     /// Records what became of a job that was taken.
     pub async fn settle_job(&self, id: Uuid, settlement: &Settlement) -> Result<(), Error> {
-        let mut connection = self.acquire().await?;
-        let settled = match settlement {
-            Settlement::Done => {
-                let query = sqlx::query!("DELETE FROM jobs WHERE id = $1", id);
-                self.timed("finish_job", query.execute(&mut *connection.0)).await
-            }
+        let mut leased = self.acquire().await?;
+        let (name, query) = match settlement {
+            Settlement::Done => ("finish_job", sqlx::query!("DELETE FROM jobs WHERE id = $1", id)),
             Settlement::Retry { after } => {
                 let query = sqlx::query!(
                     "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
                     id,
                     after.as_secs_f64()
                 );
-                self.timed("retry_job", query.execute(&mut *connection.0)).await
+                ("retry_job", query)
             }
             Settlement::Failed { reason } => {
                 let query = sqlx::query!(
@@ -74,21 +70,22 @@ impl Store {
                     id,
                     reason
                 );
-                self.timed("fail_job", query.execute(&mut *connection.0)).await
+                ("fail_job", query)
             }
         };
-        Ok(settled.map(drop)?)
+        self.timed(name, query.execute(&mut *leased.connection)).await?;
+        Ok(())
     }
 
     /// Jobs that have not ended, of all replicas, and for how long the one that is due longest has waited.
     pub async fn count_jobs(&self) -> Result<(usize, Duration), Error> {
-        let mut connection = self.acquire().await?;
+        let mut leased = self.acquire().await?;
         let query = sqlx::query!(
             r#"SELECT count(*) AS "count!",
                    COALESCE(extract(epoch FROM now() - min(run_at)), 0)::float8 AS "waited!"
                FROM jobs WHERE failed_at IS NULL"#
         );
-        let row = self.timed("count_jobs", query.fetch_one(&mut *connection.0)).await?;
+        let row = self.timed("count_jobs", query.fetch_one(&mut *leased.connection)).await?;
         // Negative where none is due yet.
         let waited = Duration::try_from_secs_f64(row.waited).unwrap_or_default();
         Ok((usize::try_from(row.count).unwrap_or(0), waited))

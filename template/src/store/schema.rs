@@ -49,8 +49,10 @@ impl Store {
 
     pub(super) async fn schema_is_current(&self) -> Result<(), String> {
         let query = sqlx::query_scalar!(r#"SELECT max(version) FROM _sqlx_migrations WHERE success"#);
-        let found =
-            async { self.timed("schema_version", query.fetch_one(&mut *self.acquire().await?.0)).await };
+        let found = async {
+            let mut leased = self.acquire().await?;
+            self.timed("schema_version", query.fetch_one(&mut *leased.connection)).await
+        };
         let found = found.await.map_err(|error: sqlx::Error| error.to_string())?.unwrap_or(0);
         if found < newest() {
             return Err(format!("schema is at {found}, this binary needs {}", newest()));

@@ -21,8 +21,7 @@ pub type Place = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Queue {
-    capacity: usize,
-    /// Taken by those who are to add a job.
+    /// As many as there may be jobs, taken by those who are to add one.
     places: Arc<Semaphore>,
     state: Mutex<State>,
     changed: Notify,
@@ -48,18 +47,16 @@ impl Queue {
 
     pub fn new(_store: &Store, capacity: usize, _longest_run: Duration) -> Self {
         let places = Arc::new(Semaphore::new(capacity));
-        Self { capacity, places, state: Mutex::default(), changed: Notify::new() }
+        Self { places, state: Mutex::default(), changed: Notify::new() }
     }
 
     /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
     pub fn reserve(&self) -> Option<Place> {
         let state = self.state();
         let place = self.places.clone().try_acquire_owned().ok()?;
-        let reserved = self.capacity - self.places.available_permits();
-        (state.waiting.len() + reserved <= self.capacity).then_some(place)
+        (state.waiting.len() <= self.places.available_permits()).then_some(place)
     }
 
-    /// Adds a job.
     pub fn push(&self, place: Place, job: Job) {
         let state = self.state();
         drop(place);
