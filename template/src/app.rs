@@ -23,7 +23,7 @@ use crate::http::rate_limit::RateLimit;
 //@ end
 use crate::http::{self, middleware::Observer};
 use crate::jobs::Runner;
-use crate::lifecycle::{self, Lifecycle, State, Stop, StopSignals, Trigger};
+use crate::lifecycle::{Lifecycle, State, Stop, StopSignals, Trigger};
 use crate::queue::Queue;
 use crate::server::{self, InFlight, Limits};
 use crate::store::Store;
@@ -116,7 +116,7 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
     let (trigger, reason) = reason_to_stop(&mut signals, &mut tasks).await;
     heed_another(signals);
     service.lifecycle.take(trigger);
-    let finished = service.drain(&config.shutdown, reason).await;
+    let finished = service.drain(config, reason).await;
     Ok(match trigger {
         Trigger::TaskEnded => Exit::Fault,
         _ if finished => Exit::Clean,
@@ -278,11 +278,11 @@ impl Service {
 
     /// Takes no more and finishes what was taken, within bounds; then closes what it used. Returns whether all
     /// was finished.
-    async fn drain(self, config: &lifecycle::Config, reason: &str) -> bool {
+    async fn drain(self, config: &Config, reason: &str) -> bool {
         info!(in_flight = self.in_flight.len(), reason, "shutdown.begin");
         // Load balancers need a moment to notice; until then new requests are still served.
-        tokio::time::sleep(config.grace_delay).await;
-        let deadline = Instant::now() + config.drain_timeout;
+        tokio::time::sleep(config.shutdown.grace_delay).await;
+        let deadline = Instant::now() + config.shutdown.drain_timeout;
         // Jobs last: requests, and writes whose clients have left, may still queue some.
         let ended = async {
             self.public.drain.cancel();
@@ -293,6 +293,9 @@ impl Service {
             self.writes.close();
             self.writes.wait().await;
             self.jobs.drain.cancel();
+            let late = deadline - config.webhook.timeout;
+            let _ = timeout_at(late, self.jobs.ended.cancelled()).await;
+            self.jobs.last_call.cancel();
             self.jobs.ended.cancelled().await;
         };
         let finished = timeout_at(deadline, ended).await.is_ok();

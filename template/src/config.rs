@@ -145,6 +145,9 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
     // `.env` gives way to the environment, and what platforms set to what was set for this service.
     layered.sort_by_key(|(name, value)| (!source(value).starts_with(".env "), name.starts_with("APP__")));
     values.extend(layered.into_iter().filter_map(|(name, value)| Some((key_of(name)?, value.clone()))));
+    // A section that has lost all its keys, such as to comments.
+    let is_section = |name: &String| defaults.keys().any(|key| key.split('.').next() == Some(name));
+    values.retain(|key, value| !(matches!(value.kind, ValueKind::Table(_)) && is_section(key)));
     for (key, value) in values.iter().filter(|(key, _)| !defaults.contains_key(*key)) {
         let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
         fault(&mut faults, key, source(value), &allowed);

@@ -115,7 +115,7 @@ impl Runner {
         let all = async {
             loop {
                 let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-                let Some(mut job) = self.queue.next(&stop.drain).await else { break };
+                let Some(mut job) = self.queue.next(&stop).await else { break };
                 job.attempts += 1;
                 let (runner, run, stop) = (self.clone(), work(job.clone()), stop.clone());
                 running.spawn(async move {
@@ -148,7 +148,7 @@ impl Runner {
         let started = Instant::now();
         let name = job.kind.into_str();
         let caused_by = job.context.trace.as_ref();
-        let trace = caused_by.map(Trace::child);
+        let trace = Some(caused_by.map_or_else(|| Trace::begin(false), Trace::child));
         //@ if otlp
         let (span, trace) = otlp::span(
             caused_by,

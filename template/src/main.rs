@@ -1,9 +1,9 @@
 //! The command line, and the exit codes that orchestrators read.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 //@ if postgres
 use service::store::dead_letters;
@@ -57,7 +57,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Healthcheck => health::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
         Command::CheckConfig => config::load()?.explained,
     };
-    // A reader that has seen enough, such as `head`, is no fault.
-    let _ = text.lines().try_for_each(|line| writeln!(std::io::stdout(), "{line}"));
-    Ok(ExitCode::SUCCESS)
+    match text.lines().try_for_each(|line| writeln!(io::stdout(), "{line}")) {
+        // A reader that has seen enough, such as `head`, is no fault.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("stdout"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }

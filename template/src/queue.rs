@@ -7,10 +7,10 @@ use std::time::Duration;
 use metrics::gauge;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::jobs::{Job, Kind, Settlement};
+use crate::lifecycle::Stop;
 use crate::store::Store;
 use crate::telemetry::metrics::as_f64;
 
@@ -58,17 +58,19 @@ impl Queue {
         self.added.notify_one();
     }
 
-    /// Waits for the next job. `None` once `drain` is cancelled: what is left waits for another process.
-    pub async fn next(&self, drain: &CancellationToken) -> Option<Job> {
-        while !drain.is_cancelled() {
-            match self.store.claim_job(self.lease).await {
+    /// Waits for the next job. Once `stop` drains, `None` says that none is due, or that another would come too late:
+    /// what is left waits for another process.
+    pub async fn next(&self, stop: &Stop) -> Option<Job> {
+        loop {
+            let draining = stop.drain.is_cancelled();
+            match stop.last_call.run_until_cancelled(self.store.claim_job(self.lease)).await? {
                 Ok(Some(job)) => return Some(job),
+                _ if draining => return None,
                 Ok(None) => {}
                 Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
             }
-            let _ = drain.run_until_cancelled(timeout(POLL, self.added.notified())).await;
+            let _ = stop.drain.run_until_cancelled(timeout(POLL, self.added.notified())).await;
         }
-        None
     }
 
     /// Records what became of a job that was taken.

@@ -26,7 +26,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, into: &mut Values) {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
         match value.kind {
-            ValueKind::Table(inner) => flatten(&format!("{key}."), inner, into),
+            ValueKind::Table(inner) if !inner.is_empty() => flatten(&format!("{key}."), inner, into),
             _ => drop(into.insert(key, value)),
         }
     }

@@ -143,6 +143,7 @@ pub fn observe<A: Future<Output = Response>>(
             http.request.method = method,
             http.route = route(path.as_ref()),
             http.response.status_code = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
         )
     });
     //@ end
@@ -165,6 +166,9 @@ pub fn observe<A: Future<Output = Response>>(
         //@ if otlp
         // Signed, or it would be exported as text.
         span.record("http.response.status_code", i64::from(response.status().as_u16()));
+        if response.status().is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
         //@ end
         record.status = Some(response.status());
         let headers = response.headers_mut();
@@ -267,6 +271,9 @@ fn with_cors<A: Future<Output = Response>>(
     request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
+    // OPTIONS that asks for no other method's leave is a request like others.
+    let asks = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let cors = cors.filter(|_| asks || request.method() != Method::OPTIONS);
     let Some(cors) = cors else { return Either::Left(next(request)) };
     let mut next = Some(next);
     let once = service_fn(move |request| {
@@ -279,8 +286,11 @@ fn with_cors<A: Future<Output = Response>>(
 
 fn names_one_host(request: &Request) -> bool {
     let mut hosts = request.headers().get_all(header::HOST).iter();
+    if let Some(named) = request.uri().authority().filter(|_| request.version() == Version::HTTP_2) {
+        return !named.as_str().contains('@') && hosts.all(|host| host == named.as_str());
+    }
     match (hosts.next(), hosts.next()) {
-        // HTTP/1.0 had none, HTTP/2 has `:authority`.
+        // HTTP/1.0 had none.
         (None, _) => request.version() != Version::HTTP_11,
         (Some(host), None) => {
             let host = host.as_bytes();

@@ -47,13 +47,11 @@ pub struct Trace {
 }
 
 impl Trace {
-    //@ if otlp
     /// A trace that begins here.
     pub fn begin(sampled: bool) -> Self {
         Self { trace_id: random(), span_id: random(), sampled }
     }
 
-    //@ end
     /// What the caller sent as `traceparent`, if it is valid and there is exactly one.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut sent = headers.get_all("traceparent").iter();

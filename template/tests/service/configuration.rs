@@ -16,7 +16,7 @@ pub fn assert_line(text: &str, line: &str) {
 
 #[tokio::test]
 async fn later_sources_win_and_are_named() {
-    let file = "[cache]\ncapacity = 7\nttl = \"1m\"\n[jobs]\nconcurrency = 9\n";
+    let file = "[http]\n[cache]\ncapacity = 7\nttl = \"1m\"\n[jobs]\nconcurrency = 9\n";
     let launch = Launch::new(&[("APP__CACHE__CAPACITY", "8")]).file("config/production.toml", file);
     let text = explained(launch).await;
     assert_line(&text, "cache.capacity = \"8\"  # environment APP__CACHE__CAPACITY");

@@ -130,8 +130,9 @@ const CALM_DOWN: [u8; 4] = 11_u32.to_be_bytes();
 /// The setting `INITIAL_WINDOW_SIZE`, of none.
 const NO_INITIAL_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
 
-/// `:status: 200` in the static table.
+/// `:status: 200` in the static table, and 400.
 const OK: u8 = 0x88;
+const BAD_REQUEST: u8 = 0x8c;
 
 /// What the process has in memory, in bytes.
 async fn memory(app: &TestApp) -> f64 {
@@ -159,6 +160,18 @@ async fn requests_share_a_connection() {
     for stream in [1, 3, 5] {
         assert_eq!(connection.get(stream, "/v1/tasks").await, Some(OK));
     }
+}
+
+#[tokio::test]
+async fn authority_with_a_user_in_it_is_refused() {
+    let app = TestApp::spawn(&[]).await;
+    let mut connection = Connection::open(&app).await;
+    let mut head = fields("/v1/tasks");
+    let name = head.len() - 4;
+    head[name..].copy_from_slice(b"u@st");
+    connection.send(&encode(HEADERS, END_STREAM | END_HEADERS, 1, &head)).await;
+    let answer = connection.frame_of(HEADERS).await.expect("an answer");
+    assert_eq!(answer.payload.first(), Some(&BAD_REQUEST), "{answer:?}");
 }
 
 #[tokio::test]

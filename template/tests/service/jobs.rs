@@ -71,6 +71,7 @@ async fn completed_task_is_told_once_with_id_time_signature_and_trace() {
     let calls = receiver.calls(2).await;
     assert_eq!(calls[1].json()["data"]["id"], other["id"]);
     assert_ne!(calls[1].header("webhook-id"), calls[0].header("webhook-id"));
+    assert!(!calls[1].header("traceparent").is_empty(), "one begins where the caller sent none");
     app.stop().await;
     assert_eq!(receiver.calls(2).await.len(), 2);
 }
@@ -199,11 +200,13 @@ async fn queue_tells_how_long_it_is_and_how_old() {
 }
 
 #[tokio::test]
-async fn delivery_that_runs_is_finished_during_the_drain() {
+async fn jobs_that_run_and_those_that_wait_are_finished_during_the_drain() {
     let receiver = Receiver::start().await;
     receiver.answers(None);
-    let mut app = calling(&receiver.url, &[]).await;
-    app.complete(&app.create("a").await).await;
+    let mut app = calling(&receiver.url, &[("APP__JOBS__CONCURRENCY", "1")]).await;
+    for title in ["a", "b", "c"] {
+        app.complete(&app.create(title).await).await;
+    }
     receiver.calls(1).await;
     app.process.signal(Signal::TERM);
     app.process.event("shutdown.begin").await;
@@ -211,8 +214,8 @@ async fn delivery_that_runs_is_finished_during_the_drain() {
     let ended = app.process.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     let names = ended.names();
-    let place = |name: &str| names.iter().position(|event| event == name);
-    assert!(place("job.done").is_some() && place("job.done") < place("shutdown.drain_complete"), "{names:?}");
+    let before = names.iter().take_while(|event| *event != "shutdown.drain_complete");
+    assert_eq!(before.filter(|event| *event == "job.done").count(), 3, "{names:?}");
 }
 
 #[tokio::test]

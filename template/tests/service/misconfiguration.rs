@@ -126,6 +126,8 @@ async fn faults_in_a_file_are_named_with_the_file() {
     let cases = [
         ("port = 80\n", "port", SECTIONS),
         ("http = 5\n", "http", SECTIONS),
+        ("[htp]\n", "htp", SECTIONS),
+        ("[cache]\ncapacity = {}\n", "cache.capacity", WHOLE),
         ("[HTTP]\nport = 80\n", "HTTP.port", SECTIONS),
         ("[[http]]\nport = 80\n", "http", SECTIONS),
         ("[http.body_timeout]\nseconds = 5\n", "http.body_timeout.seconds", "unknown key, expected one of "),

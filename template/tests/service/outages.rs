@@ -283,3 +283,13 @@ async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["id"], task["id"]);
     assert!(database.connections().await <= 2 + 1, "those of the pool, and the one of the check");
 }
+
+#[tokio::test]
+async fn database_that_lets_nobody_in_is_unavailable() {
+    let app = watchful(&[]).await;
+    let database = app.process.database();
+    database.open_to_all(false).await;
+    assert_unavailable(&app.get("/v1/tasks").await);
+    database.open_to_all(true).await;
+    assert_eq!(app.get("/v1/tasks").await.status, 200);
+}

@@ -88,6 +88,12 @@ impl Database {
         self.end_connections().await;
     }
 
+    /// Lets nobody in, or everybody.
+    pub async fn open_to_all(&self, open: bool) {
+        self.alter(&format!("ALLOW_CONNECTIONS {open}")).await;
+        self.end_connections().await;
+    }
+
     async fn alter(&self, what: &str) {
         administer(format!("ALTER DATABASE {} {what}", self.name)).await.expect("the database is altered");
     }

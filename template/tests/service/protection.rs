@@ -158,6 +158,7 @@ async fn browsers_of_other_origins_are_let_in_only_where_configured() {
     let open = TestApp::spawn(&[("APP__HTTP__CORS_ALLOWED_ORIGINS", ours)]).await;
     assert_eq!(ask(&open, ours).await, [ours, ours]);
     assert_eq!(ask(&open, "https://evil.example.com").await, ["", ""]);
+    assert_eq!(Answer::to(open.request(Method::OPTIONS, "/v1/tasks")).await.status, 405);
     let preflight = open.request(Method::OPTIONS, "/v1/tasks").header("origin", ours);
     let preflight = Answer::to(preflight.header("access-control-request-method", "PATCH")).await;
     let allowed = preflight.header("access-control-allow-headers");

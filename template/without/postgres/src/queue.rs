@@ -7,9 +7,9 @@ use std::time::Duration;
 use metrics::gauge;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use crate::jobs::{Job, Kind, Settlement};
+use crate::lifecycle::Stop;
 use crate::store::Store;
 use crate::telemetry::metrics::as_f64;
 
@@ -63,10 +63,10 @@ impl Queue {
         self.add(state, Waiting { due: Instant::now(), job });
     }
 
-    /// Waits for the next job that is due. Once `drain` is cancelled all are due, and `None` says that none is left.
-    pub async fn next(&self, drain: &CancellationToken) -> Option<Job> {
+    /// Waits for the next job that is due. Once `stop` drains all are due, and `None` says that none is left.
+    pub async fn next(&self, stop: &Stop) -> Option<Job> {
         loop {
-            let draining = drain.is_cancelled();
+            let draining = stop.drain.is_cancelled();
             let wake_at = {
                 let mut state = self.state();
                 let now = Instant::now();
@@ -82,7 +82,7 @@ impl Queue {
                 return None;
             }
             let wake_at = wake_at.unwrap_or_else(|| Instant::now() + Duration::from_mins(1));
-            let _ = drain.run_until_cancelled(timeout_at(wake_at, self.changed.notified())).await;
+            let _ = stop.drain.run_until_cancelled(timeout_at(wake_at, self.changed.notified())).await;
         }
     }
 
