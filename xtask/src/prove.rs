@@ -50,6 +50,8 @@ pub struct Context {
     pub root: PathBuf,
     /// `target/prove`: the services, the shared build, the logs and the report.
     pub folder: PathBuf,
+    /// Where in it the logs of this kind of run are.
+    pub logs: PathBuf,
     pub tools: Tools,
     pub servers: Servers,
     /// The template as it is now: an edit during the run must not prove half of it.
@@ -74,9 +76,10 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     fs::create_dir_all(&folder)?;
     let lock = fs::File::create(folder.join("lock"))?;
     lock.try_lock().context("another `cargo prove` is at work in this checkout: wait for it")?;
-    // The build folder stays: it is what makes a second run quick.
-    for stale in ["services", "logs", "report.html", "report.json"] {
-        let path = folder.join(stale);
+    // The build folder stays: it is what makes a second run quick. So does what a run of another kind has told.
+    let logs = folder.join(plan.kind.named("logs"));
+    let reports = report::names(plan.kind).map(|name| folder.join(name));
+    for path in [folder.join("services"), logs.clone()].into_iter().chain(reports) {
         let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
     let wanted = Wanted {
@@ -92,7 +95,7 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
     let drills = (plan.drills.clone(), plan.times);
-    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, drills };
+    let context = Context { root: root.to_path_buf(), folder, logs, tools, servers, snapshot, drills };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 
@@ -100,8 +103,8 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     let mut subjects = work_through(&context, plan, &board);
     subjects.sort_by_key(|subject| subject.place);
     let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: machine::description() };
-    report.write(&context.folder)?;
-    board.close(&report, &context.folder);
+    let page = report.write(&context.folder)?;
+    board.close(&report, &page);
     Ok(report.proven())
 }
 

@@ -131,7 +131,7 @@ impl Subject {
 
     fn log_of(&self, context: &Context, step: &str) -> PathBuf {
         let folder = if self.variant.is_some() { self.title.replace(' ', "-") } else { "template".into() };
-        let folder = context.folder.join("logs").join(folder);
+        let folder = context.logs.join(folder);
         // A failure shows as soon as the first command can't write there.
         let _ = fs::create_dir_all(&folder);
         folder.join(format!("{}.log", step.replace(": ", "-")))
