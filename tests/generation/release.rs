@@ -2,7 +2,6 @@
 //! one would.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use yaml_serde::Value;
@@ -22,13 +21,17 @@ fn script() -> String {
 /// What the step puts out where docker ends so, or none where it fails.
 fn published(docker: &str) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
-    let (program, output) = (folder.path().join("docker"), folder.path().join("output"));
-    fs::write(&program, format!("#!/bin/sh\n{docker}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let output = folder.path().join("output");
     // As GitHub calls it.
     let mut shell = Command::new("bash");
-    shell.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", &script()]).env("PATH", path);
+    shell.args([
+        "--noprofile",
+        "--norc",
+        "-eo",
+        "pipefail",
+        "-c",
+        &format!("docker() ( {docker} )\n{}", script()),
+    ]);
     shell.env("IMAGE", "ghcr.io/acme/orders").env("VERSION", "1.0.0").env("GITHUB_OUTPUT", &output);
     let ended = shell.output().unwrap();
     ended.status.success().then(|| text_of(&fs::read(output).unwrap()))
