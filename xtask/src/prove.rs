@@ -56,6 +56,8 @@ pub struct Context {
     pub servers: Servers,
     /// The template as it is now: an edit during the run must not prove half of it.
     pub snapshot: Scratch,
+    /// Whether instructions are counted, which takes a program of its own.
+    pub counts: bool,
     /// The names of the drills to run, or none for all, and how often.
     pub drills: (Vec<String>, u32),
 }
@@ -95,7 +97,9 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
     let drills = (plan.drills.clone(), plan.times);
-    let context = Context { root: root.to_path_buf(), folder, logs, tools, servers, snapshot, drills };
+    let counts = plan.counts();
+    let context =
+        Context { root: root.to_path_buf(), folder, logs, counts, tools, servers, snapshot, drills };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 

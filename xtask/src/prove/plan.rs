@@ -232,3 +232,25 @@ impl Plan {
         subjects
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::{Asked, Plan, Variant, drills};
+
+    /// It takes a program of its own, whose build is long.
+    #[test]
+    fn instructions_are_counted_only_where_their_drill_runs() {
+        let counts = |variants: &[&str], quick, drills: &[&str]| {
+            let variants = variants.iter().map(|name| name.parse::<Variant>().unwrap()).collect();
+            let drills = drills.iter().map(|name| (*name).to_owned()).collect();
+            Plan::new(Asked { variants, quick, drills, times: 1, template: false }).unwrap().counts()
+        };
+        assert!(counts(&[], false, &[]) && counts(&["base"], false, &[]));
+        assert!(counts(&["base"], false, &[drills::BUDGET]));
+        assert!(!counts(&["base"], true, &[]));
+        assert!(!counts(&["base"], false, &["logs only JSON"]));
+        assert!(!counts(&["redis"], false, &[]));
+        assert!(!Plan::fuzz(&[]).counts() && !Plan::transitions().counts());
+    }
+}
