@@ -7,6 +7,8 @@ mod support;
 
 #[path = "generation/answers.rs"]
 mod answers;
+#[path = "generation/release.rs"]
+mod release;
 #[path = "generation/ways.rs"]
 mod ways;
 

@@ -21,6 +21,33 @@ fn what_is_woven_is_what_the_living_service_calls_for() {
     assert!(start.elapsed().as_millis() < 1000, "the check took {:?}", start.elapsed());
 }
 
+/// The oldest that is allowed, and the one that the proof runs with.
+#[test]
+fn the_same_two_versions_of_rust_are_named_everywhere() {
+    let find = |path: &str, before: &str| {
+        let text = fs::read_to_string(repository().join(path)).unwrap();
+        let (_, after) = text.split_once(before).unwrap_or_else(|| panic!("no `{before}` in {path}"));
+        let digits: String = after.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+        digits.split('.').take(2).collect::<Vec<_>>().join(".")
+    };
+    let [oldest, proven] =
+        [find("Cargo.toml", "rust-version = \""), find(".github/workflows/ci.yml", "RUST: \"")];
+    for manifest in ["template/Cargo.toml", "bench/bare/Cargo.toml", "bench/loco/Cargo.toml"] {
+        assert_eq!(find(manifest, "rust-version = \""), oldest, "{manifest}");
+    }
+    for page in ["README.md", "template/README.md"] {
+        assert_eq!(find(page, "You need Rust "), oldest, "{page}");
+    }
+    for (file, before) in [
+        ("README.md", "all is proven with "),
+        ("template/.github/workflows/ci.yml", "RUST: \""),
+        ("template/Dockerfile", "FROM rust:"),
+        ("xtask/budget.toml", "rustc = \""),
+    ] {
+        assert_eq!(find(file, before), proven, "{file}");
+    }
+}
+
 const RECORD: &str = "version = \"0.1.0\"\nname = \"skiff\"\n\n[values]\n\
                       postgres = true\nredis = true\nrate_limit = true\notlp = true\n";
 

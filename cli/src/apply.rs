@@ -18,6 +18,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use walkdir::WalkDir;
 
 use crate::merge::Merged;
+use crate::say::complain;
 use crate::service::{self, Service};
 use crate::signals;
 use crate::tree::{self, Entry};
@@ -105,7 +106,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
         let _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG"));
     } else if let Ok(journal) = fs::read(staging.join(JOURNAL)) {
         undo(top, &staging, &read_journal(&journal))?;
-        eprintln!("slipway: an earlier run was killed half-way; it is undone");
+        complain!("slipway: an earlier run was killed half-way; it is undone");
     }
     if locked && pending {
         fs::remove_file(lock)?;

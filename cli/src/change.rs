@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -15,6 +15,7 @@ use crate::args::Common;
 use crate::generate::generate;
 use crate::merge::{self, Merged, Sides};
 use crate::record::Answers;
+use crate::say::say;
 use crate::service::Service;
 use crate::template::{Checkout, Template};
 
@@ -31,7 +32,7 @@ pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Resu
     let record = &service.record;
     let to = to.unwrap_or(template.newest());
     if *to == record.version && from.is_none() {
-        println!("{} is at version {to} already", record.name);
+        say!("{} is at version {to} already", record.name);
         return Ok(Exit::Done);
     }
     let recorded = recorded(&service, &template, from)?;
@@ -41,7 +42,7 @@ pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Resu
     for question in
         wanted.template.questions()?.iter().filter(|question| !record.answers.contains_key(&question.name))
     {
-        println!("new question `{0}`: its default is taken, `slipway set {0}=…` changes it", question.name);
+        say!("new question `{0}`: its default is taken, `slipway set {0}=…` changes it", question.name);
     }
     Ok(exit)
 }
@@ -55,7 +56,7 @@ pub fn set(asked: &[(String, String)], from: Option<&str>, common: &Common) -> R
     let mut answers = service.record.answers.clone();
     answers.extend(asked.iter().cloned());
     if answers == service.record.answers {
-        println!("{} has these answers already", service.record.name);
+        say!("{} has these answers already", service.record.name);
         return Ok(Exit::Done);
     }
     let changed: Vec<String> = answers
@@ -109,7 +110,7 @@ fn change(
 ) -> Result<Exit> {
     let merged = merged(service, recorded, wanted, update)?;
     if merged.conflicts.is_empty() && merged.files == service.files {
-        println!("{title}: nothing changes");
+        say!("{title}: nothing changes");
         return Ok(Exit::Done);
     }
     if dry_run {
@@ -118,25 +119,25 @@ fn change(
         apply::apply(service, &merged, &message(title, &merged))?;
     }
     for note in &merged.notes {
-        println!("note: {note}");
+        say!("note: {note}");
     }
     if merged.conflicts.is_empty() {
         if !dry_run {
-            println!(
+            say!(
                 "{title}: merged and staged. Review it with `git diff --staged`, then `git commit`; `git reset --merge` takes it back."
             );
         }
         return Ok(Exit::Done);
     }
     for message in &merged.messages {
-        println!("{}", message.text);
+        say!("{}", message.text);
     }
     let count = merged.conflicts.len();
     let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
     if dry_run {
-        println!("{title}: you and the template would be in conflict in {files}.");
+        say!("{title}: you and the template would be in conflict in {files}.");
     } else {
-        println!(
+        say!(
             "{title}: merged, but you and the template are in conflict in {files}. Settle each (where there is text, both \
              sides stand between <<<<<<< and >>>>>>>), `git add` or `git rm` it, then `git commit`; `git reset --merge` \
              takes it all back."
@@ -172,6 +173,9 @@ fn show(service: &Service, merged: &Merged) -> Result<()> {
         &service.tree,
         &merged.tree,
     ])?;
-    std::io::stdout().write_all(&diff)?;
-    Ok(())
+    match std::io::stdout().write_all(&diff) {
+        // Who stopped reading has seen enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }

@@ -1,6 +1,8 @@
 //! Runs inside a service that slipway generated: says what it was made of, brings it to a newer version of the
 //! template, and switches its parts on and off, each time by a merge that git does.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod apply;
 mod args;
 mod change;
@@ -10,6 +12,7 @@ mod merge;
 mod new;
 mod ownership;
 mod record;
+mod say;
 mod service;
 mod signals;
 mod status;
@@ -22,6 +25,7 @@ use anyhow::Result;
 use clap::Parser as _;
 
 use args::{Args, Command};
+use say::complain;
 
 /// How a run ends. clap exits with 2 as well when it is called wrongly.
 enum Exit {
@@ -37,10 +41,10 @@ enum Exit {
 fn main() -> ExitCode {
     let exit = run(Args::parse()).unwrap_or_else(|error| {
         if error.is::<signals::Interrupted>() {
-            eprintln!("slipway: interrupted; nothing was changed");
+            complain!("slipway: interrupted; nothing was changed");
             return Exit::Interrupted;
         }
-        eprintln!("error: {error:#}");
+        complain!("error: {error:#}");
         Exit::Refused
     });
     ExitCode::from(exit as u8)

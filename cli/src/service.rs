@@ -78,7 +78,8 @@ impl Service {
         let Some(entry) = files.get(Path::new(record::FILE)) else {
             bail!("{} is not committed: `git add` and `git commit` it, then run this again", record::FILE);
         };
-        let record = Record::parse(&String::from_utf8_lossy(&tree::content(&git, &entry.id)?))?;
+        let mut record = Record::parse(&String::from_utf8_lossy(&tree::content(&git, &entry.id)?))?;
+        record.template = record.template.map(|address| seen_from(&folder, address));
         Ok(Self { git, top, git_folder, objects, format, prefix, files, tree, record })
     }
 
@@ -109,6 +110,13 @@ impl Service {
 pub fn staging(top: &Path, git_folder: &Path) -> Result<PathBuf> {
     let near = fs::metadata(top)?.dev() == fs::metadata(git_folder)?.dev();
     Ok(if near { git_folder.join("slipway") } else { top.join(".slipway") })
+}
+
+/// The template's address; a path counts from the folder with the record, wherever below it this was called.
+fn seen_from(folder: &Path, address: String) -> String {
+    let path = folder.join(&address);
+    // A colon tells a URL, if no folder has it in its name.
+    if address.contains(':') && !path.is_dir() { address } else { path.display().to_string() }
 }
 
 /// The folder with the record: this one, or the nearest above.

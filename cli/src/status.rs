@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::Exit;
 use crate::change::{self, State};
+use crate::say::say;
 use crate::service::Service;
 use crate::template::Template;
 
@@ -11,17 +12,17 @@ use crate::template::Template;
 pub fn run(template: Option<&str>) -> Result<Exit> {
     let service = Service::find()?;
     let record = &service.record;
-    println!("{}: slipway {}", record.name, record.version);
+    say!("{}: slipway {}", record.name, record.version);
     let width = record.answers.keys().map(String::len).max().unwrap_or_default();
     for (question, answer) in &record.answers {
-        println!("  {question:width$}  {answer}");
+        say!("  {question:width$}  {answer}");
     }
     // What is recorded is shown even where the template is out of reach.
     let template = Template::open(template, record.template.as_deref())?;
     let newest = template.newest();
     if *newest <= record.version {
         let recorded = template.checkout(&record.version)?;
-        println!("{} is the newest version: nothing to update", recorded.version);
+        say!("{} is the newest version: nothing to update", recorded.version);
         return Ok(Exit::Done);
     }
     let recorded = change::recorded(&service, &template, None)?;
@@ -29,18 +30,18 @@ pub fn run(template: Option<&str>) -> Result<Exit> {
     let merged = change::merged(&service, &recorded, &wanted, true)?;
     let changed =
         merged.scratch.git.line(&["diff", "--find-renames", "--name-status", &service.tree, &merged.tree])?;
-    println!("{newest} is the newest version. An update would change:");
+    say!("{newest} is the newest version. An update would change:");
     for line in changed.lines() {
-        println!("  {}", line.replace('\t', "  "));
+        say!("  {}", line.replace('\t', "  "));
     }
     for path in merged.conflicts.keys() {
-        println!("  conflict in {}", path.display());
+        say!("  conflict in {}", path.display());
     }
     for question in
         wanted.template.questions()?.iter().filter(|question| !record.answers.contains_key(&question.name))
     {
-        println!("  new question: {}", question.name);
+        say!("  new question: {}", question.name);
     }
-    println!("`slipway update --dry-run` shows the difference, `slipway update` makes it.");
+    say!("`slipway update --dry-run` shows the difference, `slipway update` makes it.");
     Ok(Exit::Done)
 }

@@ -78,6 +78,27 @@ fn into_an_empty_folder() {
     same(&contents(folder.path()), &service(&[]));
 }
 
+/// Wherever it was generated from, and whatever the path has in it.
+#[test]
+fn what_it_says_leads_to_the_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let parent = folder.path().join("it's here");
+    fs::create_dir(&parent).unwrap();
+    let mut inside = silent(&parent, "order-desk");
+    inside.args(["--init"]);
+    for (mut command, wanted) in [
+        (silent(folder.path(), "order-desk"), folder.path().join("order-desk")),
+        (silent(&parent, "order-desk"), parent.join("order-desk")),
+        (inside, parent.clone()),
+    ] {
+        let said = text_of(&succeed(&mut command).stdout);
+        let (_, hint) = said.split_once("Start it: ").unwrap_or_else(|| panic!("no hint: {said}"));
+        let (enter, _) = hint.split_once(" && cargo run").unwrap_or_else(|| panic!("no `cd`: {hint}"));
+        let shown = succeed(Command::new("sh").args(["-c", &format!("{enter} && pwd")]));
+        assert_eq!(text_of(&shown.stdout).trim_end(), wanted.to_str().unwrap(), "{hint}");
+    }
+}
+
 #[test]
 fn into_a_workspace() {
     let folder = tempfile::tempdir().unwrap();

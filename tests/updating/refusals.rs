@@ -123,6 +123,27 @@ fn no_template_named_at_all() {
 }
 
 #[test]
+fn a_path_to_the_template_in_the_record_counts_from_there() {
+    let service = Service::generate(&[]);
+    std::os::unix::fs::symlink(template(), service.parent.path().join("theirs")).unwrap();
+    service.replace("slipway.toml", "template = \"slipway\"", "template = \"../theirs\"");
+    commit(&service.folder, "ours");
+    for folder in ["", "src", "src/http"] {
+        let mut command = slipway();
+        let said = said(command.arg("status").current_dir(service.folder.join(folder)), 0);
+        assert!(said.contains("nothing to update"), "{said}");
+    }
+    // What is given on the command line counts from where it is given.
+    let mut command = slipway();
+    command.args(["status", "--template", "../theirs"]).current_dir(service.folder.join("src"));
+    said(&mut command, 2);
+    fs::remove_file(service.parent.path().join("theirs")).unwrap();
+    let mut command = slipway();
+    let wanted = format!("there is no template at {}/../theirs", service.folder.display());
+    service.refuses_as(command.arg("update").current_dir(service.folder.join("src")), &wanted);
+}
+
+#[test]
 fn a_folder_that_git_does_not_know() {
     let service = Service::generate(&[]);
     fs::remove_dir_all(service.folder.join(".git")).unwrap();

@@ -102,3 +102,21 @@ fn new_is_cargo_generate_with_the_newest_release() {
     let service = Service { folder, parent, template: template().to_owned() };
     service.is_generated(&["redis=true", "owner=harbour"]);
 }
+
+/// As behind `| head -0`, on both outputs.
+#[test]
+fn it_does_its_work_where_nobody_reads_what_it_says() {
+    let service = Service::generate(&[]);
+    let unread = |arguments: &[&str]| {
+        let mut command = service.command(arguments);
+        let writer = || std::io::pipe().unwrap().1;
+        command.stdout(writer()).stderr(writer()).status().unwrap().code()
+    };
+    let before = service.state();
+    assert_eq!(unread(&["status"]), Some(0));
+    assert_eq!(unread(&["set", "redis=true", "--dry-run"]), Some(0));
+    assert_eq!(unread(&["set", "redis=maybe"]), Some(2));
+    assert_eq!(service.state(), before);
+    assert_eq!(unread(&["set", "redis=true"]), Some(0));
+    service.is_generated(&["redis=true"]);
+}

@@ -50,27 +50,38 @@ pub struct Context {
     pub root: PathBuf,
     /// `target/prove`: the services, the shared build, the logs and the report.
     pub folder: PathBuf,
+    /// Where in it the logs of this kind of run are.
+    pub logs: PathBuf,
     pub tools: Tools,
     pub servers: Servers,
     /// The template as it is now: an edit during the run must not prove half of it.
     pub snapshot: Scratch,
+    /// Whether instructions are counted, which takes a program of its own.
+    pub counts: bool,
     /// The names of the drills to run, or none for all, and how often.
     pub drills: (Vec<String>, u32),
 }
 
-/// Proves what `plan` lists. `false` when a check failed.
-///
-/// # Errors
-/// When the set-up fails, or the report can't be written.
-pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
+/// Proves what `plan` lists. `false` when a check failed. The last line is the count, whatever happened.
+#[must_use]
+pub fn run(root: &Path, plan: &Plan) -> bool {
+    check::unwound(|| proven(root, plan)).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        println!("0 passed, {} failed", plan.checks());
+        false
+    })
+}
+
+fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     let started = Instant::now();
     let folder = root.join("target/prove");
     fs::create_dir_all(&folder)?;
     let lock = fs::File::create(folder.join("lock"))?;
     lock.try_lock().context("another `cargo prove` is at work in this checkout: wait for it")?;
-    // The build folder stays: it is what makes a second run quick.
-    for stale in ["services", "logs", "report.html", "report.json"] {
-        let path = folder.join(stale);
+    // The build folder stays: it is what makes a second run quick. So does what a run of another kind has told.
+    let logs = folder.join(plan.kind.named("logs"));
+    let reports = report::names(plan.kind).map(|name| folder.join(name));
+    for path in [folder.join("services"), logs.clone()].into_iter().chain(reports) {
         let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
     let wanted = Wanted {
@@ -86,7 +97,9 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
     let drills = (plan.drills.clone(), plan.times);
-    let context = Context { root: root.to_path_buf(), folder, tools, servers, snapshot, drills };
+    let counts = plan.counts();
+    let context =
+        Context { root: root.to_path_buf(), folder, logs, counts, tools, servers, snapshot, drills };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 
@@ -94,8 +107,8 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool> {
     let mut subjects = work_through(&context, plan, &board);
     subjects.sort_by_key(|subject| subject.place);
     let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: machine::description() };
-    report.write(&context.folder)?;
-    board.close(&report, &context.folder);
+    let page = report.write(&context.folder)?;
+    board.close(&report, &page);
     Ok(report.proven())
 }
 

@@ -292,7 +292,7 @@ pub fn on_path(program: impl AsRef<OsStr>) -> Option<PathBuf> {
     env::split_paths(&path).map(|folder| folder.join(program.as_ref())).find(|file| file.is_file())
 }
 
-fn runs(program: &str, arguments: &[&str]) -> bool {
+fn runs(program: impl AsRef<OsStr>, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())

@@ -50,10 +50,9 @@ fn measured(site: &Site<'_>, who: Contestant, workers: usize) -> Result<Crowd> {
         let server = site.start_with(workers, who, &[])?;
         let requests = Requests::Get(server.populate(1)?);
         let load = Load { requests, connections, pause: Duration::ZERO, seconds: 2 };
-        let before = server.cpu()?;
         let seen = load.on(site.wrk, &server)?;
-        let cpu = (server.cpu()? - before) / seen.requests * 1e6;
-        sizes.push(Size { connections, per_second: seen.per_second(), cpu, peak: server.memory("VmHWM")? });
+        let (per_second, cpu) = (seen.per_second(), seen.cpu());
+        sizes.push(Size { connections, per_second, cpu, peak: server.memory("VmHWM")? });
         server.stop();
     }
     let label = match workers {

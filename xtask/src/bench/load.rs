@@ -43,11 +43,23 @@ pub struct Seen {
     /// In milliseconds.
     pub p50: f64,
     pub p99: f64,
+    /// Processor time that the server has used meanwhile, in seconds.
+    pub used: f64,
 }
 
 impl Seen {
     pub fn per_second(&self) -> f64 {
         self.requests / self.seconds
+    }
+
+    /// Microseconds of processor time a request.
+    pub fn cpu(&self) -> f64 {
+        self.used / self.requests * 1e6
+    }
+
+    /// Share of a core that the server has used.
+    pub fn busy(&self) -> f64 {
+        self.used / self.seconds
     }
 }
 
@@ -77,7 +89,9 @@ impl Load {
         command.args(["--duration", &format!("{}s", self.seconds), "--script"]).arg(&script);
         command.arg(format!("http://{}", server.address)).stdout(Stdio::from(file.try_clone()?)).stderr(file);
         let bound = Duration::from_secs(self.seconds + 30);
+        let before = server.cpu()?;
         let status = Child::spawn(&mut command, Signal::TERM)?.wait(bound)?;
+        let used = server.cpu()? - before;
         let said = std::fs::read_to_string(&output)?;
         ensure!(status.is_some_and(|status| status.success()), "wrk failed: {said}");
         let line = said.lines().find_map(|line| line.strip_prefix("SEEN ")).context("wrk told nothing")?;
@@ -90,6 +104,7 @@ impl Load {
             refused: number("refused")?,
             p50: number("p50")?,
             p99: number("p99")?,
+            used,
         })
     }
 

@@ -169,14 +169,12 @@ impl Runner {
     /// As much as there can be, then at a pace that all can keep: when a core is full, a request's time is only that
     /// of the queue before it.
     fn round(&mut self, site: &Site<'_>, pause: Duration) -> Result<()> {
-        let before = self.server.cpu()?;
         let most = self.load(Duration::ZERO, 2).on(site.wrk, &self.server)?;
-        let used = self.server.cpu()? - before;
         let paced = self.load(pause, 1).on(site.wrk, &self.server)?;
         self.rounds.push(Round {
             per_second: most.per_second(),
-            cpu: used / most.requests * 1e6,
-            busy: used / most.seconds,
+            cpu: most.cpu(),
+            busy: most.busy(),
             pace: paced.per_second(),
             p50: paced.p50,
             p99: paced.p99,

@@ -8,6 +8,7 @@ use crate::variant::Variant;
 
 use super::crowd::LARGEST;
 use super::load::{Load, Requests};
+use super::server::Server;
 use super::site::{Contestant, Site};
 
 /// A page that takes long enough for the load to be able to ask for three times as many.
@@ -42,37 +43,47 @@ pub struct Step {
 
 /// Of the base variant, where nothing but its core can be the limit.
 pub fn measure(site: &Site<'_>) -> Result<Surge> {
-    let mut surge = Surge { capacity: 0.0, steps: Vec::new() };
-    for times in TIMES {
-        let server = site.start(Contestant::Service(Variant::BASE), IN_FLIGHT)?;
-        server.populate(TASKS)?;
-        let load = |connections, pause, seconds| Load {
-            requests: Requests::Get(vec![PAGE.to_owned()]),
-            connections,
-            pause,
-            seconds,
-        };
-        if surge.steps.is_empty() {
-            surge.capacity = load(64, Duration::ZERO, 2).on(site.wrk, &server)?.per_second();
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few thousand")]
-        let clients = (CLIENTS * times) as u64;
-        let pause = Duration::from_secs_f64(CLIENTS / surge.capacity);
-        let seen = load(clients, pause, 4).over(site.wrk, &server)?;
-        let step = Step {
-            times,
-            answered: (seen.requests - seen.refused) / seen.seconds,
-            refused: seen.refused / seen.seconds,
-            p50: seen.p50,
-            p99: seen.p99,
-            peak: server.memory("VmHWM")?,
-        };
-        server.stop();
-        println!(
-            "{times} of {:.0}/s: {:.0}/s answered, {:.0}/s refused  {:.2} ms  {:.2} ms  {:.1} MiB",
-            surge.capacity, step.answered, step.refused, step.p50, step.p99, step.peak
-        );
-        surge.steps.push(step);
-    }
-    Ok(surge)
+    let capacity = capacity(site)?;
+    let steps = TIMES.iter().map(|times| step(site, capacity, *times)).collect::<Result<_>>()?;
+    Ok(Surge { capacity, steps })
+}
+
+fn capacity(site: &Site<'_>) -> Result<f64> {
+    let server = start(site)?;
+    let most = load(64, Duration::ZERO, 2).on(site.wrk, &server)?.per_second();
+    server.stop();
+    Ok(most)
+}
+
+fn step(site: &Site<'_>, capacity: f64, times: f64) -> Result<Step> {
+    let server = start(site)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few thousand")]
+    let clients = (CLIENTS * times) as u64;
+    let pause = Duration::from_secs_f64(CLIENTS / capacity);
+    let seen = load(clients, pause, 4).over(site.wrk, &server)?;
+    let step = Step {
+        times,
+        answered: (seen.requests - seen.refused) / seen.seconds,
+        refused: seen.refused / seen.seconds,
+        p50: seen.p50,
+        p99: seen.p99,
+        peak: server.memory("VmHWM")?,
+    };
+    server.stop();
+    println!(
+        "{times} of {capacity:.0}/s: {:.0}/s answered, {:.0}/s refused  {:.2} ms  {:.2} ms  {:.1} MiB",
+        step.answered, step.refused, step.p50, step.p99, step.peak
+    );
+    Ok(step)
+}
+
+/// Anew for each: the most memory that there was is to be its own.
+fn start(site: &Site<'_>) -> Result<Server> {
+    let server = site.start(Contestant::Service(Variant::BASE), IN_FLIGHT)?;
+    server.populate(TASKS)?;
+    Ok(server)
+}
+
+fn load(connections: u64, pause: Duration, seconds: u64) -> Load {
+    Load { requests: Requests::Get(vec![PAGE.to_owned()]), connections, pause, seconds }
 }

