@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 //@ if otlp
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, Span, info_span};
 //@ end
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -150,15 +150,24 @@ impl Runner {
         let caused_by = job.context.trace.as_ref();
         let trace = Some(caused_by.map_or_else(|| Trace::begin(false), Trace::child));
         //@ if otlp
-        let (span, trace) = otlp::span(
-            caused_by,
-            trace,
-            || info_span!("job", otel.name = name, job.id = %job.id, job.attempt = i64::from(job.attempts)),
-        );
+        let (span, trace) = otlp::span(caused_by, trace, || {
+            info_span!(
+                "job",
+                otel.name = name,
+                job.id = %job.id,
+                job.attempt = i64::from(job.attempts),
+                otel.status_code = tracing::field::Empty,
+            )
+        });
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = async {
             let (outcome, settlement) = self.after(&job, contained(run).await, stop);
+            //@ if otlp
+            if outcome != "done" {
+                Span::current().record("otel.status_code", "ERROR");
+            }
+            //@ end
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);
             histogram!("job_duration_seconds", "job" => name).record(started.elapsed().as_secs_f64());
             self.queue.settle(job, settlement).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::http::Connection;
+use crate::http::{Connection, head};
 use crate::servers::rotel::Rotel;
 
 use super::Site;
@@ -115,6 +115,7 @@ pub fn followed(site: &Site<'_>) -> Result<String> {
         ("APP__OTLP__ENDPOINT", &endpoint),
         ("APP__WEBHOOK__URL", &url),
         ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+        ("APP__HTTP__BODY_TIMEOUT", "100ms"),
     ])?;
     let header = format!("traceparent: 00-{TRACE}-{CLIENT}-01\r\n");
     let mut client = Connection::open(service.public)?;
@@ -124,6 +125,9 @@ pub fn followed(site: &Site<'_>) -> Result<String> {
     let completed = client.request("POST", &format!("{path}/complete"), &header, "")?;
     let answers = [created.status, read.status, completed.status];
     ensure!(answers == [201, 200, 200], "answered {answers:?}");
+    let mut slow = Connection::open(service.public)?;
+    slow.send(&head("POST", "/v1/tasks", &header, 1))?;
+    ensure!(slow.response()?.status == 504, "a body that does not come is no fault");
     wait_until("the webhook", BOUND, || Ok(receiver.told_of() == 1))?;
     let exit = site.stop(service)?;
     let flush = exit.event("telemetry.flush").context("no telemetry.flush")?;
@@ -149,6 +153,16 @@ fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
     {
         let text = &named(name)?.text;
         ensure!(text.contains(attribute), "{name} has no {attribute}:\n{text}");
+    }
+    for (status, code) in [("200", "UNSET"), ("504", "ERROR")] {
+        let answered = format!("http.response.status_code: Int({status})");
+        let spans: Vec<_> = spans.iter().filter(|(span, _)| span.text.contains(&answered)).collect();
+        let told = spans.iter().all(|(span, _)| span.text.contains(&format!("STATUS_CODE_{code}\n")));
+        ensure!(
+            !spans.is_empty() && told,
+            "of {} spans of {status} not each has the status {code}",
+            spans.len()
+        );
     }
     Ok(spans.len())
 }
