@@ -63,7 +63,8 @@ impl Queue {
     pub async fn next(&self, stop: &Stop) -> Option<Job> {
         loop {
             let draining = stop.drain.is_cancelled();
-            match stop.last_call.run_until_cancelled(self.store.claim_job(self.lease)).await? {
+            let claimed = Box::pin(self.store.claim_job(self.lease));
+            match stop.last_call.run_until_cancelled(claimed).await? {
                 Ok(Some(job)) => return Some(job),
                 _ if draining => return None,
                 Ok(None) => {}
