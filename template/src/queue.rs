@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::jobs::{Job, Kind, Settlement};
 use crate::lifecycle::Stop;
-use crate::store::Store;
+use crate::store::{Error, Store};
 use crate::telemetry::metrics::as_f64;
 
 /// How often an idle worker looks for jobs that other replicas or a retry made due.
@@ -63,12 +63,12 @@ impl Queue {
     pub async fn next(&self, stop: &Stop) -> Option<Job> {
         loop {
             let draining = stop.drain.is_cancelled();
-            let claimed = Box::pin(self.store.claim_job(self.lease));
-            match stop.last_call.run_until_cancelled(claimed).await? {
+            let job = stop.last_call.run_until_cancelled(Box::pin(self.store.claim_job(self.lease))).await?;
+            let failed = |error: &Error| warn!(error = %error, category = "unavailable", "job.claim_failed");
+            match job.inspect_err(failed) {
                 Ok(Some(job)) => return Some(job),
                 _ if draining => return None,
-                Ok(None) => {}
-                Err(error) => warn!(error = %error, category = "unavailable", "job.claim_failed"),
+                _ => {}
             }
             let _ = stop.drain.run_until_cancelled(timeout(POLL, self.added.notified())).await;
         }
