@@ -220,16 +220,16 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     receiver.answers(410);
     let variables = [("DATABASE_URL", database.url.as_str()), ("APP__WEBHOOK__URL", receiver.url.as_str())];
     let app = TestApp::spawn(&variables).await;
-    for title in ["a", "b"] {
-        app.complete(&app.create(title).await).await;
-    }
     let run = async |command: &str| Launch::new(&variables).run(&format!("dead-letters {command}")).await;
     let listed = async || run("list").await.log();
-    let letters = eventually(listed, |letters| letters.len() == 2).await;
-    assert!(
-        letters[0]["failed_at"].as_str() > letters[1]["failed_at"].as_str(),
-        "newest first: {letters:#?}"
-    );
+    for (title, count) in [("a", 1), ("b", 2)] {
+        app.complete(&app.create(title).await).await;
+        eventually(listed, |letters| letters.len() == count).await;
+    }
+    let (letters, calls) = (listed().await, receiver.calls(2).await);
+    let listed_ids = [&letters[0]["id"], &letters[1]["id"]];
+    assert_eq!(listed_ids, [&calls[1], &calls[0]].map(|call| call.header("webhook-id")), "newest first");
+    assert!(letters[0]["failed_at"].is_string(), "{letters:#?}");
     assert_eq!((&letters[0]["job"], &letters[0]["attempts"]), (&json!("webhook"), &json!(1)));
     assert!(letters[0]["reason"].to_string().contains("410"), "{letters:#?}");
 

@@ -94,14 +94,15 @@ impl Work<'_> {
     }
 }
 
-/// Takes the foreign settings out of a command's environment.
+/// Takes the foreign settings out of a command's environment. The tail of a test that fails has its message then,
+/// and not the frames below it.
 pub fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("APP__") || FOREIGN.contains(&name)) {
             command.env_remove(name);
         }
     }
-    command.env("CARGO_TERM_COLOR", "never");
+    command.env("CARGO_TERM_COLOR", "never").env("RUST_BACKTRACE", "0");
 }
 
 fn since(log: &Path, start: u64) -> Result<String> {
