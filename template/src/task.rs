@@ -66,7 +66,7 @@ impl From<&Task> for Rendered {
 
 /// A task that is to be created.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub struct NewTask {
     #[serde(deserialize_with = "trimmed")]
     #[schema(schema_with = title)]
@@ -80,7 +80,7 @@ pub struct NewTask {
 
 /// A change of a task: what is absent stays, a `null` description is removed.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub struct TaskPatch {
     #[serde(default, deserialize_with = "some_trimmed")]
     #[schema(schema_with = title)]

@@ -35,8 +35,8 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
         if !media_type.eq_ignore_ascii_case("application/json") {
             return Err(unsupported("The body must be sent with content-type: application/json."));
         }
-        let coding = request.headers().get(header::CONTENT_ENCODING);
-        if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let mut codings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+        if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(unsupported("The body must be sent without a content-encoding."));
         }
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
@@ -86,14 +86,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         // The text of serde without its "at line 1 column 2".
         let detail = inner.to_string();
         let detail = detail.rsplit_once(" at line ").map_or(detail.as_str(), |(text, _)| text).to_owned();
-        // serde tells of it as a fault of what should have it.
-        let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
-        path.extend(missing.map(str::to_owned));
+        path.extend(field_in(&detail).map(str::to_owned));
         let field = pointer(path.iter().map(String::as_str));
         Problem::validation("Some fields are not valid.", vec![FieldError { field, detail }])
     })?;
     json.end().map_err(|_| Problem::bad_request("The body holds more than one JSON value."))?;
     Ok(value)
+}
+
+/// The field that is missing, or there twice: serde tells of it as a fault of what should have it.
+fn field_in(detail: &str) -> Option<&str> {
+    let rest = detail.strip_prefix("missing field `").or_else(|| detail.strip_prefix("duplicate field `"));
+    rest?.strip_suffix('`')
 }
 
 /// A JSON Pointer (RFC 6901); without parts it is that of the whole body.
@@ -129,10 +133,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         let query = axum::extract::Query::from_request_parts(parts, state).await;
         query.map(|query| Self(query.0)).map_err(|rejection| {
             let text = rejection.body_text();
-            let (field, detail) = text
-                .strip_prefix("Failed to deserialize query string: ")
-                .and_then(|text| text.split_once(": "))
-                .unwrap_or(("", "not readable"));
+            let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+            let (field, detail) = text.split_once(": ").unwrap_or((field_in(text).unwrap_or_default(), text));
             let error = FieldError { field: field.to_owned(), detail: detail.to_owned() };
             Problem::validation("A parameter is not valid.", vec![error])
         })

@@ -272,8 +272,8 @@ fn with_cors<A: Future<Output = Response>>(
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
     // OPTIONS that asks for no other method's leave is a request like others.
-    let asks = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let cors = cors.filter(|_| asks || request.method() != Method::OPTIONS);
+    let asks = || request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let cors = cors.filter(|_| request.method() != Method::OPTIONS || asks());
     let Some(cors) = cors else { return Either::Left(next(request)) };
     let mut next = Some(next);
     let once = service_fn(move |request| {

@@ -291,6 +291,11 @@ fn bodies() -> Vec<Row> {
             Answer(415),
         ),
         ("body said to be compressed", post(&format!("{json}content-encoding: gzip\r\n"), TASK), Answer(415)),
+        (
+            "body in no encoding, and in one",
+            post(&format!("{json}content-encoding: identity\r\ncontent-encoding: gzip\r\n"), TASK),
+            Answer(415),
+        ),
         ("body in no encoding", post(&format!("{json}content-encoding: identity\r\n"), TASK), Answer(201)),
         ("type with junk", post("content-type: application/jsonx\r\n", TASK), Answer(415)),
         ("type in a list", post("content-type: text/plain, application/json\r\n", TASK), Answer(415)),

@@ -73,7 +73,9 @@ async fn tasks_that_are_not_valid_are_refused_by_field() {
     let path = path_of(&app.create("a").await);
     for (body, field) in cases.iter().filter(|(body, _)| *body != json!({})) {
         let answer = app.patch(&path, body).await;
-        assert_eq!(fields(&problem(&answer, 422, "validation")), [*field], "{body} {answer:?}");
+        let problem = problem(&answer, 422, "validation");
+        assert_eq!(fields(&problem), [*field], "{body} {answer:?}");
+        assert!(!problem.to_string().contains("TaskPatch"), "clients know no such thing: {problem}");
     }
     let both = app.post("/v1/tasks", &json!({ "title": "", "description": "\u{0}" })).await;
     assert_eq!(fields(&problem(&both, 422, "validation")).len(), 2, "all faults at once");
@@ -95,6 +97,8 @@ async fn bodies_that_are_no_json_are_refused() {
     for body in ["", "{", r#"{"title":"a"} {}"#, "title=a", "\u{feff}{}"] {
         problem(&post(Some("application/json"), body.to_owned()).await, 400, "validation");
     }
+    let twice = post(Some("application/json"), r#"{"title":"a","title":"b"}"#.to_owned()).await;
+    assert_eq!(fields(&problem(&twice, 422, "validation")), ["/title"]);
     problem(&post(None, task.to_owned()).await, 415, "validation");
     problem(&post(Some("text/plain"), task.to_owned()).await, 415, "validation");
     let large = json!({ "title": "a", "description": "x".repeat(1024) }).to_string();
@@ -144,7 +148,7 @@ async fn parameters_that_are_not_valid_are_named() {
         let answer = app.get(&format!("/v1/tasks?limit={limit}")).await;
         assert_eq!(fields(&problem(&answer, 422, "validation")), ["limit"], "{limit} {answer:?}");
     }
-    for (query, field) in [("cursor=x", "cursor"), ("status=done", "status")] {
+    for (query, field) in [("cursor=x", "cursor"), ("status=done", "status"), ("limit=1&limit=2", "limit")] {
         let answer = app.get(&format!("/v1/tasks?{query}")).await;
         assert_eq!(fields(&problem(&answer, 422, "validation")), [field], "{answer:?}");
     }
