@@ -231,6 +231,9 @@ fn programs(built: &str, tests: bool) -> Vec<PathBuf> {
     wanted.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).collect()
 }
 
+/// Tests of a service at once: they wait more than they compute.
+const TESTS_AT_ONCE: &str = "8";
+
 /// Runs the test programs, as `cargo test` would.
 pub fn test(work: &mut Work<'_>) -> Result<String> {
     let role = format!("prove_{}", work.subject.place);
@@ -241,6 +244,7 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
         let mut command = Command::new(program);
         clean(&mut command);
         command.current_dir(&work.subject.dir).env("CARGO_MANIFEST_DIR", &work.subject.dir);
+        command.env("RUST_TEST_THREADS", TESTS_AT_ONCE);
         if let Some(url) = &database {
             command.env("DATABASE_URL", url);
         }
