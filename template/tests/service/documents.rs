@@ -152,7 +152,7 @@ fn runbook_names_what_is_there() {
         keys.lines().any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(" =")))
     };
     let mut named = 0;
-    for document in ["docs/runbook.md", "docs/operations.md"] {
+    for document in ["docs/runbook.md", "docs/operations.md", "docs/data.md"] {
         for name in quoted(&prose(&read(document))) {
             let is_part = |part: &str| {
                 !part.is_empty() && part.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase())
@@ -176,7 +176,9 @@ fn runbook_names_what_is_there() {
 #[test]
 fn links_within_the_documents_lead_somewhere() {
     let mut links = 0;
-    for name in ["README.md", "docs/operations.md", "docs/runbook.md", "docs/observability.md"] {
+    for name in
+        ["README.md", "docs/operations.md", "docs/data.md", "docs/runbook.md", "docs/observability.md"]
+    {
         let text = fs::read_to_string(root().join(name)).expect("a document");
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
