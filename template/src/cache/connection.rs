@@ -76,7 +76,12 @@ impl Redis {
             async move {
                 let mut connection = redis.state().connection.clone();
                 let pong = connection.ping().await;
-                redis.note("ping", &pong);
+                if pong.is_err() || redis.state().failures < FAILURES {
+                    redis.note("ping", &pong);
+                } else {
+                    // One that refuses writes answers, too: the next caller goes and sees.
+                    redis.state().paused_until = Instant::now();
+                }
                 pong.map_err(|error| error.to_string())
             }
         })

@@ -77,6 +77,37 @@ async fn service_without_redis_is_ready_and_degraded() {
     eventually(read, |closed| *closed).await;
 }
 
+#[tokio::test]
+async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
+    let client = redis::Client::open(server()).expect("a URL");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
+    let name = format!("test-{}", uuid::Uuid::now_v7());
+    let mut acl = async |arguments: &[&str]| {
+        redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
+    };
+    // As a replica does that has yet to become the primary: it is read from, and answers pings.
+    acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", "-@write"]).await;
+    let mut url: Url = server().parse().expect("REDIS_URL is a URL");
+    url.set_username(&name).expect("a user");
+    url.set_password(Some("secret")).expect("a password");
+    let app = TestApp::spawn(&[("REDIS_URL", url.as_str()), ("APP__HEALTH__INTERVAL", "100ms")]).await;
+    let path = path_of(&app.create("a").await);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
+        assert_eq!(app.get(&path).await.json()["title"], "b");
+    }
+    assert!(app.process.has("cache.breaker_open") && !app.process.has("cache.breaker_closed"));
+
+    acl(&["SETUSER", &name, "+@write"]).await;
+    let read = async || {
+        app.get(&path_of(&app.create("c").await)).await;
+        app.process.has("cache.breaker_closed")
+    };
+    eventually(read, |closed| *closed).await;
+    acl(&["DELUSER", &name]).await;
+}
+
 /// Two replicas of one service, the second with `variables`.
 async fn replicas(variables: Variables<'_>) -> (TestApp, TestApp) {
     let namespace = uuid::Uuid::now_v7().to_string();
