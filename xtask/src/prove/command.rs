@@ -94,8 +94,8 @@ impl Work<'_> {
     }
 }
 
-/// Takes the foreign settings out of a command's environment. The tail of a test that fails has its message then,
-/// and not the frames below it.
+/// Takes the foreign settings out of a command's environment, and frames out of what it prints: a tail is kept of it,
+/// and that of a test that failed has to have its message.
 pub fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("APP__") || FOREIGN.contains(&name)) {
