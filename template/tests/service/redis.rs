@@ -30,8 +30,12 @@ pub fn server() -> String {
 
 /// A URL of the server with a password that it does not take.
 pub fn refusing(password: &str) -> String {
+    as_user("nobody", password)
+}
+
+fn as_user(name: &str, password: &str) -> String {
     let mut url: Url = server().parse().expect("REDIS_URL is a URL");
-    url.set_username("nobody").expect("a user");
+    url.set_username(name).expect("a user");
     url.set_password(Some(password)).expect("a password");
     url.into()
 }
@@ -70,11 +74,7 @@ async fn service_without_redis_is_ready_and_degraded() {
 
     proxy.mend();
     eventually(ready, |answer| answer.json()["degraded"] == false).await;
-    let read = async || {
-        app.get(&path_of(&app.create("b").await)).await;
-        app.process.has("cache.breaker_closed")
-    };
-    eventually(read, |closed| *closed).await;
+    used_again(&app).await;
 }
 
 #[tokio::test]
@@ -87,9 +87,7 @@ async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
     };
     // As a replica does that has yet to become the primary: it is read from, and answers pings.
     acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", "-@write"]).await;
-    let mut url: Url = server().parse().expect("REDIS_URL is a URL");
-    url.set_username(&name).expect("a user");
-    url.set_password(Some("secret")).expect("a password");
+    let url = as_user(&name, "secret");
     let app = TestApp::spawn(&[("REDIS_URL", url.as_str()), ("APP__HEALTH__INTERVAL", "100ms")]).await;
     let path = path_of(&app.create("a").await);
     let began = Instant::now();
@@ -100,12 +98,17 @@ async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
     assert!(app.process.has("cache.breaker_open") && !app.process.has("cache.breaker_closed"));
 
     acl(&["SETUSER", &name, "+@write"]).await;
+    used_again(&app).await;
+    acl(&["DELUSER", &name]).await;
+}
+
+/// Waits until requests go to Redis again.
+async fn used_again(app: &TestApp) {
     let read = async || {
-        app.get(&path_of(&app.create("c").await)).await;
+        app.get(&path_of(&app.create("b").await)).await;
         app.process.has("cache.breaker_closed")
     };
     eventually(read, |closed| *closed).await;
-    acl(&["DELUSER", &name]).await;
 }
 
 /// Two replicas of one service, the second with `variables`.
