@@ -3,6 +3,7 @@
 
 use crate::app::{TestApp, eventually, path_of};
 use crate::problems::problem;
+use crate::wire::NEW_TASK_HEAD;
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +34,7 @@ fn get(target: impl AsRef<[u8]>) -> Vec<u8> {
 
 /// A new task, framed by these lines, and all that follows the head.
 fn framed(lines: &str, rest: &str) -> Vec<u8> {
-    let head = "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
-    format!("{head}{lines}\r\n{rest}").into_bytes()
+    format!("{NEW_TASK_HEAD}{lines}\r\n{rest}").into_bytes()
 }
 
 fn chunked(rest: &str) -> Vec<u8> {

@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::app::{Answer, TestApp, path_of};
-use crate::wire::Wire;
+use crate::wire::{NEW_TASK_HEAD, Wire};
 
 /// What every problem has to be; returns it.
 pub fn problem(answer: &Answer, status: u16, category: &str) -> Value {
@@ -105,8 +105,9 @@ async fn bodies_that_are_no_json_are_refused() {
     problem(&post(Some("application/json"), large.clone()).await, 413, "too_large");
 
     let mut chunked = app.connect().await;
-    let head = "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
-    chunked.send(&format!("{head}transfer-encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n", large.len())).await;
+    chunked
+        .send(&format!("{NEW_TASK_HEAD}transfer-encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n", large.len()))
+        .await;
     problem(&chunked.answer().await, 413, "too_large");
 }
 

@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, eventually};
+use crate::wire::NEW_TASK_HEAD;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -84,8 +85,8 @@ async fn request_that_takes_too_long_is_given_up() {
 async fn requests_beyond_the_cap_are_turned_away_and_probes_are_not() {
     let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1")]).await;
     let mut holding = app.connect().await;
-    holding.send_head(13).await;
-    eventually(async || app.metrics().await, |text| text.contains("http_requests_in_flight 1\n")).await;
+    holding.begin(13).await;
+    assert!(app.metrics().await.contains("http_requests_in_flight 1\n"));
     let refused = app.get("/v1/tasks").await;
     assert_eq!((refused.status, &refused.json()["category"]), (503, &json!("overloaded")));
     assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{refused:?}");
@@ -182,17 +183,14 @@ async fn every_answer_tells_browsers_to_be_careful() {
 #[tokio::test]
 async fn client_that_waits_to_be_asked_for_its_body_is_asked_or_refused() {
     let app = TestApp::spawn(&[]).await;
-    let head =
-        "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n";
     let mut wire = app.connect().await;
-    wire.send(&format!("{head}content-length: 13\r\n\r\n")).await;
-    assert_eq!(wire.answer().await.status, 100);
+    wire.begin(13).await;
     wire.send(r#"{"title":"a"}"#).await;
     assert_eq!(wire.answer().await.status, 201);
 
     for (refused, status) in [("content-length: 1048577", 413), ("content-length: 13\r\nhost: test", 400)] {
         let mut wire = app.connect().await;
-        wire.send(&format!("{head}{refused}\r\n\r\n")).await;
+        wire.send(&format!("{NEW_TASK_HEAD}expect: 100-continue\r\n{refused}\r\n\r\n")).await;
         assert_eq!(wire.answer().await.status, status, "the final answer, and no 100 before it");
         assert_eq!(wire.closed().await, "", "what follows may be the body or not");
     }

@@ -11,6 +11,9 @@ use tokio::time::timeout;
 use crate::app::Answer;
 use crate::process::PATIENCE;
 
+/// How the head of a request for a new task begins.
+pub const NEW_TASK_HEAD: &str = "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
+
 /// One connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -34,8 +37,14 @@ impl Wire {
 
     /// Sends the head of a request for a new task whose body has `length` bytes, but not the body.
     pub async fn send_head(&mut self, length: usize) {
-        let head = "POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
-        self.send(&format!("{head}content-length: {length}\r\n\r\n")).await;
+        self.send(&format!("{NEW_TASK_HEAD}content-length: {length}\r\n\r\n")).await;
+    }
+
+    /// Sends such a head and waits until the service, which handles the request by then, asks for the body.
+    pub async fn begin(&mut self, length: usize) {
+        let head = format!("{NEW_TASK_HEAD}expect: 100-continue\r\ncontent-length: {length}\r\n\r\n");
+        self.send(&head).await;
+        assert_eq!(self.answer().await.status, 100);
     }
 
     /// Sends a whole request without a body, and reads the answer.
