@@ -3,11 +3,15 @@
 mod container;
 mod store;
 
+use std::env;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::geteuid;
 use serde_json::Value;
 use walkdir::WalkDir;
 
@@ -23,6 +27,24 @@ const BOUNDS: [u64; 2] = [8_000_000, 20_000_000];
 const FILES: [&str; 2] = ["etc/ssl/certs/ca-certificates.crt", "service"];
 /// The section that cargo-auditable writes the dependencies into.
 const AUDITABLE: &[u8] = b".dep-v0";
+/// Set where mounts are this run's own.
+const OWN_MOUNTS: &str = "SLIPWAY_OWN_MOUNTS";
+
+/// Starts this program again where mounts are its own: they end with it, however it ends. buildah leaves one after each
+/// command, which would keep `target/` from being removed.
+///
+/// # Errors
+/// When this is not root, or there is no `unshare`.
+pub fn among_own_mounts() -> Result<()> {
+    ensure!(geteuid().is_root(), "images are built as root");
+    if env::var_os(OWN_MOUNTS).is_some() {
+        return Ok(());
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(env::current_exe()?);
+    let error = command.args(env::args_os().skip(1)).env(OWN_MOUNTS, "1").exec();
+    Err(error).context("no unshare was found: install util-linux")
+}
 
 /// Builds it twice, the second time with another source; looks at what is in it; and runs that.
 pub fn check(work: &mut Work<'_>) -> Result<String> {

@@ -7,7 +7,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::geteuid;
 use serde_json::Value;
 
 use crate::children::Scratch;
@@ -36,7 +35,6 @@ pub struct Built {
 impl Store {
     /// Makes the stand-in, unless a run before this one did.
     pub fn open(work: &mut Work<'_>) -> Result<Self> {
-        ensure!(geteuid().is_root(), "images are built as root");
         let folder = work.context.folder.join("images");
         fs::create_dir_all(&folder)?;
         let mut store = Self { folder, driver: "overlay", tag: format!("localhost/{}", work.subject.name) };
