@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::num::NonZero;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
+use rustix::fs::statvfs;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -32,6 +34,21 @@ pub fn allow_descriptors(count: u64) -> Result<()> {
     ensure!(enough, "{count} descriptors are needed and `ulimit -Hn` allows {:?}", limit.maximum);
     limit.current = limit.maximum;
     Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// Says so where the disk of `folder` may not hold what a run from nothing compiles.
+///
+/// # Errors
+/// When there is no such folder.
+pub fn look_for_room(folder: &Path) -> Result<()> {
+    const NEEDED: u64 = 8_000_000_000;
+    let disk = statvfs(folder)?;
+    let free = disk.f_bavail * disk.f_frsize;
+    if free < NEEDED {
+        let (free, needed) = (free / 1_000_000, NEEDED / 1_000_000);
+        eprintln!("warning: {free} MB are free at {}: a run from nothing takes {needed}", folder.display());
+    }
+    Ok(())
 }
 
 /// The day, the compiler, the processor and how many cores of it there are.

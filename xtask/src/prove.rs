@@ -73,11 +73,15 @@ pub fn run(root: &Path, plan: &Plan) -> bool {
 }
 
 fn proven(root: &Path, plan: &Plan) -> Result<bool> {
+    if plan.makes_images() {
+        image::among_own_mounts()?;
+    }
     let started = Instant::now();
     let folder = root.join("target/prove");
     fs::create_dir_all(&folder)?;
     let lock = fs::File::create(folder.join("lock"))?;
     lock.try_lock().context("another `cargo prove` is at work in this checkout: wait for it")?;
+    machine::look_for_room(&folder)?;
     // The build folder stays: it is what makes a second run quick. So does what a run of another kind has told.
     let logs = folder.join(plan.kind.named("logs"));
     let reports = report::names(plan.kind).map(|name| folder.join(name));
