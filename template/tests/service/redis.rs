@@ -306,7 +306,7 @@ async fn write_is_finished_though_its_client_has_left() {
     //@ end
     let change = json_body(app.request(Method::PATCH, &path), &json!({ "title": "b" }));
     change.timeout(Duration::from_millis(200)).send().await.expect_err("Redis is still waited for");
-    assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["title"], "b");
+    eventually(async || app.get("/v1/tasks").await, |page| page.json()["items"][0]["title"] == "b").await;
 
     let ready = async || app.admin("/health/ready").await;
     eventually(ready, |answer| answer.json()["degraded"] == true).await;
