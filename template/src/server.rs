@@ -47,6 +47,8 @@ const STREAMS: u32 = 100;
 const SLICE: usize = 16 * 1024;
 /// What a client that has connected just before the drain may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
+/// What begins HTTP/2 (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Where the admin listener stands.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -106,7 +108,12 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_fli
     let _upkeep = AbortOnDropHandle::new(tokio::spawn(memory::give_back(connections.clone())));
     let open = |(stream, peer): (TcpStream, SocketAddr), place: OwnedSemaphorePermit| {
         let serving = serve_connection(stream, peer, router.clone(), limits, in_flight.clone(), stop.clone());
-        connections.spawn(serving.inspect(|()| drop(place)));
+        let gauge = gauge!("http_connections");
+        gauge.increment(1);
+        connections.spawn(serving.inspect(move |()| {
+            gauge.decrement(1);
+            drop(place);
+        }));
     };
     let mut pause = SHORTEST_PAUSE;
     while let Some(place) = stop.drain.run_until_cancelled(places.clone().acquire_owned()).await {
@@ -144,13 +151,26 @@ async fn serve_connection(
     in_flight: InFlight,
     stop: Stop,
 ) {
-    let gauge = gauge!("http_connections");
-    gauge.increment(1);
     // Answers are written whole: waiting to fill a packet would only add latency.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection.nodelay_failed");
     }
     let activity = Activity::new(limits, in_flight);
+    let drain = async {
+        stop.drain.cancelled().await;
+        if activity.is_new() {
+            tokio::time::sleep(FIRST_REQUEST).await;
+        }
+    };
+    let mut drain = pin!(drain.fuse());
+    let mut first = [0; PREFACE.len()];
+    let heard = tokio::select! {
+        biased;
+        heard = stream.peek(&mut first) => heard.unwrap_or_default(),
+        deadline = activity.expired() => return debug!(?deadline, "connection.timed_out"),
+        () = drain.as_mut() => return,
+        () = stop.abort.cancelled() => return,
+    };
     let stream = Watched { stream, activity: activity.clone() };
     let (client, noted) = (Client::new(peer.ip()), activity.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -165,19 +185,8 @@ async fn serve_connection(
             response.map(|body| Held::new(if version < Version::HTTP_2 { body } else { sliced(body) }, busy))
         })
     });
-    let mut builder = Builder::new(TokioExecutor::new());
-    // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
-    builder.http2().max_concurrent_streams(STREAMS);
+    let builder = protocols(&first[..heard], limits);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let drain = async {
-        stop.drain.cancelled().await;
-        if activity.is_new() {
-            tokio::time::sleep(FIRST_REQUEST).await;
-        }
-    };
-    let mut drain = pin!(drain.fuse());
     loop {
         tokio::select! {
             // In this order, so that `activity` is asked after the connection has moved.
@@ -204,7 +213,18 @@ async fn serve_connection(
             }
         }
     }
-    gauge.decrement(1);
+}
+
+/// What is spoken with a client that begins like this.
+fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
+    builder.http2().max_concurrent_streams(STREAMS);
+    // The builder could find out by itself, but hands on what it has read for that alone. hyper would make room for more,
+    // and keep 16 KiB a connection instead of 8.
+    if PREFACE.starts_with(first) { builder } else { builder.http1_only() }
 }
 
 /// A body in frames of at most [`SLICE`].
