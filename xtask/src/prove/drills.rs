@@ -6,6 +6,7 @@ mod budget;
 mod clients;
 mod coherence;
 mod crash;
+mod crowd;
 mod degraded;
 mod descriptors;
 mod exporting;
@@ -62,7 +63,7 @@ const EXPORTING: &str = "bears its collector's faults";
 /// The drill of a program with optimisation, under valgrind.
 pub const BUDGET: &str = "keeps to its budget";
 
-const ALL: [Drill; 33] = [
+const ALL: [Drill; 34] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -141,6 +142,10 @@ const ALL: [Drill; 33] = [
         ends_only: true,
         measures: true,
         ..drill("sheds load", "90 % goodput, p99 at most doubled, refusals in 5 ms", overload::shed)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("bears a crowd", "at most 16 KiB for each client that stays", crowd::memory)
     },
     Drill {
         ends_only: true,
