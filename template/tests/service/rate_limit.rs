@@ -186,12 +186,16 @@ async fn requests_of_one_client_that_come_at_once_ask_redis_together() {
     let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
     let shared = [("REDIS_URL", url.as_str()), ("APP__REDIS__NAMESPACE", &namespace)];
     let app = TestApp::spawn(&[UNLIMITED, &shared].concat()).await;
-    let monitor = redis::Client::open(&*url).expect("a URL").get_async_monitor().await.expect("Redis");
+    let client = redis::Client::open(&*url).expect("a URL");
+    let monitor = client.get_async_monitor().await.expect("Redis");
     for answer in join_all((0..64).map(|_| app.get("/v1/tasks"))).await {
         assert_eq!(answer.status, 200);
     }
-    let over = tokio::time::sleep(std::time::Duration::from_millis(200));
-    let commands: Vec<String> = monitor.into_on_message().take_until(over).collect().await;
+    let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
+    redis::cmd("ECHO").arg(&namespace).exec_async(&mut connection).await.expect("an echo");
+    let over = |line: &String| line.contains("\"ECHO\"") && line.contains(&namespace);
+    let commands = monitor.into_on_message().take_while(|line| std::future::ready(!over(line)));
+    let commands: Vec<String> = commands.collect().await;
     let scripts = commands.iter().filter(|line| line.contains("\"EVALSHA\"") && line.contains(&namespace));
     let asked = scripts.count();
     assert!((1..=12).contains(&asked), "asked {asked} times: {commands:#?}");
