@@ -94,6 +94,12 @@ impl TestApp {
         self.admin("/metrics").await.body
     }
 
+    /// The value of one series of the metrics, such as `http_connections` or `errors_total{category="timeout"}`.
+    pub async fn sample(&self, series: &str) -> Option<f64> {
+        let page = self.metrics().await;
+        page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// Opens a connection to write bytes to as they are.
     pub async fn connect(&self) -> Wire {
         Wire::connect(self.address).await

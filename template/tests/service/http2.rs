@@ -136,9 +136,7 @@ const BAD_REQUEST: u8 = 0x8c;
 
 /// What the process has in memory, in bytes.
 async fn memory(app: &TestApp) -> f64 {
-    let metrics = app.metrics().await;
-    let line = metrics.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-    line.and_then(|value| value.parse().ok()).expect("the metric")
+    app.sample("process_resident_memory_bytes").await.expect("the metric")
 }
 
 /// What a flood on one connection must leave as it was.

@@ -188,11 +188,8 @@ async fn queue_tells_how_long_it_is_and_how_old() {
         app.complete(&app.create(title).await).await;
     }
     let gauges = async || {
-        let page = app.metrics().await;
-        ["jobs_queue_depth ", "jobs_queue_oldest_seconds "].map(|name| {
-            let value = page.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
-            value.unwrap_or_default()
-        })
+        [app.sample("jobs_queue_depth").await, app.sample("jobs_queue_oldest_seconds").await]
+            .map(Option::unwrap_or_default)
     };
     eventually(gauges, |[depth, age]| *depth >= 1.0 && (1.0..60.0).contains(age)).await;
     receiver.answers(204);

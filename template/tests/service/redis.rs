@@ -50,6 +50,20 @@ pub async fn behind_proxy() -> (String, Proxy) {
     (url.into(), proxy)
 }
 
+//@ if postgres
+/// Waits until one replica hears of what others of this namespace write.
+pub async fn followed(namespace: &str) {
+    let client = redis::Client::open(server()).expect("a URL");
+    let redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    let followers = async || -> (String, u32) {
+        let mut numsub = redis::cmd("PUBSUB");
+        numsub.arg("NUMSUB").arg(format!("{namespace}:task:changes"));
+        numsub.query_async(&mut redis.clone()).await.expect("an answer")
+    };
+    eventually(followers, |(_, count)| *count == 1).await;
+}
+//@ end
+
 #[tokio::test]
 async fn service_without_redis_is_ready_and_degraded() {
     let (url, proxy) = behind_proxy().await;
