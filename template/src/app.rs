@@ -125,9 +125,9 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
 }
 
 /// Ends the process at once when it is told to stop once more.
-fn heed_another(mut signals: StopSignals) {
+fn heed_another(signals: StopSignals) {
     tokio::spawn(async move {
-        let signal = signals.next().await;
+        let signal = signals.second().await;
         warn!(signal, "shutdown.forced");
         // Long enough for the line above to be written, no longer.
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -327,6 +327,8 @@ impl Service {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Signal, getpid, kill_process};
+
     use super::*;
 
     #[tokio::test]
@@ -338,6 +340,14 @@ mod tests {
         assert_eq!(reason_to_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
         tasks.spawn(async { panic!("planted") });
         assert_eq!(reason_to_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
+
+        // The first signal asks for the drain that has begun, the second for its end.
+        let mut second = std::pin::pin!(signals.second());
+        for ends_it in [false, true] {
+            kill_process(getpid(), Signal::TERM).expect("a signal");
+            let ended = tokio::time::timeout(Duration::from_millis(100), &mut second).await;
+            assert_eq!(ended.is_ok(), ends_it);
+        }
     }
 
     #[test]

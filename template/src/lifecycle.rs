@@ -118,20 +118,33 @@ pub struct Stop {
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    /// Whether one has come.
+    heard: bool,
 }
 
 impl StopSignals {
     /// Listens from here on; a signal that comes before [`Self::next`] is kept.
     pub fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, heard: false })
     }
 
     /// Waits for the next signal and names it.
     pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
+        let signal = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        };
+        self.heard = true;
+        signal
+    }
+
+    /// Waits for the second signal: the first may come after a stop that no signal has asked for.
+    pub async fn second(mut self) -> &'static str {
+        if !self.heard {
+            self.next().await;
         }
+        self.next().await
     }
 }
 

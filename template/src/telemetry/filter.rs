@@ -40,10 +40,11 @@ impl Filter {
             let asked_for = changes.wait_for(Option::is_some).await.map(|until| *until);
             let Ok(Some(until)) = asked_for else { continue };
             if timeout_at(until, changes.changed()).await.is_err() {
+                // First, so that what is changed meanwhile has an end of its own.
+                self.until.send_replace(None);
                 if self.handle.reload(self.configured.clone()).is_ok() {
                     info!("log.filter_restored");
                 }
-                self.until.send_replace(None);
             }
         }
     }
