@@ -151,11 +151,7 @@ impl Health {
             Err(_) => (Status::Down, self.config.failure_threshold),
         };
         dependency.error = result.err();
-        if dependency.status == status {
-            dependency.against = 0;
-            return;
-        }
-        dependency.against += 1;
+        dependency.against = if dependency.status == status { 0 } else { dependency.against + 1 };
         if dependency.status != Status::Unknown && dependency.against < threshold {
             return;
         }

@@ -11,6 +11,7 @@ use garde::Validate;
 use ipnet::IpNet;
 use metrics::gauge;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 use tokio::sync::Semaphore;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
@@ -54,8 +55,8 @@ pub struct Config {
     #[serde(deserialize_with = "size")]
     #[garde(custom(between(ByteSize::b(1), ByteSize::gib(1))))]
     pub max_body_size: ByteSize,
-    #[serde(deserialize_with = "list")]
-    pub trusted_proxies: Vec<Network>,
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
     #[serde(deserialize_with = "list")]
     #[garde(inner(custom(is_origin)))]
     pub cors_allowed_origins: Vec<String>,
@@ -68,16 +69,11 @@ fn is_origin(origin: &str, (): &()) -> garde::Result {
     check(fits, "expected origins such as \"https://app.example.com\", without a path")
 }
 
-/// A network as CIDR, or a single address.
-#[derive(Clone, Copy, Debug)]
-pub struct Network(pub IpNet);
-
-impl std::str::FromStr for Network {
-    type Err = ipnet::AddrParseError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().or_else(|error| text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error)).map(Self)
-    }
+/// Networks as CIDR, or single addresses.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let network = |text: &String| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let networks: Result<_, _> = list(deserializer)?.iter().map(network).collect();
+    networks.map_err(|_| D::Error::custom("expected networks such as \"10.0.0.0/8\", or addresses"))
 }
 
 /// What the layers around the API need besides its configuration.

@@ -1,7 +1,6 @@
 //! How configuration values are written, and the ranges they may have.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -66,7 +65,7 @@ pub(super) fn expected(error: &ConfigError) -> String {
 }
 
 /// A list: an array in a file, text with commas in a variable.
-pub fn list<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<Vec<T>, D::Error> {
+pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a list, or text with commas")]
     enum Written {
@@ -77,13 +76,7 @@ pub fn list<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<Ve
         Written::Text(text) => text.split(',').map(str::to_owned).collect(),
         Written::Array(parts) => parts,
     };
-    let parts = parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty());
-    parts
-        .map(|part| {
-            part.parse()
-                .map_err(|_| D::Error::custom("expected networks such as \"10.0.0.0/8\", or addresses"))
-        })
-        .collect()
+    Ok(parts.iter().map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
 }
 
 /// A value for which empty text means none.

@@ -94,7 +94,7 @@ impl Observer {
     pub fn new(config: &Config, lifecycle: Lifecycle) -> anyhow::Result<Self> {
         Ok(Self {
             lifecycle,
-            trusted_proxies: config.http.trusted_proxies.iter().map(|network| network.0).collect(),
+            trusted_proxies: config.http.trusted_proxies.clone(),
             access: config.log.access,
             cors: super::cors(&config.http.cors_allowed_origins)?,
             tally: Tally::default(),

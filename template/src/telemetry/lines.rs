@@ -72,11 +72,6 @@ impl Lines {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn queued(&self) -> String {
-        String::from_utf8(self.queue().bytes.clone()).expect("lines are text")
-    }
-
     /// Writes what is queued, until it is closed.
     fn write(&self) {
         let mut batch = Vec::new();
@@ -128,6 +123,12 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
+
+    impl Lines {
+        pub(in crate::telemetry) fn queued(&self) -> String {
+            String::from_utf8(self.queue().bytes.clone()).expect("lines are text")
+        }
+    }
 
     #[test]
     fn beyond_the_queue_lines_are_lost_whole_and_counted() {

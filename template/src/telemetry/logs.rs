@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use garde::Validate;
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
+use strum::EnumString;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 //@ if otlp
@@ -27,29 +29,23 @@ const LONGEST_VALUE: usize = 8192;
 #[derive(Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
 pub struct Config {
+    #[serde(deserialize_with = "format")]
     pub format: Format,
     #[garde(custom(is_filter))]
     pub filter: String,
     pub access: bool,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Format {
     Json,
     Pretty,
 }
 
-impl TryFrom<String> for Format {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match &*text {
-            "json" => Ok(Self::Json),
-            "pretty" => Ok(Self::Pretty),
-            _ => Err("expected json or pretty"),
-        }
-    }
+fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Format, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom("expected json or pretty"))
 }
 
 fn is_filter(filter: &str, (): &()) -> garde::Result {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use arrayvec::ArrayString;
 use garde::Validate;
 use metrics::counter;
 use opentelemetry::trace::{
@@ -128,13 +127,8 @@ pub fn span(
     }
     let context = span.context();
     let ours = context.span().span_context().clone();
-    let exported = || {
-        let trace_id = ArrayString::from(&ours.trace_id().to_string()).ok()?;
-        let span_id = ArrayString::from(&ours.span_id().to_string()).ok()?;
-        Some(Trace { trace_id, span_id, sampled: ours.is_sampled() })
-    };
-    let exported = exported().filter(|_| ours.is_valid());
-    (span, exported.or(trace))
+    let exported = format!("00-{}-{}-{:02x}", ours.trace_id(), ours.span_id(), ours.trace_flags());
+    (span, Trace::parse(&exported).or(trace))
 }
 
 fn remote(trace: &Trace) -> Option<SpanContext> {

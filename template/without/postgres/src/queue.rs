@@ -29,16 +29,10 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Waiting>,
+    /// With the moment from which each may run.
+    waiting: VecDeque<(Instant, Job)>,
     /// Taken and not settled.
     running: Vec<Kind>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    /// The moment from which it may run.
-    due: Instant,
-    job: Job,
 }
 
 impl Queue {
@@ -60,7 +54,7 @@ impl Queue {
     pub fn push(&self, place: Place, job: Job) {
         let state = self.state();
         drop(place);
-        self.add(state, Waiting { due: Instant::now(), job });
+        self.add(state, Instant::now(), job);
     }
 
     /// Waits for the next job that is due. Once `stop` drains all are due, and `None` says that none is left.
@@ -70,13 +64,13 @@ impl Queue {
             let wake_at = {
                 let mut state = self.state();
                 let now = Instant::now();
-                if let Some(index) = state.waiting.iter().position(|entry| draining || entry.due <= now) {
-                    let taken = state.waiting.remove(index).map(|entry| entry.job);
+                if let Some(index) = state.waiting.iter().position(|(due, _)| draining || *due <= now) {
+                    let taken = state.waiting.remove(index).map(|(_, job)| job);
                     state.running.extend(taken.as_ref().map(|job| job.kind));
                     Self::publish(&state);
                     return taken;
                 }
-                state.waiting.iter().map(|entry| entry.due).min()
+                state.waiting.iter().map(|(due, _)| *due).min()
             };
             if draining {
                 return None;
@@ -95,14 +89,14 @@ impl Queue {
         }
         if let Settlement::Retry { after } = settlement {
             // It is added even to a full queue: it was taken once and must not be refused.
-            self.add(state, Waiting { due: Instant::now() + after, job });
+            self.add(state, Instant::now() + after, job);
         }
     }
 
     /// Measures how long jobs wait, for ever.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            let oldest = self.state().waiting.iter().map(|entry| entry.due).min();
+            let oldest = self.state().waiting.iter().map(|(due, _)| *due).min();
             // Zero where none is due yet.
             let waited = oldest.map(|due| Instant::now().saturating_duration_since(due)).unwrap_or_default();
             gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
@@ -113,13 +107,13 @@ impl Queue {
     /// Gives up what is left, and tells what is lost by that.
     pub fn abandon(&self) -> Vec<Kind> {
         let State { waiting, running: mut lost } = std::mem::take(&mut *self.state());
-        lost.extend(waiting.iter().map(|entry| entry.job.kind));
+        lost.extend(waiting.iter().map(|(_, job)| job.kind));
         Self::publish(&State::default());
         lost
     }
 
-    fn add(&self, mut state: MutexGuard<State>, entry: Waiting) {
-        state.waiting.push_back(entry);
+    fn add(&self, mut state: MutexGuard<State>, due: Instant, job: Job) {
+        state.waiting.push_back((due, job));
         Self::publish(&state);
         self.changed.notify_one();
     }
