@@ -49,8 +49,8 @@ pub async fn behind_proxy() -> (String, Proxy) {
     url.set_port(Some(proxy.address.port())).expect("a port");
     (url.into(), proxy)
 }
-
 //@ if postgres
+
 /// Waits until one replica hears of what others of this namespace write.
 pub async fn followed(namespace: &str) {
     let client = redis::Client::open(server()).expect("a URL");
