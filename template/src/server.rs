@@ -10,6 +10,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
+use axum::response::Response;
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
 use hyper::Version;
 use hyper::body::{Body as _, Incoming};
@@ -25,7 +28,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use self::activity::{Activity, Deadline, Watched};
+use self::activity::{Activity, Busy, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
 pub use self::held::{Held, Hold};
 use crate::lifecycle::Stop;
@@ -176,14 +179,11 @@ async fn serve_connection(
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let version = request.version();
         // Kept until the answer has left.
-        let mut busy = noted.busy(version);
+        let busy = noted.busy(version);
         request.extensions_mut().insert(client.clone());
         let none = request.body().is_end_stream();
         let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
-        router.clone().oneshot(request.map(body)).map_ok(move |response| {
-            busy.handed_on(true);
-            response.map(|body| Held::new(if version < Version::HTTP_2 { body } else { sliced(body) }, busy))
-        })
+        router.clone().oneshot(request.map(body)).map_ok(move |response| leaving(response, version, busy))
     });
     let builder = protocols(&first[..heard], limits);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -225,6 +225,16 @@ fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
     // The builder could find out by itself, but hands on what it has read for that alone. hyper would make room for more,
     // and keep 16 KiB a connection instead of 8.
     if PREFACE.starts_with(first) { builder } else { builder.http1_only() }
+}
+
+/// An answer on its way to a client, with what is kept until it has left.
+fn leaving(mut response: Response, version: Version, mut busy: Busy) -> Response<Held<Body, Busy>> {
+    busy.handed_on(true);
+    if busy.leaves_body() {
+        // What may still come of it is in the way of the next request, which the client should send elsewhere.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| Held::new(if version < Version::HTTP_2 { body } else { sliced(body) }, busy))
 }
 
 /// A body in frames of at most [`SLICE`].

@@ -177,6 +177,13 @@ pub(super) struct Busy {
     _in_flight: TaskTrackerToken,
 }
 
+impl Busy {
+    /// Whether the body is not read to its end, on a connection where the next request comes after it.
+    pub(super) fn leaves_body(&self) -> bool {
+        self.activity.update(|state| matches!(state.rest, Rest::Unread))
+    }
+}
+
 impl Hold for Busy {
     fn handed_on(&mut self, frame: bool) {
         self.activity.update(|state| {

@@ -82,6 +82,20 @@ async fn request_that_takes_too_long_is_given_up() {
 }
 
 #[tokio::test]
+async fn answer_before_the_body_has_come_tells_that_the_connection_ends() {
+    let app = TestApp::spawn(&[]).await;
+    for line in ["POST /nowhere", "PUT /v1/tasks"] {
+        let mut client = app.connect().await;
+        client.send(&format!("{line} HTTP/1.1\r\nhost: test\r\ncontent-length: 13\r\n\r\n")).await;
+        assert_eq!(client.answer().await.header("connection"), "close", "{line}");
+    }
+    let mut client = app.connect().await;
+    client.begin(13).await;
+    client.send(r#"{"title":"a"}"#).await;
+    assert_eq!(client.answer().await.header("connection"), "", "a body that was read is in nobody's way");
+}
+
+#[tokio::test]
 async fn requests_beyond_the_cap_are_turned_away_and_probes_are_not() {
     let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1")]).await;
     let mut holding = app.connect().await;
