@@ -129,6 +129,7 @@ fn heed_another(signals: StopSignals) {
     tokio::spawn(async move {
         let signal = signals.second().await;
         warn!(signal, "shutdown.forced");
+        info!(code = Exit::DrainCutShort as u8, "service.exit");
         // Long enough for the line above to be written, no longer.
         tokio::time::sleep(Duration::from_millis(50)).await;
         std::process::exit(Exit::DrainCutShort as i32);
@@ -199,11 +200,15 @@ impl Service {
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let runner = Runner::new(config.jobs, queue.clone());
         spawn(&mut running, "queue watcher", queue.clone().watch());
-        let checks = store.checks();
+        let checks = store.checks().into_iter().chain(webhook.as_ref().map(Webhook::check));
         //@ if redis
-        let checks = checks.into_iter().chain([cache.check()]).collect::<Vec<_>>();
+        let checks = checks.chain([cache.check()]);
         spawn(&mut running, "cache follower", cache.clone().follow());
         //@ end
+        //@ if otlp
+        let checks = checks.chain(telemetry.traces.check());
+        //@ end
+        let checks: Vec<_> = checks.collect();
         let health = Health::new(config.health, lifecycle.clone(), &checks);
         let writes = TaskTracker::new();
         let notify = webhook.is_some();
@@ -251,11 +256,8 @@ impl Service {
             ready.reached(State::Ready).await;
             runner.run(move |job| Webhook::deliver(webhook.clone(), job), stop).await;
         });
-        let prober = (service.prober.clone(), service.health.clone());
-        spawn(&mut running, "prober", async move {
-            prober.0.cancelled().await;
-            prober.1.probe(checks).await;
-        });
+        let probing = service.health.clone().probe(checks);
+        spawn(&mut running, "prober", service.prober.clone().cancelled_owned().then(|()| probing));
         spawn(&mut running, "metrics upkeep", telemetry.metrics.clone().upkeep());
         spawn(&mut running, "log filter", telemetry.logs.filter.clone().restore());
         Ok((service, running))

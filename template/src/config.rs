@@ -164,6 +164,7 @@ fn explained((key, value): (&String, &Value)) -> String {
     let shown = match &value.kind {
         ValueKind::String(text) if text.is_empty() || !is_secret(key) => format!("{text:?}"),
         _ if is_secret(key) => "[redacted]".to_owned(),
+        ValueKind::Array(values) => format!("{:?}", values.iter().map(Value::to_string).collect::<Vec<_>>()),
         other => other.to_string(),
     };
     format!("{key} = {shown}  # {}\n", source(value))

@@ -1,6 +1,7 @@
 //! Probes. They read what a background prober last saw and never ask a dependency themselves, so that a probe
 //! is cheap, and a slow dependency can't make the orchestrator kill the process.
 
+use std::future::ready;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -38,6 +39,9 @@ pub struct Config {
     pub success_threshold: u32,
 }
 
+/// Why the last use of a dependency failed, or none. Clones share it.
+pub type LastFailure = watch::Sender<Option<String>>;
+
 /// How one dependency is asked whether it works.
 #[expect(missing_debug_implementations, reason = "what it calls has none")]
 pub struct Check {
@@ -53,6 +57,11 @@ impl Check {
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
         Self { name, required, probe: Box::new(move || Box::pin(probe())) }
+    }
+
+    /// Of a dependency that can be done without, and is judged by its last use: it is not called for its health's sake.
+    pub fn passive(name: &'static str, last: LastFailure) -> Self {
+        Self::new(name, false, move || ready(last.borrow().clone().map_or(Ok(()), Err)))
     }
 }
 

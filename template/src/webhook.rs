@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::config::value::{check, is_http, millis, optional};
+use crate::health::{Check, LastFailure};
 use crate::jobs::{Failure, Job, Kind};
 use crate::task::Task;
 use crate::telemetry::context::Context;
@@ -69,6 +70,7 @@ pub struct Webhook {
     client: reqwest::Client,
     url: SecretString,
     key: Option<hmac::Key>,
+    last: LastFailure,
 }
 
 impl Webhook {
@@ -84,12 +86,18 @@ impl Webhook {
             .dns_resolver(Resolver { private: config.allow_private_addresses })
             .build()
             .context("webhook client")?;
-        Ok(Some(Self { client, url, key: config.secret.as_ref().and_then(signing_key) }))
+        let key = config.secret.as_ref().and_then(signing_key);
+        Ok(Some(Self { client, url, key, last: LastFailure::default() }))
+    }
+
+    /// What health knows of the receiver.
+    pub fn check(&self) -> Check {
+        Check::passive("webhook", self.last.clone())
     }
 
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
         let switched_off = || Failure { reason: "webhook.url is no longer set".to_owned(), retry: false };
-        let Self { client, url, key } = receiver.ok_or_else(switched_off)?;
+        let Self { client, url, key, last } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
         let mut request = client
             .post(url.expose_secret())
@@ -105,7 +113,10 @@ impl Webhook {
             request = request.header("traceparent", trace.traceparent());
         }
         let (reason, retry) = match request.body(job.payload).send().await.map(|answer| answer.status()) {
-            Ok(status) if status.is_success() => return Ok(()),
+            Ok(status) if status.is_success() => {
+                last.send_replace(None);
+                return Ok(());
+            }
             Ok(status) => {
                 // Request Timeout, Conflict, Too Early.
                 let passing = [408, 409, 425].contains(&status.as_u16());
@@ -115,6 +126,8 @@ impl Webhook {
             // Without the URL, whose path or query may be a secret.
             Err(error) => (format!("{:#}", anyhow::Error::from(error.without_url())), true),
         };
+        // One that refuses a job for good is there.
+        last.send_replace(retry.then(|| reason.clone()));
         Err(Failure { reason, retry })
     }
 }

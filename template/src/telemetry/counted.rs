@@ -4,54 +4,64 @@ use std::time::Duration;
 
 use metrics::Counter;
 use opentelemetry::Context;
-use opentelemetry_otlp::SpanExporter as Otlp;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor};
 
-/// What spans pass through on their way out.
+use crate::health::LastFailure;
+
+/// Spans on their way to the collector.
 #[derive(Debug)]
-pub(super) struct Counted<T> {
-    pub(super) inner: T,
-    pub(super) passed: Counter,
+pub(super) struct Taken {
+    pub(super) exporter: opentelemetry_otlp::SpanExporter,
+    pub(super) spans: Counter,
+    pub(super) last: LastFailure,
 }
 
-impl SpanExporter for Counted<Otlp> {
+impl SpanExporter for Taken {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len() as u64;
-        self.inner.export(batch).await?;
-        self.passed.increment(count);
-        Ok(())
+        let taken = self.exporter.export(batch).await;
+        // The error itself may name the endpoint, of which a part may be secret.
+        self.last.send_replace(taken.is_err().then(|| "the last export failed".to_owned()));
+        taken.inspect(|()| self.spans.increment(count))
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+        self.exporter.shutdown_with_timeout(timeout)
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
+        self.exporter.set_resource(resource);
     }
 }
 
-impl SpanProcessor for Counted<BatchSpanProcessor> {
+/// Spans on their way to a batch.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) batches: BatchSpanProcessor,
+    pub(super) spans: Counter,
+}
+
+impl SpanProcessor for Ended {
     fn on_start(&self, span: &mut Span, context: &Context) {
-        self.inner.on_start(span, context);
+        self.batches.on_start(span, context);
     }
 
     fn on_end(&self, span: SpanData) {
-        self.passed.increment(1);
-        self.inner.on_end(span);
+        self.spans.increment(1);
+        self.batches.on_end(span);
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
+        self.batches.force_flush()
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
+        self.batches.shutdown_with_timeout(timeout)
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
+        self.batches.set_resource(resource);
     }
 }

@@ -21,8 +21,9 @@ use tracing_subscriber::layer::{self, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
-use super::counted::Counted;
+use super::counted::{Ended, Taken};
 use crate::config::value::{is_http, optional};
+use crate::health::{Check, LastFailure};
 
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
@@ -43,6 +44,7 @@ const ROOTS: [&str; 2] = ["request", "job"];
 #[derive(Debug)]
 pub struct Exporter {
     provider: Option<SdkTracerProvider>,
+    last: LastFailure,
     flush_timeout: Duration,
 }
 
@@ -51,8 +53,9 @@ pub fn layer<S>(config: &Config, flush_timeout: Duration) -> Result<(Option<impl
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
+    let last = LastFailure::default();
     let Some(endpoint) = &config.endpoint else {
-        return Ok((None, Exporter { provider: None, flush_timeout }));
+        return Ok((None, Exporter { provider: None, last, flush_timeout }));
     };
     let client =
         Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().context("otlp client")?;
@@ -72,11 +75,11 @@ where
         .with_headers(headers.collect())
         .build()
         .context("otlp exporter")?;
-    let exporter = Counted { inner: exporter, passed: counter!("spans_exported_total") };
+    let exporter = Taken { exporter, spans: counter!("spans_exported_total"), last: last.clone() };
     let batches = BatchSpanProcessor::builder(exporter).build();
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(Counted { inner: batches, passed: counter!("spans_ended_total") })
+        .with_span_processor(Ended { batches, spans: counter!("spans_ended_total") })
         // What is not to be exported has no span: [`span`].
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(Resource::builder().with_service_name(name).build())
@@ -89,10 +92,16 @@ where
     });
     let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
     let layer = layer.with_tracer(provider.tracer("service"));
-    Ok((Some(layer.with_filter(own.and(below))), Exporter { provider: Some(provider), flush_timeout }))
+    let exporter = Exporter { provider: Some(provider), last, flush_timeout };
+    Ok((Some(layer.with_filter(own.and(below))), exporter))
 }
 
 impl Exporter {
+    /// What health knows of the collector, where there is one.
+    pub fn check(&self) -> Option<Check> {
+        self.provider.as_ref().map(|_| Check::passive("collector", self.last.clone()))
+    }
+
     /// Sends what is buffered, for at most `shutdown.flush_timeout`, whatever the collector does. Returns what
     /// came of it, or none without an endpoint.
     pub fn flush(&self) -> Option<&'static str> {

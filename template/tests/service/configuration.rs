@@ -16,11 +16,12 @@ pub fn assert_line(text: &str, line: &str) {
 
 #[tokio::test]
 async fn later_sources_win_and_are_named() {
-    let file = "[http]\n[cache]\ncapacity = 7\nttl = \"1m\"\n[jobs]\nconcurrency = 9\n";
+    let file = "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]\n[cache]\ncapacity = 7\nttl = \"1m\"\n[jobs]\nconcurrency = 9\n";
     let launch = Launch::new(&[("APP__CACHE__CAPACITY", "8")]).file("config/production.toml", file);
     let text = explained(launch).await;
     assert_line(&text, "cache.capacity = \"8\"  # environment APP__CACHE__CAPACITY");
     assert_line(&text, "cache.ttl = \"1m\"  # config/production.toml");
+    assert_line(&text, "http.trusted_proxies = [\"10.0.0.0/8\", \"::1\"]  # config/production.toml");
     assert_line(&text, "jobs.concurrency = 9  # config/production.toml");
     assert_line(&text, "jobs.max_attempts = 8  # default");
 

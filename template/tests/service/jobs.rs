@@ -180,6 +180,23 @@ async fn jobs_that_are_tried_again_take_room_as_well() {
 }
 
 #[tokio::test]
+async fn receiver_that_fails_leaves_the_service_ready_and_degraded() {
+    let receiver = Receiver::start().await;
+    receiver.answers(500);
+    let app = calling(&receiver.url, &[("APP__HEALTH__INTERVAL", "100ms")]).await;
+    let degraded = async || {
+        let answer = app.admin("/health/ready").await;
+        (answer.status == 200).then(|| answer.json()["degraded"].clone())
+    };
+    assert_eq!(degraded().await, Some(json!(false)));
+    app.complete(&app.create("a").await).await;
+    eventually(degraded, |degraded| *degraded == Some(json!(true))).await;
+    assert_eq!(app.sample("dependency_up{dependency=\"webhook\"}").await, Some(0.0));
+    receiver.answers(204);
+    eventually(degraded, |degraded| *degraded == Some(json!(false))).await;
+}
+
+#[tokio::test]
 async fn queue_tells_how_long_it_is_and_how_old() {
     let receiver = Receiver::start().await;
     receiver.answers(None);

@@ -163,6 +163,7 @@ async fn second_signal_ends_the_process_at_once() {
     assert_eq!(ended.code, Some(3), "{ended:#?}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(ended.names().contains(&"shutdown.forced".to_owned()));
+    assert_eq!(ended.event("service.exit")["code"], 3);
 }
 
 #[tokio::test]

@@ -142,17 +142,23 @@ async fn spans_that_no_collector_takes_are_counted() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
         ("APP__OTLP__SAMPLE_RATIO", "1.0"),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+        ("APP__HEALTH__INTERVAL", "100ms"),
     ];
     let app = TestApp::spawn(&variables).await;
+    let collector_is_up = async || app.sample("dependency_up{dependency=\"collector\"}").await;
     let spans = async |what: &str| app.sample(&format!("spans_{what}_total")).await.expect("a number");
     app.create("a").await;
     collector.calls(1).await;
     assert!(spans("ended").await > 0.0);
     assert!(spans("exported").await == 0.0, "all was refused");
+    eventually(collector_is_up, |up| *up == Some(0.0)).await;
+    let ready = app.admin("/health/ready").await;
+    assert_eq!((ready.status, &ready.json()["degraded"]), (200, &json!(true)));
     collector.answers(200);
     app.create("b").await;
     let taken = eventually(async || spans("exported").await, |taken| *taken > 0.0).await;
     assert!(taken < spans("ended").await, "what was lost stays lost");
+    eventually(collector_is_up, |up| *up == Some(1.0)).await;
 }
 
 #[tokio::test]
