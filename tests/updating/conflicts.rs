@@ -61,7 +61,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     let generated = lines(&service.folder).unwrap();
     service.replace(
         "src/app.rs",
-        "        let checks = store.checks();\n",
+        "        let checks = store.checks().into_iter().chain(webhook.as_ref().map(Webhook::check));\n",
         "        let checks = store.checks().into_iter().rev().collect();\n",
     );
     service.replace("config/default.toml", "# Tasks kept in memory.\n", "# Berths kept in memory.\n");

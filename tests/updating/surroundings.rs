@@ -39,7 +39,7 @@ fn a_conflict_in_a_monorepo() {
     let service = in_a_monorepo();
     service.replace(
         "src/app.rs",
-        "        let checks = store.checks();\n",
+        "        let checks = store.checks().into_iter().chain(webhook.as_ref().map(Webhook::check));\n",
         "        let checks = Vec::new();\n",
     );
     commit(service.parent.path(), "ours");
