@@ -130,7 +130,7 @@ fn heed_another(signals: StopSignals) {
         let signal = signals.second().await;
         warn!(signal, "shutdown.forced");
         info!(code = Exit::DrainCutShort as u8, "service.exit");
-        // Long enough for the line above to be written, no longer.
+        // Long enough for the lines above to be written, no longer.
         tokio::time::sleep(Duration::from_millis(50)).await;
         std::process::exit(Exit::DrainCutShort as i32);
     });

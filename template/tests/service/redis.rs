@@ -40,6 +40,12 @@ fn as_user(name: &str, password: &str) -> String {
     url.into()
 }
 
+/// A connection to the server.
+async fn connected() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(server()).expect("a URL");
+    client.get_multiplexed_async_connection().await.expect("Redis")
+}
+
 /// A URL of the server behind a proxy.
 pub async fn behind_proxy() -> (String, Proxy) {
     let mut url: Url = server().parse().expect("REDIS_URL is a URL");
@@ -53,8 +59,7 @@ pub async fn behind_proxy() -> (String, Proxy) {
 
 /// Waits until one replica hears of what others of this namespace write.
 pub async fn followed(namespace: &str) {
-    let client = redis::Client::open(server()).expect("a URL");
-    let redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    let redis = connected().await;
     let followers = async || -> (String, u32) {
         let mut numsub = redis::cmd("PUBSUB");
         numsub.arg("NUMSUB").arg(format!("{namespace}:task:changes"));
@@ -93,8 +98,7 @@ async fn service_without_redis_is_ready_and_degraded() {
 
 #[tokio::test]
 async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
-    let client = redis::Client::open(server()).expect("a URL");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
+    let mut connection = connected().await;
     let name = format!("test-{}", uuid::Uuid::now_v7());
     let mut acl = async |arguments: &[&str]| {
         redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
@@ -229,8 +233,7 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let path = path_of(&app.create("a").await);
     app.patch(&path, &json!({ "title": "b" })).await;
     let key = format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"));
-    let client = redis::Client::open(server()).expect("a URL");
-    let redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    let redis = connected().await;
     let database = app.process.database();
     let lock = database.lock("tasks").await;
     let meddle = async {
