@@ -101,10 +101,19 @@ impl Database {
         administer(format!("ALTER DATABASE {} {what}", self.name)).await.expect("the database is altered");
     }
 
-    /// Ends all connections, as a restart does.
+    /// Ends all connections, as a restart does, also those that are just being made: these have read the settings, and
+    /// show by nothing but the lock that they hold.
     pub async fn end_connections(&self) {
-        let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname";
-        administer(format!("{all} = '{}'", self.name)).await.expect("connections are ended");
+        administer(format!(
+            "SELECT pg_terminate_backend(pid) FROM (
+                 SELECT pid FROM pg_locks WHERE classid = 'pg_database'::regclass
+                     AND objid = (SELECT oid FROM pg_database WHERE datname = '{name}')
+                 UNION ALL SELECT pid FROM pg_stat_activity WHERE datname = '{name}'
+             ) AS all_of_them",
+            name = self.name
+        ))
+        .await
+        .expect("connections are ended");
     }
 
     /// How many connections services have to it.
