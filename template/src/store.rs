@@ -74,8 +74,8 @@ pub enum Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // Class 08: no connection, as a pooler says; 28 and 3D: none for this user or database; 40: rolled back; 53: out
-        // of resources; 55: locked; 57: ended by an operator or the statement timeout; 25006: read-only standby.
-        let passing = ["08", "28", "3D", "40", "53", "55", "57", "25006"];
+        // of resources; 55: locked; 57: ended by an operator or a timeout; 25006: read-only; 42P01, 42703: not migrated yet.
+        let passing = ["08", "28", "3D", "40", "53", "55", "57", "25006", "42P01", "42703"];
         match &error {
             sqlx::Error::Database(refusal) => match refusal.code() {
                 Some(code) if passing.iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),

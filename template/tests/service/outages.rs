@@ -23,7 +23,7 @@ pub const WATCHFUL: [(&str, &str); 4] = [
 /// What a busy machine adds to a deadline.
 const SLACK: Duration = Duration::from_millis(500);
 
-fn assert_unavailable(answer: &Answer) {
+pub fn assert_unavailable(answer: &Answer) {
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")), "{answer:?}");
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
 }

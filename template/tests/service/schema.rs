@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
 use tokio::time::timeout;
 
 use crate::app::{TestApp, eventually, path_of};
-use crate::outages::WATCHFUL;
+use crate::outages::{WATCHFUL, assert_unavailable};
 use crate::postgres::Database;
 use crate::process::Launch;
 use crate::receiver::Receiver;
@@ -138,6 +138,9 @@ async fn schema_that_is_behind_is_not_ready_until_it_is_migrated() {
         let behind = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
         assert_eq!((behind.status, &behind.json()["status"]), (503, &json!("starting")));
         assert_eq!(app.get("/health").await.status, 200);
+        if version == 0 {
+            assert_unavailable(&app.get("/v1/tasks").await);
+        }
         assert_eq!(Launch::new(&by_hand).run("migrate").await.code, Some(0));
         let app = app.ready().await;
 
