@@ -19,8 +19,8 @@ use super::service::Service;
 /// Those that need Docker.
 const DOCKER: [&str; 4] = ["up", "down", "observe", "image"];
 /// In the order in which they build on each other; some are there only where their toggle is on.
-const ORDER: [&str; 9] =
-    ["default", "fmt", "lint", "rules", "openapi", "migrate", "sqlx-prepare", "test", "deny"];
+const ORDER: [&str; 10] =
+    ["default", "fmt", "lint", "rules", "alerts", "openapi", "migrate", "sqlx-prepare", "test", "deny"];
 /// Serves until it is told to stop.
 const SERVES: &str = "dev";
 
