@@ -19,10 +19,11 @@ const LIMIT: usize = 64;
 const CLIENTS: usize = 2 * LIMIT;
 /// How long they stay.
 const SIEGE: Duration = Duration::from_secs(1);
-/// A listener that can't accept tries again ten times a second; there are two, for as long as the
-/// siege lasts and a busy machine may take to come and go.
+/// A listener that can't accept waits 10 ms, then twice as long each time, a second at most; there are two, for as long as
+/// the siege lasts and a busy machine may take to come and go.
 const LINES: usize = 60;
-const BOUND: Duration = Duration::from_secs(2);
+/// The second that the service may wait between two tries, and what a busy machine adds.
+const BOUND: Duration = Duration::from_secs(5);
 
 pub fn exhausted(site: &Site<'_>) -> Result<String> {
     let mut command = children::tied(Path::new("sh"));

@@ -21,6 +21,9 @@ const SETTINGS: [(&str, &str); 5] = [
     ("APP__WEBHOOK__TIMEOUT", "700ms"),
     ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
 ];
+/// With these the jobs that run end long before the drain does, and too late for others to begin: nothing is cut.
+const UNCUT: [(&str, &str); 2] =
+    [("APP__SHUTDOWN__DRAIN_TIMEOUT", "2500ms"), ("APP__WEBHOOK__TIMEOUT", "1300ms")];
 /// The drain, the flush, and one second.
 const BOUND: Duration = Duration::from_secs(3);
 /// More than run at once, so that some have never run when the stop comes.
@@ -87,6 +90,9 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
     let url = format!("http://{}/hook", silent.local_addr()?);
     let mut command = site.command()?;
     command.envs(site.with_pool(&SETTINGS)).envs(site.unlimited().iter().copied());
+    if site.postgres {
+        command.envs(UNCUT);
+    }
     let service = Service::launch(command.env("APP__WEBHOOK__URL", &url))?;
     service.ready()?;
     for path in long_tasks(service.public, JOBS)? {

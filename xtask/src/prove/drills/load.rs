@@ -61,10 +61,10 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
         scene.told.store(true, Ordering::SeqCst);
         signalled = Instant::now();
         service.signal();
-        thread::sleep(Duration::from_millis(100));
-        let stopped = busy.and_then(|()| grace(service.public).context("in the grace delay"));
+        let begun = busy.and_then(|()| service.event("shutdown.begin"));
+        let stopped = begun.and_then(|_| grace(service.public).context("in the grace delay"));
         // After the grace delay, so that the drain finds the queue full.
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(600));
         receiver.answer();
         let ends = crowd.into_iter().map(|client| client.join().expect("a client does not panic"));
         (ends.collect::<Vec<Result<usize>>>(), stopped)

@@ -28,7 +28,7 @@ pub fn slow_request(site: &Site<'_>) -> Result<String> {
     let (first, rest) = TASK.split_at(TASK.len() / 2);
     connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
     connection.send(first)?;
-    thread::sleep(Duration::from_millis(100));
+    taken(&service)?;
     service.signal();
     service.event("shutdown.begin")?;
     thread::sleep(Duration::from_millis(300));
@@ -52,17 +52,27 @@ const SHORT_BOUND: Duration = Duration::from_secs(4);
 /// A client that never sends the rest of its request is ended by the request's own deadline, so
 /// the stop is a clean one.
 pub fn half_sent(site: &Site<'_>) -> Result<String> {
-    let service = site.start(&site.with_pool(&SHORT_DRAIN))?;
+    let mut settings = site.with_pool(&SHORT_DRAIN);
+    // Long after the request's: a machine that stands still amid both must not let the two come at once.
+    settings.push(("APP__SHUTDOWN__DRAIN_TIMEOUT", "20s"));
+    let service = site.start(&settings)?;
     let mut connection = Connection::open(service.public)?;
     connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
     connection.send(&TASK[..5])?;
-    thread::sleep(Duration::from_millis(100));
+    taken(&service)?;
     service.signal();
     let answer = connection.response()?;
     ensure!(answer.status == 504, "answered {}: {}", answer.status, answer.body);
     let exit = site.end(service, SHORT_BOUND)?;
     clean(&exit)?;
     Ok(format!("504, exit 0 after {:.1?}", exit.after))
+}
+
+/// Waits until the one request is being handled.
+fn taken(service: &Service) -> Result<Duration> {
+    wait_until("the request taken", SHORT_BOUND, || {
+        Ok(service.metric("http_requests_in_flight")? == Some(1.0))
+    })
 }
 
 /// For the kernel to have taken all that it can hold of the answers.
@@ -93,8 +103,14 @@ fn stuck(service: &Service) -> Result<Duration> {
     let answered = || service.metric(r#"http_requests_total{method="GET",route="/v1/tasks",status="200"}"#);
     wait_until("a client that reads nothing is served no more", STUCK_BOUND, || {
         let before = answered()?;
-        thread::sleep(Duration::from_millis(150));
-        Ok(before.is_some() && before == answered()?)
+        // Each look is answered by the service: that it stood still together with us for a moment is not enough.
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(100));
+            if before.is_none() || before != answered()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     })
 }
 
