@@ -173,7 +173,7 @@ fn sweep() {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix("slipway-")?.split('-').next());
+        let owner = name.to_str().and_then(|name| Some(name.strip_prefix("slipway-")?.split_once('-')?.0));
         let owner = owner.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
         if owner.is_some_and(|pid| test_kill_process(pid).is_err()) {
             let _ = fs::remove_dir_all(entry.path());

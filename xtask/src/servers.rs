@@ -6,10 +6,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -100,7 +103,7 @@ impl Servers {
         );
         let names = self.client("psql", &["-d", "postgres", "-Atc", &query])?;
         for name in names.lines() {
-            self.client("dropdb", &["--force", name])?;
+            self.client("dropdb", &["--force", "--if-exists", name])?;
         }
         Ok(())
     }
@@ -209,12 +212,18 @@ fn retried(
     bail!("{name} did not start; it said:\n{}", tail(&said, 12))
 }
 
-/// A port that was free a moment ago.
+/// Ports that the system gives to nobody who asks for any, on Linux or macOS: what is free stays free until it is used.
+const PORTS: Range<u16> = 20_000..30_000;
+
+/// A port that is free, another one each time.
 ///
 /// # Errors
-/// When the loopback interface gives none.
+/// When the loopback interface has none.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(PORTS)));
+    let next = || PORTS.start + NEXT.fetch_add(1, Ordering::SeqCst) % (PORTS.end - PORTS.start);
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    PORTS.map(|_| next()).find(is_free).context("no port is free")
 }
 
 fn redis(program: &Path, home: &Path, port: u16) -> Result<Child> {
