@@ -76,7 +76,9 @@ fn each_lock_is_the_one_that_cargo_would_write() {
         let service = generate::generate(&request).unwrap();
         let shipped = fs::read_to_string(service.join("Cargo.lock")).unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        let output = cargo.args(["update", "--workspace", "--quiet"]).current_dir(&service).output().unwrap();
+        // It asks the registry, which may fail for a moment.
+        cargo.args(["update", "--workspace", "--quiet"]).current_dir(&service).env("CARGO_NET_RETRY", "10");
+        let output = cargo.output().unwrap();
         assert!(output.status.success(), "`{variant}`: {}", text_of(&output.stderr));
         let written = fs::read_to_string(service.join("Cargo.lock")).unwrap();
         assert_eq!(shipped, written, "the lock of `{variant}` as `{name}`");

@@ -6,9 +6,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, geteuid};
 
 use crate::children::Child;
@@ -156,14 +157,9 @@ pub fn cargo_generate(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBu
         command.args(["--config", &format!("profile.release.package.{package}.opt-level=1")]);
     }
     command.env("CARGO_TARGET_DIR", root.join("target/tools/build"));
-    let log = tempfile::NamedTempFile::new()?;
-    command.stdout(log.reopen()?).stderr(log.reopen()?);
-    Child::spawn(&mut command, Signal::TERM)?.wait(BUILD_BOUND)?;
+    finish(&mut command).context("cargo-generate could not be built")?;
     let built = cache.join("bin/cargo-generate");
-    if !new_enough(&built) {
-        let said = fs::read_to_string(log.path()).unwrap_or_default();
-        bail!("cargo-generate could not be built; the end of what cargo said:\n{}", tail(&said, 15));
-    }
+    ensure!(new_enough(&built), "cargo-generate was built and is not there, or not new enough");
     // 500 MB that nothing reads again.
     let _ = fs::remove_dir_all(root.join("target/tools/build"));
     Ok(built)
@@ -242,8 +238,13 @@ if [ ! -e $policy ]; then
     chmod 755 $policy
 fi
 export DEBIAN_FRONTEND=noninteractive
-try() { apt-get -q install -y --no-install-recommends "$@"; }
-try "$@" || { apt-get -q update && try "$@"; }
+try() { apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@"; }
+try "$@" && exit
+for pause in 0 5 15; do
+    sleep $pause
+    apt-get -q update && try "$@" && exit
+done
+exit 1
 "#;
 
 /// Installs Debian packages, if this user may.
@@ -275,10 +276,14 @@ fn install(packages: &[&str]) -> Result<()> {
 /// Runs a command of an installation to its end.
 fn finish(command: &mut Command) -> Result<()> {
     let log = tempfile::NamedTempFile::new()?;
-    command.stdout(log.reopen()?).stderr(log.reopen()?);
-    let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
-    if status.is_some_and(|status| status.success()) {
-        return Ok(());
+    for pause in [0, 5, 15] {
+        // A registry may fail for a moment; each of these commands can be run again.
+        thread::sleep(Duration::from_secs(pause));
+        command.stdout(log.reopen()?).stderr(log.reopen()?);
+        let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
+        if status.is_some_and(|status| status.success()) {
+            return Ok(());
+        }
     }
     let said = fs::read_to_string(log.path()).unwrap_or_default();
     let program = command.get_program().to_string_lossy();
