@@ -109,7 +109,7 @@ impl<'a> Files<'a> {
 
     /// Builds each kustomization as `kubectl apply -k` would, and holds what comes out to the schemas of the API.
     fn manifests(&self) -> Result<usize> {
-        let (mut count, mut operators) = (0, Vec::new());
+        let (mut count, mut own, mut operators) = (0, Vec::new(), Vec::new());
         for entry in WalkDir::new(self.dir.join("deploy")).sort_by_file_name() {
             let entry = entry?;
             // A component is a part of others.
@@ -124,7 +124,6 @@ impl<'a> Files<'a> {
             let untagged =
                 images.filter(|image| !image.rsplit('/').next().is_some_and(|name| name.contains(':')));
             ensure!(untagged.count() == 0, "{}: an image without its version", entry.path().display());
-            let mut own = Vec::new();
             for document in yaml_serde::Deserializer::from_str(&built) {
                 let resource = Value::deserialize(document)?;
                 count += 1;
@@ -136,8 +135,8 @@ impl<'a> Files<'a> {
                     own.push(resource.to_string());
                 }
             }
-            self.kubernetes(&own)?;
         }
+        self.kubernetes(&own)?;
         ensure!(!operators.is_empty(), "no resource for the Prometheus operator");
         let file = self.scratch.path().join("alerts.json");
         fs::write(&file, self.alerts()?.to_string())?;

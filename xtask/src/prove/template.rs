@@ -14,15 +14,15 @@ use super::steps::{self, Step};
 use super::transitions;
 
 pub const STEPS: &[Step] = &[
-    Step::alone("weave", siblings),
-    Step::alone("tooling", tooling),
-    Step::alone(steps::FILES, own_files),
+    Step::ahead("weave", siblings),
+    Step::ahead("tooling", tooling),
+    Step::ahead(steps::FILES, own_files),
+    Step::ahead("in place: fmt", |work| in_place(work, steps::format)),
+    Step::ahead("in place: clippy", |work| in_place(work, steps::lint)),
+    Step::ahead("in place: build", |work| in_place(work, steps::build)),
+    Step::ahead("transitions", transitions::untouched),
+    Step::ahead("transitions: edited", transitions::edited),
     Step::alone("tests", quick_tests),
-    Step::alone("transitions", transitions::untouched),
-    Step::alone("transitions: edited", transitions::edited),
-    Step::alone("in place: fmt", |work| in_place(work, steps::format)),
-    Step::alone("in place: clippy", |work| in_place(work, steps::lint)),
-    Step::alone("in place: build", |work| in_place(work, steps::build)),
     Step::alone("in place: test", |work| in_place(work, steps::test)),
 ];
 
@@ -39,6 +39,11 @@ fn tooling(work: &mut Work<'_>) -> Result<String> {
     clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
     clean(&mut clippy);
     work.run(clippy.current_dir(&work.context.root))?;
+    // What the step of its tests would have to wait for.
+    let mut build = Command::new("cargo");
+    build.args(["test", "--workspace", "--locked", "--no-run"]);
+    clean(&mut build);
+    work.run(build.current_dir(&work.context.root))?;
     Ok(String::new())
 }
 
