@@ -155,7 +155,10 @@ impl<'a> Files<'a> {
             let rules: Value = yaml_serde::from_str(&fs::read_to_string(file)?)?;
             groups.extend(rules["groups"].as_array().context("a file without groups")?.clone());
         }
-        ensure!(alerts["spec"]["groups"] == Value::Array(groups), "`just alerts` lacks rules: {alerts}");
+        ensure!(
+            alerts["spec"]["groups"] == Value::Array(groups),
+            "`just alerts` prints other rules than the files have"
+        );
         Ok(alerts)
     }
 
