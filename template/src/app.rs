@@ -108,13 +108,13 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         ended = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
     };
     if service.lifecycle.take(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
-        heed_another(signals);
+        heed_another(signals, telemetry);
         service.close().await;
         return started.map(|_| Exit::Clean);
     }
     info!("service.ready");
     let (trigger, reason) = reason_to_stop(&mut signals, &mut tasks).await;
-    heed_another(signals);
+    heed_another(signals, telemetry);
     service.lifecycle.take(trigger);
     let finished = service.drain(config, reason).await;
     Ok(match trigger {
@@ -125,13 +125,13 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
 }
 
 /// Ends the process at once when it is told to stop once more.
-fn heed_another(signals: StopSignals) {
+fn heed_another(signals: StopSignals, telemetry: &Telemetry) {
+    let lines = telemetry.logs.lines.clone();
     tokio::spawn(async move {
         let signal = signals.second().await;
         warn!(signal, "shutdown.forced");
         info!(code = Exit::DrainCutShort as u8, "service.exit");
-        // Long enough for the lines above to be written, no longer.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        lines.finish();
         std::process::exit(Exit::DrainCutShort as i32);
     });
 }
@@ -345,9 +345,9 @@ mod tests {
 
         // The first signal asks for the drain that has begun, the second for its end.
         let mut second = std::pin::pin!(signals.second());
-        for ends_it in [false, true] {
+        for (ends_it, within) in [(false, Duration::from_millis(100)), (true, Duration::from_secs(10))] {
             kill_process(getpid(), Signal::TERM).expect("a signal");
-            let ended = tokio::time::timeout(Duration::from_millis(100), &mut second).await;
+            let ended = tokio::time::timeout(within, &mut second).await;
             assert_eq!(ended.is_ok(), ends_it);
         }
     }

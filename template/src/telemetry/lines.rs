@@ -51,7 +51,7 @@ impl Lines {
     }
 
     /// Waits until what is queued is written, but not for a reader that has stopped.
-    pub(super) fn finish(&self) {
+    pub fn finish(&self) {
         let mut queue = self.queue();
         (queue.closed, queue.idle) = (true, false);
         self.0.changed.notify_all();
