@@ -101,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn too_much_to_remember_is_not_believed_until_it_has_expired() {
         let mut missed = Missed::default();
-        let ttl = Duration::from_millis(20);
+        let ttl = Duration::from_millis(500);
         let written = Uuid::now_v7();
         missed.add(written, 2, true, ttl);
         (0..=MOST).for_each(|_| missed.add(Uuid::now_v7(), 1, false, ttl));

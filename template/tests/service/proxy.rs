@@ -88,8 +88,10 @@ async fn carry(mut client: TcpStream, server: String, mut states: watch::Receive
     let over = |state: &State| over(state) || state.frozen;
     //@ end
     tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
+        // In this order, so that nothing comes through any more once it is cut.
+        biased;
         _ = states.wait_for(over) => {}
+        _ = copy_bidirectional(&mut client, &mut server) => {}
     }
     //@ if postgres or redis
     if states.borrow().cuts == at_first.cuts {

@@ -1,6 +1,8 @@
 //! Rate limits: who asks too much is told when to come back, others and probes are not affected, and nobody
 //! gets a second budget by lying about the address.
 
+use std::time::{Duration, Instant};
+
 //@ if redis
 use futures_util::{StreamExt, future::join_all};
 use redis::AsyncCommands;
@@ -26,6 +28,33 @@ pub const UNLIMITED: Variables = &[
 const THREE: [(&str, &str); 2] =
     [("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1"), ("APP__RATE_LIMIT__PER_CLIENT_BURST", "3")];
 
+/// What comes of `ask`, unless it took a second: budgets have grown by then.
+async fn at_once<T>(ask: impl Future<Output = T>) -> Option<T> {
+    let began = Instant::now();
+    let answers = ask.await;
+    (began.elapsed() < Duration::from_secs(1)).then_some(answers)
+}
+
+/// Tries again where this machine stood still, each time with a budget that nothing was taken from.
+async fn tried<T>(ask: impl AsyncFn(usize) -> Option<T>) -> T {
+    for round in 0..3 {
+        if let Some(answers) = ask(round).await {
+            return answers;
+        }
+    }
+    panic!("a few requests take more than a second, time and again");
+}
+
+/// What a service with `variables` answers at once, and that service.
+async fn of_one<T>(variables: Variables<'_>, ask: impl AsyncFn(&TestApp) -> T) -> (TestApp, T) {
+    tried(async |_| {
+        let app = TestApp::spawn(variables).await;
+        let answers = at_once(ask(&app)).await?;
+        Some((app, answers))
+    })
+    .await
+}
+
 /// What a burst of requests is answered. `forwarded` tells the `x-forwarded-for` of each.
 async fn burst(app: &TestApp, forwarded: impl Fn(usize) -> String) -> Vec<u16> {
     let mut statuses = Vec::new();
@@ -38,21 +67,30 @@ async fn burst(app: &TestApp, forwarded: impl Fn(usize) -> String) -> Vec<u16> {
 
 #[tokio::test]
 async fn client_beyond_its_budget_is_told_when_to_come_back() {
-    let app = TestApp::spawn(&THREE).await;
-    for left in [2, 1, 0] {
-        let answer = app.get("/v1/tasks").await;
+    let limits = THREE;
+    //@ if redis
+    let limits = [limits.as_slice(), &[crate::redis::PATIENT]].concat();
+    //@ end
+    let ask = async |app: &TestApp| {
+        let mut answers = Vec::new();
+        for path in ["/v1/tasks", "/v1/tasks", "/v1/tasks", "/nowhere", "/v1/tasks"] {
+            answers.push(app.get(path).await);
+        }
+        (answers, app.metrics().await)
+    };
+    let (app, (answers, metrics)) = of_one(&limits, ask).await;
+    for (answer, left) in answers.iter().zip([2, 1, 0]) {
         assert_eq!((answer.status, answer.header("ratelimit-policy")), (200, r#""per_client";q=3;w=3"#));
         let limit = answer.header("ratelimit");
         assert!(limit.starts_with(&format!(r#""per_client";r={left};t="#)), "{limit}");
     }
-    assert_eq!(app.get("/nowhere").await.status, 429, "what is not there, too");
-    let refused = app.get("/v1/tasks").await;
+    assert_eq!(answers[3].status, 429, "what is not there, too");
+    let refused = &answers[4];
     assert!(refused.header("ratelimit").starts_with(r#""per_client";r=0;t="#), "{refused:?}");
     assert_eq!((refused.status, refused.header("content-type")), (429, "application/problem+json"));
     assert_eq!(refused.json()["category"], "rate_limited");
     let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=2).contains(&seconds), "{seconds}");
-    let metrics = app.metrics().await;
     assert!(metrics.contains("rate_limited_total{policy=\"per_client\"} 2\n"), "{metrics}");
     assert!(metrics.contains("errors_total{category=\"rate_limited\"} 2\n"), "{metrics}");
 
@@ -62,7 +100,7 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
         }
         assert_eq!(app.admin("/metrics").await.status, 200);
     }
-    tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
     assert_eq!(app.get("/v1/tasks").await.status, 200, "Retry-After was true");
 }
 
@@ -72,8 +110,9 @@ async fn forged_addresses_gain_nothing_behind_none_one_and_two_proxies() {
     for (trusted, appended) in
         [("", ""), ("127.0.0.1", ", 9.9.9.9"), ("127.0.0.1,10.0.0.0/8", ", 9.9.9.9, 10.0.0.2")]
     {
-        let app = TestApp::spawn(&[&THREE[..], &[("APP__HTTP__TRUSTED_PROXIES", trusted)]].concat()).await;
-        let statuses = burst(&app, |number| format!("10.1.1.{number}{appended}")).await;
+        let variables = [&THREE[..], &[("APP__HTTP__TRUSTED_PROXIES", trusted)]].concat();
+        let ask = async |app: &TestApp| burst(app, |number| format!("10.1.1.{number}{appended}")).await;
+        let (_, statuses) = of_one(&variables, ask).await;
         assert_eq!(statuses, [200, 200, 200, 429, 429], "one client behind {trusted:?}");
     }
 }
@@ -81,23 +120,30 @@ async fn forged_addresses_gain_nothing_behind_none_one_and_two_proxies() {
 #[tokio::test]
 async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
     let trusted = [THREE.as_slice(), &[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1")]].concat();
-    let app = TestApp::spawn(&trusted).await;
-    assert_eq!(burst(&app, |number| format!("10.0.0.{number}")).await, [200; 5], "five clients");
     // One customer has a whole /64 to choose from.
-    let spread = burst(&app, |number| format!("2001:db8:1:2::{number}")).await;
+    let ask = async |app: &TestApp| {
+        let clients = burst(app, |number| format!("10.0.0.{number}")).await;
+        let spread = burst(app, |number| format!("2001:db8:1:2::{number}")).await;
+        (clients, spread, burst(app, |number| format!("2001:db8:1:{number}::9")).await)
+    };
+    let (_, (clients, spread, others)) = of_one(&trusted, ask).await;
+    assert_eq!(clients, [200; 5], "five clients");
     assert_eq!(spread, [200, 200, 200, 429, 429], "one network");
-    assert_eq!(burst(&app, |number| format!("2001:db8:1:{number}::9")).await, [200, 200, 429, 200, 200]);
+    assert_eq!(others, [200, 200, 429, 200, 200]);
 }
 
 #[tokio::test]
 async fn writes_have_a_stricter_budget() {
     let limits = [("APP__RATE_LIMIT__WRITES_PER_SECOND", "1"), ("APP__RATE_LIMIT__WRITES_BURST", "2")];
-    let app = TestApp::spawn(&limits).await;
-    let path = path_of(&app.create("a").await);
-    assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
-    assert_eq!(app.delete(&path).await.status, 429);
-    assert_eq!(app.get(&path).await.status, 200, "reading goes on");
-    assert!(app.metrics().await.contains("rate_limited_total{policy=\"writes\"} 1\n"));
+    let ask = async |app: &TestApp| {
+        let path = path_of(&app.create("a").await);
+        let patched = app.patch(&path, &json!({ "title": "b" })).await.status;
+        let deleted = app.delete(&path).await.status;
+        ([patched, deleted, app.get(&path).await.status], app.metrics().await)
+    };
+    let (_, (statuses, metrics)) = of_one(&limits, ask).await;
+    assert_eq!(statuses, [200, 429, 200], "reading goes on");
+    assert!(metrics.contains("rate_limited_total{policy=\"writes\"} 1\n"));
 }
 
 #[tokio::test]
@@ -107,9 +153,11 @@ async fn all_clients_together_have_a_budget() {
         ("APP__RATE_LIMIT__GLOBAL_BURST", "3"),
         ("APP__HTTP__TRUSTED_PROXIES", "127.0.0.0/8"),
     ];
-    let app = TestApp::spawn(&limits).await;
-    assert_eq!(burst(&app, |number| format!("10.0.0.{number}")).await, [200, 200, 200, 429, 429]);
-    assert!(app.metrics().await.contains("rate_limited_total{policy=\"global\"} 2\n"));
+    let ask =
+        async |app: &TestApp| (burst(app, |number| format!("10.0.0.{number}")).await, app.metrics().await);
+    let (_, (statuses, metrics)) = of_one(&limits, ask).await;
+    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+    assert!(metrics.contains("rate_limited_total{policy=\"global\"} 2\n"));
 }
 
 #[tokio::test]
@@ -130,23 +178,30 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
         ("REDIS_URL", url.as_str()),
         ("APP__REDIS__NAMESPACE", &namespace),
         ("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1"),
+        crate::redis::PATIENT,
     ];
     let shared = [THREE.as_slice(), &shared].concat();
     let (one, other) = (TestApp::spawn(&shared).await, TestApp::spawn(&shared).await);
-    let mut statuses = Vec::new();
-    for app in [&one, &other, &one, &other, &other] {
-        let request = app.request(Method::GET, "/v1/tasks").header("x-forwarded-for", "10.0.0.1");
-        let answer = Answer::to(request).await;
-        if answer.status == 429 {
-            let seconds: u64 = answer.header("retry-after").parse().expect("seconds");
-            assert!((1..=2).contains(&seconds), "{seconds}");
+    // Each time another client, until one has asked within a second.
+    let ask = async |round: usize| {
+        let mut statuses = Vec::new();
+        for app in [&one, &other, &one, &other, &other] {
+            let request =
+                app.request(Method::GET, "/v1/tasks").header("x-forwarded-for", format!("10.0.1.{round}"));
+            let answer = Answer::to(request).await;
+            if answer.status == 429 {
+                let seconds: u64 = answer.header("retry-after").parse().expect("seconds");
+                assert!((1..=2).contains(&seconds), "{seconds}");
+            }
+            statuses.push(answer.status);
         }
-        statuses.push(answer.status);
-    }
-    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+        statuses
+    };
+    assert_eq!(tried(async |round| at_once(ask(round)).await).await, [200, 200, 200, 429, 429]);
     proxy.cut();
     for app in [&one, &other] {
-        assert_eq!(burst(app, |_| "10.0.0.2".to_owned()).await, [200, 200, 200, 429, 429]);
+        let ask = async |round| at_once(burst(app, |_| format!("10.0.2.{round}"))).await;
+        assert_eq!(tried(ask).await, [200, 200, 200, 429, 429]);
     }
 }
 
@@ -158,8 +213,10 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
         ("APP__REDIS__NAMESPACE", &namespace),
         ("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1"),
         ("APP__RATE_LIMIT__PER_CLIENT_BURST", "640"),
+        crate::redis::PATIENT,
     ];
     let (one, other) = (TestApp::spawn(&shared).await, TestApp::spawn(&shared).await);
+    let began = Instant::now();
     for _ in 0..10 {
         assert_eq!(one.get("/v1/tasks").await.status, 200);
     }
@@ -170,21 +227,26 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
         redis.pttl(format!("{namespace}:{{rate}}:per_client:1:640:127.0.0.1")).await.expect("a time");
     assert!((10_500..=30_000).contains(&taken), "{taken} ms");
 
-    let began = std::time::Instant::now();
-    let mut served = 10;
+    let (mut served, mut lost) = (10, 32);
     for _ in 0..640 {
         for app in [&one, &other] {
+            let asked = Instant::now();
             served += u64::from(app.get("/v1/tasks").await.status == 200);
+            // What was taken ahead does not last so long: one in 32 of the budget, of each replica.
+            lost += if asked.elapsed().as_millis() < 500 { 0 } else { 2 * 640 / 32 };
         }
     }
     let most = 641 + began.elapsed().as_secs();
-    assert!((608..=most).contains(&served), "{served} were served");
+    assert!(
+        (640_u64.saturating_sub(lost)..=most).contains(&served),
+        "{served} were served, {lost} may be lost"
+    );
 }
 
 #[tokio::test]
 async fn requests_of_one_client_that_come_at_once_ask_redis_together() {
     let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
-    let shared = [("REDIS_URL", url.as_str()), ("APP__REDIS__NAMESPACE", &namespace)];
+    let shared = [("REDIS_URL", url.as_str()), ("APP__REDIS__NAMESPACE", &namespace), crate::redis::PATIENT];
     let app = TestApp::spawn(&[UNLIMITED, &shared].concat()).await;
     let client = redis::Client::open(&*url).expect("a URL");
     let monitor = client.get_async_monitor().await.expect("Redis");
