@@ -92,20 +92,26 @@ impl Servers {
         Ok(format!("postgres://{role}@127.0.0.1:{}/postgres", self.postgres_port))
     }
 
-    /// Drops what a role left: a hundred small databases of each variant would fill the disk.
+    /// Drops the databases that fit an SQL condition on their `datname` and their owner's `rolname`: a hundred small ones
+    /// of each variant would fill the disk.
     ///
     /// # Errors
     /// When the server refuses.
-    pub fn drop_databases_of(&self, role: &str) -> Result<()> {
+    pub fn drop_databases(&self, condition: &str) -> Result<()> {
         let query = format!(
-            "SELECT datname FROM pg_database JOIN pg_roles r ON datdba = r.oid \
-             WHERE rolname = '{role}'"
+            "SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', datname) \
+             FROM pg_database JOIN pg_roles r ON datdba = r.oid WHERE {condition}"
         );
-        let names = self.client("psql", &["-d", "postgres", "-Atc", &query])?;
-        for name in names.lines() {
-            self.client("dropdb", &["--force", "--if-exists", name])?;
+        let url = self.database_url("postgres");
+        let drops = self.query(&url, &query)?;
+        if drops.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // Each on its own: a database can't be dropped within a transaction.
+        let each = drops.lines().flat_map(|drop| ["-c", drop]);
+        let arguments: Vec<&str> =
+            ["-d", &url, "-v", "ON_ERROR_STOP=1", "-q"].into_iter().chain(each).collect();
+        self.client("psql", &arguments).map(drop)
     }
 
     /// What SQL returns from the database at `url`: a line a row.

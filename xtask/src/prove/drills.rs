@@ -220,6 +220,7 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
         let Drill { name, bound, .. } = *drill;
         work.subject.drills.push(Drilled { name, bound, result, time: started.elapsed() });
     }
+    site.clear()?;
     work.subject.facts.extend(site.facts.take());
     std::fs::write(&work.log, site.lines.take().join("\n"))?;
     let drills = &work.subject.drills;

@@ -257,7 +257,7 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
         total += passed_tests(&work.run(&mut work.cargo("test", &["--doc"]))?)?;
     }
     if database.is_some() {
-        work.context.servers.drop_databases_of(&role)?;
+        work.context.servers.drop_databases(&format!("rolname = '{role}'"))?;
     }
     ensure!(total > 0, "no test ran");
     work.subject.facts.insert("tests", f64::from(total));

@@ -40,13 +40,15 @@ pub fn without_redis(site: &Site<'_>) -> Result<String> {
         thread::sleep(WARM + NORMAL);
         let (frozen_at, frozen) = (Instant::now(), site.servers.freeze_redis());
         thread::sleep(OPENING + SILENT);
-        drop(frozen?);
+        // Whether it could be or not, the clients have to be told that it is over.
+        let frozen = frozen.map(drop);
         let mended_at = Instant::now();
         let closed = service.event("cache.breaker_closed");
         thread::sleep(NORMAL);
         over.store(true, Ordering::SeqCst);
         let asked = clients.into_iter().map(|client| client.join().expect("a client does not panic"));
         let asked = asked.collect::<Result<Vec<_>>>()?.concat();
+        frozen?;
         closed.context("Redis is not used again")?;
         Ok((frozen_at, mended_at, asked))
     })?;

@@ -91,6 +91,11 @@ impl<'a> Site<'a> {
         self.servers.create_database(&format!("drill_{}_{number}", self.place))
     }
 
+    /// Drops the databases that were made here.
+    pub fn clear(&self) -> Result<()> {
+        self.servers.drop_databases(&format!(r"datname LIKE 'drill\_{}\_%'", self.place))
+    }
+
     /// A service with these settings besides, ready.
     pub fn start(&self, settings: &[(&str, &str)]) -> Result<Service> {
         let service = Service::launch(self.command()?.envs(settings.iter().copied()))?;
