@@ -81,7 +81,7 @@ async fn service_without_redis_is_ready_and_degraded() {
     let task = app.create("a").await;
     proxy.cut();
     let ready = async || app.admin("/health/ready").await;
-    // Both: a check of Postgres may have come late as well.
+    // Both: what is required may have been slow to answer as well.
     eventually(ready, |answer| answer.status == 200 && answer.json()["degraded"] == true).await;
     eventually(async || app.get("/ready").await.json(), |ready| *ready == json!({ "status": "ready" })).await;
     assert!(app.metrics().await.contains("dependency_up{dependency=\"redis\"} 0\n"));
