@@ -279,6 +279,7 @@ fn finish(command: &mut Command) -> Result<()> {
     for pause in [0, 5, 15] {
         // A registry may fail for a moment; each of these commands can be run again.
         thread::sleep(Duration::from_secs(pause));
+        log.as_file().set_len(0)?;
         command.stdout(log.reopen()?).stderr(log.reopen()?);
         let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
         if status.is_some_and(|status| status.success()) {
