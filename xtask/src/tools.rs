@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, geteuid};
@@ -239,12 +239,7 @@ if [ ! -e $policy ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 try() { apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$@"; }
-try "$@" && exit
-for pause in 0 5 15; do
-    sleep $pause
-    apt-get -q update && try "$@" && exit
-done
-exit 1
+try "$@" || { apt-get -q update && try "$@"; }
 "#;
 
 /// Installs Debian packages, if this user may.
@@ -262,28 +257,28 @@ fn install(packages: &[&str]) -> Result<()> {
     } else {
         bail!("{} missing, and this user may not install anything: {cure}", packages.join(", "));
     };
-    let log = tempfile::NamedTempFile::new()?;
     command.args(["-c", INSTALL, "install"]).args(packages);
-    command.stdout(log.reopen()?).stderr(log.reopen()?);
-    let status = Child::spawn(&mut command, Signal::TERM)?.wait(INSTALL_BOUND)?;
-    if status.is_some_and(|status| status.success()) {
-        return Ok(());
-    }
-    let said = fs::read_to_string(log.path()).unwrap_or_default();
-    bail!("apt-get failed, so {cure}; the end of what it said:\n{}", tail(&said, 8))
+    finish_within(&mut command, INSTALL_BOUND).with_context(|| format!("apt-get failed, so {cure}"))
 }
 
 /// Runs a command of an installation to its end.
 fn finish(command: &mut Command) -> Result<()> {
-    let log = tempfile::NamedTempFile::new()?;
+    finish_within(command, BUILD_BOUND)
+}
+
+/// Tries it again where it fails, as a registry may for a moment; each of these commands can be run again. All of its tries
+/// have that time.
+fn finish_within(command: &mut Command, bound: Duration) -> Result<()> {
+    let (log, began) = (tempfile::NamedTempFile::new()?, Instant::now());
     for pause in [0, 5, 15] {
-        // A registry may fail for a moment; each of these commands can be run again.
         thread::sleep(Duration::from_secs(pause));
         log.as_file().set_len(0)?;
         command.stdout(log.reopen()?).stderr(log.reopen()?);
-        let status = Child::spawn(command, Signal::TERM)?.wait(BUILD_BOUND)?;
-        if status.is_some_and(|status| status.success()) {
-            return Ok(());
+        let left = bound.saturating_sub(began.elapsed());
+        match Child::spawn(command, Signal::TERM)?.wait(left)? {
+            Some(status) if status.success() => return Ok(()),
+            Some(_) => {}
+            None => break,
         }
     }
     let said = fs::read_to_string(log.path()).unwrap_or_default();
