@@ -31,19 +31,23 @@ fn siblings(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{} files woven", report.woven))
 }
 
+/// Cargo on this repository.
+fn cargo(work: &Work<'_>, arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(&work.context.root);
+    clean(&mut command);
+    command
+}
+
+const TESTS: [&str; 3] = ["test", "--workspace", "--locked"];
+
 /// The maintainers' tooling is held to what it asks of a service.
 fn tooling(work: &mut Work<'_>) -> Result<String> {
-    let mut format = Command::new("cargo");
-    work.run(format.args(["fmt", "--check"]).current_dir(&work.context.root))?;
-    let mut clippy = Command::new("cargo");
-    clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
-    clean(&mut clippy);
-    work.run(clippy.current_dir(&work.context.root))?;
+    work.run(&mut cargo(work, &["fmt", "--check"]))?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    work.run(&mut cargo(work, &clippy))?;
     // What the step of its tests would have to wait for.
-    let mut build = Command::new("cargo");
-    build.args(["test", "--workspace", "--locked", "--no-run"]);
-    clean(&mut build);
-    work.run(build.current_dir(&work.context.root))?;
+    work.run(&mut cargo(work, &[&TESTS[..], &["--no-run"]].concat()))?;
     Ok(String::new())
 }
 
@@ -54,9 +58,7 @@ fn own_files(work: &mut Work<'_>) -> Result<String> {
 }
 
 fn quick_tests(work: &mut Work<'_>) -> Result<String> {
-    let mut command = Command::new("cargo");
-    command.args(["test", "--workspace", "--locked"]).current_dir(&work.context.root);
-    clean(&mut command);
+    let mut command = cargo(work, &TESTS);
     command.env("CARGO_GENERATE", &work.context.tools.cargo_generate);
     let total = steps::passed_tests(&work.run(&mut command)?)?;
     ensure!(total > 0, "no test ran");
