@@ -94,7 +94,8 @@ impl Cache {
     }
 
     async fn look_up(&self, id: Uuid) -> Option<Entry> {
-        let known = self.memory.get(&id).await;
+        // Boxed, as what moka keeps for it is most of what a request would carry.
+        let known = Box::pin(self.memory.get(&id)).await;
         if known.is_some() { &self.hits } else { &self.misses }.increment(1);
         known
     }

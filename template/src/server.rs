@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arrayvec::ArrayString;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::HeaderValue;
@@ -25,7 +26,7 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tower::ServiceExt;
+use tower::Service;
 use tracing::{debug, warn};
 
 use self::activity::{Activity, Busy, Deadline, Watched};
@@ -77,17 +78,18 @@ pub struct Limits {
 pub type InFlight = TaskTracker;
 
 /// Who sent a request; an extension of each. As the server sees it, that is the peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Client {
     pub address: IpAddr,
     /// As it is logged: wide enough not to name a person.
-    pub network: Arc<str>,
+    pub network: ArrayString<19>,
 }
 
 impl Client {
     pub fn new(address: IpAddr) -> Self {
-        let network = IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 48 });
-        Self { address, network: network.trunc().to_string().into() }
+        let network = IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 48 }).trunc();
+        let network = ArrayString::try_from(format_args!("{network}")).expect("at most ffff:ffff:ffff::/48");
+        Self { address, network }
     }
 }
 
@@ -180,10 +182,10 @@ async fn serve_connection(
         let version = request.version();
         // Kept until the answer has left.
         let busy = noted.busy(version);
-        request.extensions_mut().insert(client.clone());
+        request.extensions_mut().insert(client);
         let none = request.body().is_end_stream();
         let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
-        router.clone().oneshot(request.map(body)).map_ok(move |response| leaving(response, version, busy))
+        router.clone().call(request.map(body)).map_ok(move |response| leaving(response, version, busy))
     });
     let builder = protocols(&first[..heard], limits);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -1,7 +1,6 @@
 //! What every request passes through: identity, log line, metrics, caps and deadlines.
 
 use std::convert::Infallible;
-use std::mem::take;
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::layer::layer_fn;
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_http::cors::CorsLayer;
 use tracing::info;
 //@ if otlp
@@ -53,14 +52,16 @@ pub fn passing<A: Future<Output = Response> + Send + 'static>(
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
 ) -> Router {
     routes.method_not_allowed_fallback(super::not_allowed).layer(layer_fn(move |route: Route| {
-        let (pass, route) = (pass.clone(), Arc::new(route));
-        service_fn(move |request| pass(request, Route::clone(&route)).map(Ok::<_, Infallible>))
+        // Copied for each request, so that all it holds is one `Arc`.
+        let passed = Arc::new((pass.clone(), route));
+        service_fn(move |request| passed.0(request, passed.1.clone()).map(Ok::<_, Infallible>))
     }))
 }
 
 /// What the route itself answers.
-pub fn matched(route: Route, request: Request) -> impl Future<Output = Response> {
-    route.oneshot(request).map(|Ok(response)| response)
+pub fn matched(mut route: Route, request: Request) -> impl Future<Output = Response> {
+    // Boxed, since each function that it passes through moves it, with the request in it.
+    Box::pin(route.call(request)).map(|Ok(response)| response)
 }
 
 /// What the route answers operators, under an id, which errors name; neither logged nor counted.
@@ -106,14 +107,14 @@ impl Observer {
 
     /// Who sent the request, behind proxies that are trusted; what stands below finds the same.
     fn client(&self, request: &mut Request) -> Client {
-        let peer = request.extensions().get::<Client>().cloned();
+        let peer = request.extensions().get::<Client>().copied();
         let peer = peer.unwrap_or_else(|| Client::new(Ipv4Addr::UNSPECIFIED.into()));
         let address = client::address(peer.address, request.headers(), &self.trusted_proxies);
         if address == peer.address {
             return peer;
         }
         let client = Client::new(address);
-        request.extensions_mut().insert(client.clone());
+        request.extensions_mut().insert(client);
         client
     }
 }
@@ -150,12 +151,12 @@ pub fn observe<A: Future<Output = Response>>(
     let context = Context { request_id: request_id(request.headers()), trace };
     let cors = observer.cors.clone();
     let mut record = Record {
-        context: context.clone(),
+        context: Some(context.clone()),
         observer,
         started: Instant::now(),
         method,
         path,
-        client: client.network,
+        client,
         status: None,
     };
     let answering = context.scope(checked(request, |request| contained(with_cors(cors, request, next))));
@@ -173,7 +174,9 @@ pub fn observe<A: Future<Output = Response>>(
         record.status = Some(response.status());
         let headers = response.headers_mut();
         secure(headers);
-        identify(headers, &record.context.request_id);
+        if let Some(context) = &record.context {
+            identify(headers, &context.request_id);
+        }
         if record.observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
             // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -208,12 +211,13 @@ fn route(path: Option<&MatchedPath>) -> &str {
 
 /// One request, reported when it is dropped: after the last byte, or when the client has gone.
 struct Record {
-    context: Context,
+    /// Until it is reported.
+    context: Option<Context>,
     observer: Arc<Observer>,
     started: Instant,
     method: &'static str,
     path: Option<MatchedPath>,
-    client: Arc<str>,
+    client: Client,
     /// None until there is an answer: a client that leaves before it gets none.
     status: Option<StatusCode>,
 }
@@ -227,9 +231,9 @@ impl Drop for Record {
         let seconds = self.started.elapsed().as_secs_f64();
         let (method, route) = (self.method, route(self.path.as_ref()));
         self.observer.tally.answered(method, route, status, seconds);
-        if self.observer.access {
-            let client = &*self.client;
-            take(&mut self.context).enter(|| {
+        if let Some(context) = self.context.take().filter(|_| self.observer.access) {
+            let client = &*self.client.network;
+            context.enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
         }
@@ -248,10 +252,11 @@ fn checked<A: Future<Output = Response>>(
     } else {
         return Either::Left(next(request));
     };
+    let version = request.version();
     // Made once it is polled, as an answer to this request.
     Either::Right(lazy(move |_| {
         let mut response = Problem::bad_request(fault).into_response();
-        if request.version() < Version::HTTP_2 {
+        if version < Version::HTTP_2 {
             // Where the next request begins is not sure.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

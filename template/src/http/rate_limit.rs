@@ -171,41 +171,45 @@ impl RateLimit {
 }
 
 /// Lets a request through while its budgets last.
-pub async fn limit<A: Future<Output = Response>>(
+pub fn limit<A: Future<Output = Response>>(
     limits: Arc<RateLimit>,
     request: Request,
     next: impl FnOnce(Request) -> A,
-) -> Response {
+) -> impl Future<Output = Response> {
     let client = request.extensions().get::<Client>();
     let client = client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.address);
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let limiters = &limits.limiters[usize::from(!is_write)..];
-    let verdict = RateLimit::take(limiters, client);
-    //@ if redis
-    let verdict = match verdict.wait {
-        // Who has used up a budget here has done so everywhere.
-        Some(_) => verdict,
-        None => limits.shared.take(limiters, client, verdict).await,
-    };
-    //@ end
-    let Verdict { policy, left, wait } = verdict;
-    let mut response = match wait {
-        None => next(request).await,
-        Some(wait) => {
-            counter!("rate_limited_total", "policy" => policy.name).increment(1);
-            let detail = "Too many requests. Wait as long as Retry-After says.";
-            let mut problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
-            problem.retry_after = Some(seconds(wait));
-            problem.into_response()
-        }
-    };
-    let burst = policy.burst.get();
-    let full = wait.unwrap_or_else(|| policy.time_for(burst - left.min(burst)));
-    let limit = format!("\"{}\";r={left};t={}", policy.name, seconds(full));
-    let headers = response.headers_mut();
-    headers.insert(POLICY, policy.told.clone());
-    headers.extend(HeaderValue::try_from(limit).map(|limit| (LIMIT, limit)));
-    response
+    // Not begun before it may be: to keep the request itself until then would take more room.
+    let answering = next(request);
+    async move {
+        let limiters = &limits.limiters[usize::from(!is_write)..];
+        let verdict = RateLimit::take(limiters, client);
+        //@ if redis
+        let verdict = match verdict.wait {
+            // Who has used up a budget here has done so everywhere.
+            Some(_) => verdict,
+            None => limits.shared.take(limiters, client, verdict).await,
+        };
+        //@ end
+        let Verdict { policy, left, wait } = verdict;
+        let mut response = match wait {
+            None => answering.await,
+            Some(wait) => {
+                counter!("rate_limited_total", "policy" => policy.name).increment(1);
+                let detail = "Too many requests. Wait as long as Retry-After says.";
+                let mut problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
+                problem.retry_after = Some(seconds(wait));
+                problem.into_response()
+            }
+        };
+        let burst = policy.burst.get();
+        let full = wait.unwrap_or_else(|| policy.time_for(burst - left.min(burst)));
+        let limit = format!("\"{}\";r={left};t={}", policy.name, seconds(full));
+        let headers = response.headers_mut();
+        headers.insert(POLICY, policy.told.clone());
+        headers.extend(HeaderValue::try_from(limit).map(|limit| (LIMIT, limit)));
+        response
+    }
 }
 
 /// Rounded up: told a moment too early, a client would be refused again.

@@ -19,19 +19,21 @@ impl Tally {
     /// Counts an answer that took so many seconds.
     pub fn answered(&self, method: &'static str, route: &str, status: u16, seconds: f64) {
         let kind = (method, status);
-        let answers = self.answers.read().unwrap_or_else(PoisonError::into_inner);
-        let known = answers.get(route).and_then(|kinds| kinds.get(&kind)).cloned();
-        drop(answers);
-        let (total, duration) = known.unwrap_or_else(|| {
-            let labels =
-                [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
-            let total = counter!("http_requests_total", &labels);
-            let metrics = (total, histogram!("http_request_duration_seconds", &labels));
-            let mut known = self.answers.write().unwrap_or_else(PoisonError::into_inner);
-            known.entry(route.to_owned()).or_default().insert(kind, metrics.clone());
-            metrics
-        });
-        total.increment(1);
-        duration.record(seconds);
+        let count = |(total, duration): &(Counter, Histogram)| {
+            total.increment(1);
+            duration.record(seconds);
+        };
+        let known = self.answers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(metrics) = known.get(route).and_then(|kinds| kinds.get(&kind)) {
+            return count(metrics);
+        }
+        drop(known);
+        let labels =
+            [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
+        let total = counter!("http_requests_total", &labels);
+        let metrics = (total, histogram!("http_request_duration_seconds", &labels));
+        count(&metrics);
+        let mut known = self.answers.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(route.to_owned()).or_default().insert(kind, metrics);
     }
 }

@@ -87,13 +87,13 @@ impl Activity {
 
     /// Marks a request as being handled until the guard is dropped.
     pub(super) fn busy(&self, version: Version) -> Busy {
-        let id = self.update(|state| {
+        let stream = self.update(|state| {
             state.requests += 1;
             state.count += 1;
             state.multiplexed = version == Version::HTTP_2;
-            state.count
+            state.multiplexed.then_some(state.count)
         });
-        Busy { activity: self.clone(), id, _in_flight: self.0.in_flight.token() }
+        Busy { activity: self.clone(), stream, _in_flight: self.0.in_flight.token() }
     }
 
     /// Marks the body of a request as unread until it has ended.
@@ -173,7 +173,8 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Busy {
     activity: Activity,
-    id: u64,
+    /// Which it is of those that share the connection; without, what waits for the client waits in the connection.
+    stream: Option<u64>,
     _in_flight: TaskTrackerToken,
 }
 
@@ -186,14 +187,13 @@ impl Busy {
 
 impl Hold for Busy {
     fn handed_on(&mut self, frame: bool) {
+        let Some(stream) = self.stream else { return };
         self.activity.update(|state| {
-            if !state.multiplexed {
-                // What waits, waits in the stream.
-            } else if frame {
-                state.untaken.insert(self.id, Instant::now());
+            if frame {
+                state.untaken.insert(stream, Instant::now());
             } else {
                 // It is we who make the client wait.
-                state.untaken.remove(&self.id);
+                state.untaken.remove(&stream);
             }
         });
     }
@@ -203,7 +203,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.activity.update(|state| {
             state.requests -= 1;
-            state.untaken.remove(&self.id);
+            self.stream.map(|stream| state.untaken.remove(&stream));
             state.wait_for(Deadline::Idle);
             state.unsent = true;
         });
