@@ -61,7 +61,7 @@ impl Programs {
             say(&format!("building {variant} as it is released"));
             services.push((variant, built(&service, name, folder, true)?));
         }
-        // With the lock of the service that has all, so that both run the same code.
+        // With the lock of the service that has all, so that both use the same crates.
         let bare = parent.join("bare");
         let rival = parent.join("rival");
         copy(&snapshot.path().join("bench/bare"), &bare)?;
