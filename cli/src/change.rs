@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use semver::Version;
 use tempfile::TempDir;
 
@@ -14,7 +14,7 @@ use crate::apply;
 use crate::args::Common;
 use crate::generate::generate;
 use crate::merge::{self, Merged, Sides};
-use crate::record::Answers;
+use crate::record::{Answers, FILE};
 use crate::say::say;
 use crate::service::Service;
 use crate::template::{Checkout, Template};
@@ -52,9 +52,10 @@ pub fn set(asked: &[(String, String)], from: Option<&str>, common: &Common) -> R
     let service = Service::find()?;
     let template = open(&service, common)?;
     let recorded = recorded(&service, &template, from)?;
-    recorded.template.accepts(asked)?;
-    let mut answers = service.record.answers.clone();
-    answers.extend(asked.iter().cloned());
+    let asked: Answers = asked.iter().cloned().collect();
+    recorded.template.accepts(&asked)?;
+    let mut answers = recorded.answers.clone();
+    answers.extend(asked);
     if answers == service.record.answers {
         say!("{} has these answers already", service.record.name);
         return Ok(Exit::Done);
@@ -76,13 +77,15 @@ fn open(service: &Service, common: &Common) -> Result<Template> {
     Template::open(common.template.template.as_deref(), service.record.template.as_deref())
 }
 
-/// The state that the service records.
+/// The state that the service records; its owners may have written answers there that are none.
 pub fn recorded(service: &Service, template: &Template, from: Option<&str>) -> Result<State> {
     let template = match from {
         Some(revision) => template.checkout_revision(revision)?,
         None => template.checkout(&service.record.version)?,
     };
-    Ok(State { template, answers: service.record.answers.clone() })
+    let answers = service.record.answers.clone();
+    template.accepts(&answers).context(FILE)?;
+    Ok(State { template, answers })
 }
 
 /// What `service` would be after a change from `recorded` to `wanted`.

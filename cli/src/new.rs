@@ -7,6 +7,7 @@ use semver::Version;
 
 use crate::Exit;
 use crate::generate::interactive;
+use crate::record::Answers;
 use crate::template::Template;
 
 /// Generates `name` below the current folder.
@@ -18,8 +19,8 @@ pub fn run(
 ) -> Result<Exit> {
     let template = Template::open(template, None)?;
     let checkout = template.checkout(version.unwrap_or(template.newest()))?;
-    checkout.accepts(answers)?;
-    let answers = answers.iter().cloned().collect();
+    let answers: Answers = answers.iter().cloned().collect();
+    checkout.accepts(&answers)?;
     // Who can't be asked gets the defaults.
     let silent = !io::stdin().is_terminal();
     Ok(if interactive(&checkout, name, &answers, silent)? { Exit::Done } else { Exit::Refused })

@@ -20,12 +20,11 @@ pub fn run(template: Option<&str>) -> Result<Exit> {
     // What is recorded is shown even where the template is out of reach.
     let template = Template::open(template, record.template.as_deref())?;
     let newest = template.newest();
+    let recorded = change::recorded(&service, &template, None)?;
     if *newest <= record.version {
-        let recorded = template.checkout(&record.version)?;
-        say!("{} is the newest version: nothing to update", recorded.version);
+        say!("{} is the newest version: nothing to update", record.version);
         return Ok(Exit::Done);
     }
-    let recorded = change::recorded(&service, &template, None)?;
     let wanted = State { template: template.checkout(newest)?, answers: record.answers.clone() };
     let merged = change::merged(&service, &recorded, &wanted, true)?;
     let changed =

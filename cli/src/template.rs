@@ -13,6 +13,7 @@ use toml_edit::{DocumentMut, Item};
 
 use crate::git::{self, Git};
 use crate::ownership::Ownership;
+use crate::record::Answers;
 
 /// What cargo-generate reads, and so what tells a template.
 const CONFIG: &str = "cargo-generate.toml";
@@ -134,7 +135,7 @@ impl Checkout {
     }
 
     /// Fails when `answers` are not to questions of this template, or none that they allow.
-    pub fn accepts(&self, answers: &[(String, String)]) -> Result<()> {
+    pub fn accepts(&self, answers: &Answers) -> Result<()> {
         let questions = self.questions()?;
         for (name, answer) in answers {
             let Some(question) = questions.iter().find(|question| question.name == *name) else {
