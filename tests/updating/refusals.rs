@@ -50,18 +50,17 @@ fn a_record_that_is_broken() {
 #[test]
 fn a_record_of_answers_that_there_are_not() {
     let service = Service::generate(&[]);
+    let good = service.read("slipway.toml");
     for (bad, wanted) in [
         ("redis = \"maybe\"", "slipway.toml: redis can't be \"maybe\": allowed are true and false"),
         ("reddis = true", "slipway.toml: there is no question \"reddis\"; there are"),
     ] {
-        let good = service.read("slipway.toml");
-        service.replace("slipway.toml", "redis = false", bad);
+        service.write("slipway.toml", &good.replace("redis = false", bad));
         commit(&service.folder, "broken");
         service.refuses(&["set", "otlp=false"], wanted);
         // It shows what is recorded first.
         let said = said(&mut service.command(&["status"]), 2);
         assert!(said.contains(wanted), "{said}");
-        service.write("slipway.toml", &good);
     }
 }
 
