@@ -298,7 +298,8 @@ impl Store {
 
     async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let started = Instant::now();
-        let connection = self.pool.acquire().await;
+        // Boxed, since it has room to connect anew, 14 KB, which no future that awaits it should carry and move.
+        let connection = Box::pin(self.pool.acquire()).await;
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
         Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
     }
@@ -336,6 +337,6 @@ struct Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        tokio::spawn(tokio::time::timeout(self.patience, self.connection.return_to_pool()));
+        tokio::spawn(tokio::time::timeout(self.patience, Box::pin(self.connection.return_to_pool())));
     }
 }
