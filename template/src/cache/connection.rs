@@ -89,7 +89,7 @@ impl Redis {
 
     /// A name that others who use the same Redis don't touch.
     pub fn key(&self, name: &str) -> String {
-        format!("{}:{name}", self.namespace)
+        [&*self.namespace, name].join(":")
     }
 
     /// The result of a script, or none: too late, failed, or not asked since others failed before.

@@ -185,7 +185,7 @@ impl Shared {
     }
 
     fn key(&self, id: Uuid) -> String {
-        self.redis.key(&format!("{TASK}:{id}"))
+        self.redis.key(&[TASK, &id.to_string()].join(":"))
     }
 
     fn missed(&self) -> MutexGuard<'_, Missed> {
