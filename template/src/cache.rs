@@ -114,7 +114,7 @@ impl Cache {
             self.memory.invalidate(&id).await;
             known = self.look_up(id).await;
         }
-        let (version, read) = match Box::pin(store.get(id)).await {
+        let (version, read) = match store.get(id).await {
             Ok(task) => (task.version, Ok(Rendered::from(&task))),
             Err(gone @ Error::NotFound) => (DELETED, Err(gone.into())),
             Err(error) => return Err(error.into()),

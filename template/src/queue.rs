@@ -63,7 +63,7 @@ impl Queue {
     pub async fn next(&self, stop: &Stop) -> Option<Job> {
         loop {
             let draining = stop.drain.is_cancelled();
-            let job = stop.last_call.run_until_cancelled(Box::pin(self.store.claim_job(self.lease))).await?;
+            let job = stop.last_call.run_until_cancelled(self.store.claim_job(self.lease)).await?;
             let failed = |error: &Error| warn!(error = %error, category = "unavailable", "job.claim_failed");
             match job.inspect_err(failed) {
                 Ok(Some(job)) => return Some(job),
