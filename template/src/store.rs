@@ -7,9 +7,8 @@ use garde::Validate;
 use metrics::{gauge, histogram};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use tracing::warn;
 //@ if otlp
 use tracing::{Instrument, info_span};
@@ -21,9 +20,11 @@ use crate::health::Check;
 use crate::jobs::Job;
 use crate::task::{NewTask, Status, Task, TaskPatch};
 use crate::telemetry::metrics::as_f64;
+use pool::{Leased, Pool};
 
 pub mod dead_letters;
 pub mod jobs;
+mod pool;
 pub mod schema;
 
 #[derive(Debug, Deserialize, Validate)]
@@ -90,16 +91,13 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// For how long a connection that worked when it was given back is trusted. Under load that spares each query a second
-/// way to the server and back.
-const FRESH: Duration = Duration::from_millis(10);
 /// What a server that works may need beyond the statement timeout, which it holds itself.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// A pool of connections. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
+    pool: Pool,
     /// After which a server that has not answered is given up, whoever waits for it.
     patience: Duration,
     /// From which a query is told of.
@@ -127,14 +125,7 @@ impl Store {
             .extra_float_digits(None)
             // Queries are measured under their names; their text in the log would say less.
             .disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .max_connections(config.max_connections)
-            .acquire_timeout(config.acquire_timeout)
-            .test_before_acquire(false)
-            .before_acquire(|connection, about| {
-                Box::pin(async move { Ok(about.idle_for < FRESH || connection.ping().await.is_ok()) })
-            })
-            .connect_lazy_with(options);
+        let pool = Pool::open(options, config.max_connections, config.acquire_timeout);
         let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
         Ok(Self { pool, patience, slow })
     }
@@ -142,11 +133,7 @@ impl Store {
     /// Readiness: the server answers and the schema is at least as new as this binary's. Asked over a connection of its
     /// own: a pool that is used up would take all replicas out at once, when each of them is needed.
     pub fn checks(&self) -> Vec<Check> {
-        let options = PgConnectOptions::clone(&self.pool.connect_options());
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(self.pool.options().get_acquire_timeout())
-            .connect_lazy_with(options);
+        let pool = Pool::open(self.pool.options().clone(), 1, self.pool.patience);
         let store = Self { pool, ..self.clone() };
         vec![Check::new("postgres", true, move || {
             let store = store.clone();
@@ -156,11 +143,10 @@ impl Store {
 
     /// Sets the gauges of the pool.
     pub fn observe(&self) {
-        let idle = self.pool.num_idle();
-        let open = self.pool.size() as usize;
+        let [most, open, idle] = self.pool.count();
         gauge!("db_pool_connections", "state" => "idle").set(as_f64(idle));
-        gauge!("db_pool_connections", "state" => "used").set(as_f64(open.saturating_sub(idle)));
-        gauge!("db_pool_connections_max").set(f64::from(self.pool.options().get_max_connections()));
+        gauge!("db_pool_connections", "state" => "used").set(as_f64(open - idle));
+        gauge!("db_pool_connections_max").set(as_f64(most));
     }
 
     /// Ends all connections, once their queries have.
@@ -169,7 +155,6 @@ impl Store {
     }
 
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
-        let mut leased = self.acquire().await?;
         let query = sqlx::query_as!(
             Task,
             "INSERT INTO tasks (id, title, description, status, version, created_at, updated_at)
@@ -179,26 +164,27 @@ impl Store {
             new.title,
             new.description
         );
-        Ok(self.timed("create_task", query.fetch_one(&mut *leased.connection)).await?)
+        Ok(self.once("create_task", async |connection| query.fetch_one(connection).await).await?)
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        self.read(&mut self.acquire().await?.connection, id).await
+        self.once("get_task", async |connection| Self::read(connection, id).await)
+            .await?
+            .ok_or(Error::NotFound)
     }
 
-    async fn read(&self, connection: &mut PgConnection, id: Uuid) -> Result<Task, Error> {
+    async fn read(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<Task>> {
         let query = sqlx::query_as!(
             Task,
             "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
              WHERE id = $1",
             id
         );
-        self.timed("get_task", query.fetch_optional(connection)).await?.ok_or(Error::NotFound)
+        query.fetch_optional(connection).await
     }
 
     /// At most `limit` tasks after the id `after`, in the order of their ids.
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<Vec<Task>, Error> {
-        let mut leased = self.acquire().await?;
         let limit = i64::from(limit);
         // Two statements and not one with an OR, so that each has an index that fits it.
         Ok(if let Some(status) = status {
@@ -210,7 +196,7 @@ impl Store {
                 after,
                 limit
             );
-            self.timed("list_tasks_by_status", query.fetch_all(&mut *leased.connection)).await?
+            self.once("list_tasks_by_status", async |connection| query.fetch_all(connection).await).await?
         } else {
             let query = sqlx::query_as!(
                 Task,
@@ -219,13 +205,12 @@ impl Store {
                 after,
                 limit
             );
-            self.timed("list_tasks", query.fetch_all(&mut *leased.connection)).await?
+            self.once("list_tasks", async |connection| query.fetch_all(connection).await).await?
         })
     }
 
     /// Changes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        let mut leased = self.acquire().await?;
         let query = sqlx::query_as!(
             Task,
             "UPDATE tasks SET title = COALESCE($3, title),
@@ -239,9 +224,9 @@ impl Store {
             patch.description.is_some(),
             patch.description.flatten()
         );
-        match self.timed("update_task", query.fetch_optional(&mut *leased.connection)).await? {
+        match self.once("update_task", async |connection| query.fetch_optional(connection).await).await? {
             Some(task) => Ok(task),
-            None => Err(self.missed(&mut leased.connection, id).await),
+            None => Err(self.missed(id).await),
         }
     }
 
@@ -254,9 +239,22 @@ impl Store {
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
         let mut leased = self.acquire().await?;
-        let begun = self.timed("begin", leased.connection.begin()).await;
-        // Not taken back where that failed: it may have begun all the same, and nobody would end it.
-        let mut transaction = begun.inspect_err(|_| leased.patience = Duration::ZERO)?;
+        let completed = self.complete_on(leased.connection(), id, version, job).await;
+        if let Err(Error::Unavailable(_)) = completed {
+            // A transaction may have begun all the same, and nobody would end it.
+            leased.give_up();
+        }
+        completed
+    }
+
+    async fn complete_on(
+        &self,
+        connection: &mut PgConnection,
+        id: Uuid,
+        version: Option<i64>,
+        job: impl FnOnce(&Task) -> Option<Job>,
+    ) -> Result<(Task, Option<Job>), Error> {
+        let mut transaction = self.timed("begin", connection.begin()).await?;
         let query = sqlx::query_as!(
             Task,
             "UPDATE tasks SET status = 'completed', version = version + 1, updated_at = now(), completed_at = now()
@@ -267,7 +265,8 @@ impl Store {
         );
         let Some(task) = self.timed("complete_task", query.fetch_optional(&mut *transaction)).await? else {
             // Nothing changed: it is completed already, has another version, or does not exist.
-            let task = self.read(&mut transaction, id).await?;
+            let found = self.timed("get_task", Self::read(&mut transaction, id)).await?;
+            let task = found.ok_or(Error::NotFound)?;
             let fits =
                 task.status == Status::Completed && version.is_none_or(|wanted| wanted == task.version);
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
@@ -282,26 +281,34 @@ impl Store {
 
     /// Deletes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        let mut leased = self.acquire().await?;
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
-        if self.timed("delete_task", query.execute(&mut *leased.connection)).await?.rows_affected() == 0 {
-            return Err(self.missed(&mut leased.connection, id).await);
-        }
-        Ok(())
+        let deleted = self.once("delete_task", async |connection| query.execute(connection).await).await?;
+        if deleted.rows_affected() == 0 { Err(self.missed(id).await) } else { Ok(()) }
     }
 
     /// Why a change that named a version touched no row.
-    async fn missed(&self, connection: &mut PgConnection, id: Uuid) -> Error {
-        self.read(connection, id).await.err().unwrap_or(Error::VersionMismatch)
+    async fn missed(&self, id: Uuid) -> Error {
+        self.get(id).await.err().unwrap_or(Error::VersionMismatch)
+    }
+
+    /// One query on a connection of its own, which is given back at once when it has ended well.
+    async fn once<T>(
+        &self,
+        name: &'static str,
+        query: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> sqlx::Result<T> {
+        let mut leased = self.acquire().await?;
+        let result = self.timed(name, query(leased.connection())).await?;
+        leased.give_back();
+        Ok(result)
     }
 
     async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let started = Instant::now();
-        // Boxed, since it has room to connect anew, 14 KB, which no future that awaits it should carry and move.
-        let connection = Box::pin(self.pool.acquire()).await;
+        let leased = self.pool.acquire().await;
         histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        Ok(Leased { connection: connection?, patience: self.pool.options().get_acquire_timeout() })
+        leased
     }
 
     /// Bounds and measures a query, and tells of one that is slow, under a name of ours: no value can end up in it.
@@ -324,19 +331,5 @@ impl Store {
         }
         let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the server has fallen silent");
         result.map_err(silent)?
-    }
-}
-
-/// A connection of the pool.
-struct Leased {
-    connection: PoolConnection<Postgres>,
-    /// How long the pool may take to take it back: it asks whether it still works, and waits for ever, so that a server
-    /// that has fallen silent would keep the place of each that was in use.
-    patience: Duration,
-}
-
-impl Drop for Leased {
-    fn drop(&mut self) {
-        tokio::spawn(tokio::time::timeout(self.patience, Box::pin(self.connection.return_to_pool())));
     }
 }

@@ -46,24 +46,25 @@ impl Command {
 
 impl Store {
     async fn dead_letters(&self) -> Result<Vec<DeadLetter>, Error> {
-        let mut leased = self.acquire().await?;
         let query = sqlx::query_as!(
             DeadLetter,
             // Not as JSON: what no version can read is here, too.
             r#"SELECT id, substring(job FROM '"kind":"([^"]*)"') AS job, attempts, failed_at AS "failed_at!",
                last_error AS reason FROM jobs WHERE failed_at IS NOT NULL ORDER BY failed_at DESC LIMIT 1000"#
         );
-        Ok(self.timed("dead_letters", query.fetch_all(&mut *leased.connection)).await?)
+        Ok(self.once("dead_letters", async |connection| query.fetch_all(connection).await).await?)
     }
 
     /// Queues the jobs that failed for good anew, or one of them, and returns how many those are.
     async fn requeue_jobs(&self, id: Option<Uuid>) -> Result<u64, Error> {
-        let mut leased = self.acquire().await?;
         let query = sqlx::query!(
             "UPDATE jobs SET failed_at = NULL, attempts = 0, run_at = now()
              WHERE failed_at IS NOT NULL AND id = COALESCE($1, id)",
             id
         );
-        Ok(self.timed("requeue_jobs", query.execute(&mut *leased.connection)).await?.rows_affected())
+        Ok(self
+            .once("requeue_jobs", async |connection| query.execute(connection).await)
+            .await?
+            .rows_affected())
     }
 }

@@ -39,7 +39,6 @@ impl Store {
 
     /// Its id, its text, and how often it was taken.
     async fn take_job(&self, lease: Duration) -> Result<Option<(Uuid, String, i32)>, Error> {
-        let mut leased = self.acquire().await?;
         let query = sqlx::query!(
             "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
              WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
@@ -47,13 +46,12 @@ impl Store {
              RETURNING id, job, attempts",
             lease.as_secs_f64()
         );
-        let row = self.timed("claim_job", query.fetch_optional(&mut *leased.connection)).await?;
+        let row = self.once("claim_job", async |connection| query.fetch_optional(connection).await).await?;
         Ok(row.map(|row| (row.id, row.job, row.attempts)))
     }
 
     /// Records what became of a job that was taken.
     pub async fn settle_job(&self, id: Uuid, settlement: &Settlement) -> Result<(), Error> {
-        let mut leased = self.acquire().await?;
         let (name, query) = match settlement {
             Settlement::Done => ("finish_job", sqlx::query!("DELETE FROM jobs WHERE id = $1", id)),
             Settlement::Retry { after } => {
@@ -73,19 +71,18 @@ impl Store {
                 ("fail_job", query)
             }
         };
-        self.timed(name, query.execute(&mut *leased.connection)).await?;
+        self.once(name, async |connection| query.execute(connection).await).await?;
         Ok(())
     }
 
     /// Jobs that have not ended, of all replicas, and for how long the one that is due longest has waited.
     pub async fn count_jobs(&self) -> Result<(usize, Duration), Error> {
-        let mut leased = self.acquire().await?;
         let query = sqlx::query!(
             r#"SELECT count(*) AS "count!",
                    COALESCE(extract(epoch FROM now() - min(run_at)), 0)::float8 AS "waited!"
                FROM jobs WHERE failed_at IS NULL"#
         );
-        let row = self.timed("count_jobs", query.fetch_one(&mut *leased.connection)).await?;
+        let row = self.once("count_jobs", async |connection| query.fetch_one(connection).await).await?;
         // Negative where none is due yet.
         let waited = Duration::try_from_secs_f64(row.waited).unwrap_or_default();
         Ok((usize::try_from(row.count).unwrap_or(0), waited))

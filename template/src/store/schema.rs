@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tracing::info;
 
@@ -16,7 +15,7 @@ impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         // Not the pool's: these may take longer than it allows. That a table is there already is no news.
-        let options = PgConnectOptions::clone(&self.pool.connect_options()).options([
+        let options = self.pool.options().clone().options([
             ("statement_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
             ("client_min_messages", "warning"),
@@ -24,7 +23,7 @@ impl Store {
         let both = async {
             tokio::try_join!(PgConnection::connect_with(&options), PgConnection::connect_with(&options))
         };
-        let both = tokio::time::timeout(self.pool.options().get_acquire_timeout(), both).await;
+        let both = tokio::time::timeout(self.pool.patience, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
         // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a
         // connection of its own, since an index can't be built CONCURRENTLY within one.
@@ -49,11 +48,8 @@ impl Store {
 
     pub(super) async fn schema_is_current(&self) -> Result<(), String> {
         let query = sqlx::query_scalar!(r#"SELECT max(version) FROM _sqlx_migrations WHERE success"#);
-        let found = async {
-            let mut leased = self.acquire().await?;
-            self.timed("schema_version", query.fetch_one(&mut *leased.connection)).await
-        };
-        let found = found.await.map_err(|error: sqlx::Error| error.to_string())?.unwrap_or(0);
+        let found = self.once("schema_version", async |connection| query.fetch_one(connection).await).await;
+        let found = found.map_err(|error| error.to_string())?.unwrap_or(0);
         if found < newest() {
             return Err(format!("schema is at {found}, this binary needs {}", newest()));
         }

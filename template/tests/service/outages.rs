@@ -151,6 +151,16 @@ async fn client(app: &TestApp, over: &AtomicBool) -> Vec<(u16, Duration)> {
 }
 
 #[tokio::test]
+async fn connection_that_the_server_has_ended_is_not_lent() {
+    let app = watchful(&[]).await;
+    let task = app.create("a").await;
+    app.process.database().end_connections().await;
+    // Nothing is trusted for longer than ten milliseconds.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["id"], task["id"]);
+}
+
+#[tokio::test]
 async fn exhausted_pool_turns_requests_away_in_time() {
     let app =
         TestApp::spawn(&[&WATCHFUL, [("APP__DATABASE__MAX_CONNECTIONS", "1")].as_slice()].concat()).await;
