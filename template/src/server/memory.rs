@@ -9,17 +9,20 @@ use tokio_util::task::TaskTracker;
 const EVERY: Duration = Duration::from_secs(1);
 /// Clients whose memory is worth the milliseconds in which nobody else can have any.
 const CROWD: usize = 250;
+/// Those of a crowd whose memory may stay.
+const FEW: usize = 10;
 
 /// Watches `connections`, for ever.
 pub(super) async fn give_back(connections: TaskTracker) {
-    let mut most = 0;
+    let (mut most, mut crowd) = (0, false);
     loop {
         tokio::time::sleep(EVERY).await;
         let open = connections.len();
         most = most.max(open);
-        if most >= CROWD && open < most / 4 {
+        crowd |= most >= CROWD;
+        if crowd && open < most / 4 {
             trim();
-            most = open;
+            (most, crowd) = (open, open > FEW);
         }
     }
 }
