@@ -32,7 +32,7 @@ const BODY: Duration = Duration::from_secs(4);
 const SERVED: Duration = Duration::from_millis(50);
 const SLOWEST: Duration = Duration::from_secs(1);
 /// A first crowd of each kind, after which code, tables and threads are there that the next will need as well.
-const FIRST: usize = 400;
+const FIRST: usize = 600;
 /// Memory may stay grown by a tenth.
 const GROWTH: f64 = 1.1;
 /// Within which it is given back.
