@@ -143,8 +143,8 @@ impl Cache {
         //@ if redis
         match &loaded {
             Ok(task) => self.shared.fill(id, task, &found).await,
-            // Once it answers again, it may still have what was just told to be gone.
-            Err(Error::NotFound) if matches!(found, Found::Unknown) => self.shared.gone(id),
+            // Or it may still have what was just told to be gone, or get it from who loaded it before then.
+            Err(Error::NotFound) => self.shared.gone(id, &found).await,
             Err(_) => {}
         }
         //@ end

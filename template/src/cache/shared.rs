@@ -45,8 +45,8 @@ static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Stores a task in place of what was found before it was loaded, and of nothing else: a fill that raced a write, or
-/// comes after all was flushed, must not win. Tells whether this version or a later one is there.
+/// Stores a task, or that there is none, in place of what was found before it was loaded, and of nothing else: a fill
+/// that raced a write, or comes after all was flushed, must not win. Tells whether this version or a later one is there.
 static FILL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local there = redis.call('GET', KEYS[1])
@@ -111,21 +111,25 @@ impl Shared {
         found
     }
 
-    /// Remembers that the store no longer has the task, whatever Redis may have of it.
-    pub(super) fn gone(&self, id: Uuid) {
-        self.missed().add(id, DELETED, false, self.ttl);
-    }
-
     /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
     pub(super) async fn fill(&self, id: Uuid, task: &Rendered, found: &Found) {
+        self.replace(id, found, task.version, &task.json, self.lifetime()).await;
+    }
+
+    /// The same where the store has no task. For no longer than a load takes: any number of ids have none.
+    pub(super) async fn gone(&self, id: Uuid, found: &Found) {
+        self.replace(id, found, DELETED, mark().as_bytes(), LEASE.as_millis().to_string()).await;
+    }
+
+    async fn replace(&self, id: Uuid, found: &Found, version: i64, by: &[u8], lifetime: String) {
         if let Found::Instead(found) = found {
             let mut fill = FILL.key(self.key(id));
-            fill.arg(found).arg(task.version).arg(&task.json[..]).arg(self.lifetime());
+            fill.arg(found).arg(version).arg(by).arg(lifetime);
             if self.redis.run("store", fill).await == Some(true) {
                 return;
             }
         }
-        self.missed().add(id, task.version, false, self.ttl);
+        self.missed().add(id, version, false, self.ttl);
     }
 
     /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the

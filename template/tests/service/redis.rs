@@ -276,6 +276,36 @@ async fn what_was_loaded_is_stored_only_where_no_write_can_be_hidden() {
 }
 
 #[tokio::test]
+async fn task_that_was_told_to_be_gone_is_not_had_from_who_loaded_it_before() {
+    for stored in [true, false] {
+        let namespace = uuid::Uuid::now_v7().to_string();
+        let app = TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str()), PATIENT]).await;
+        followed(&namespace, 1).await;
+        let task = app.create("a").await;
+        let path = path_of(&task);
+        let key = format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"));
+        let database = app.process.database();
+        let mut redis = connected().await;
+        // What the look-up of another replica has left, which loads the task before it is deleted.
+        let () = redis.set_ex(&key, "0:look-up", 60).await.expect("an answer");
+        let mut lock = database.lock("tasks").await;
+        let meddle = async {
+            let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
+            eventually(async || database.count(blocked).await, |count| *count == 1).await;
+            if stored {
+                let () = redis.set_ex(&key, format!("1:{task}"), 60).await.expect("an answer");
+            }
+            lock.execute("DELETE FROM tasks; COMMIT").await.expect("a deletion that nobody hears of");
+        };
+        let (answer, ()) = tokio::join!(app.get(&path), meddle);
+        assert_eq!(answer.status, 404);
+        let there: String = redis.get(&key).await.expect("an answer");
+        assert_ne!(there, "0:look-up", "where the other replica would store the task now");
+        assert_eq!(app.get(&path).await.status, 404);
+    }
+}
+
+#[tokio::test]
 async fn replica_whose_write_was_refused_reads_anew() {
     let (url, proxy) = behind_proxy().await;
     let (one, two) = replicas(&[("REDIS_URL", &url)]).await;
