@@ -1,15 +1,18 @@
 //! A database that is gone, silent, full or read-only: requests are told in time, and all is well once it is back.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::Connection;
+use tokio::net::TcpSocket;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::postgres::Database;
 use crate::process::{Launch, Variables};
+use crate::proxy::Proxy;
 use crate::receiver::Receiver;
 
 /// Checks that are made often, so that a test need not wait long for one.
@@ -158,6 +161,60 @@ async fn connection_that_the_server_has_ended_is_not_lent() {
     // Nothing is trusted for longer than ten milliseconds.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["id"], task["id"]);
+}
+
+#[tokio::test]
+async fn transaction_that_began_too_late_takes_no_write_with_it() {
+    let database = Database::create().await;
+    let (url, proxy) = database.behind_proxy().await;
+    let one = [("APP__DATABASE__MAX_CONNECTIONS", "1"), ("APP__DATABASE__STATEMENT_TIMEOUT", "300ms")];
+    let app = TestApp::spawn(&[&one[..], &[("DATABASE_URL", &url)]].concat()).await;
+    let task = app.create("a").await;
+    proxy.hold("BEGIN");
+    assert_unavailable(&app.complete(&task).await);
+    // The server begins the transaction now. On that connection nothing would be stored any more.
+    proxy.mend();
+    assert_eq!(app.patch(&path_of(&task), &json!({ "title": "b" })).await.status, 200);
+    assert_eq!(database.count("tasks WHERE title = 'b'").await, 1);
+}
+
+#[tokio::test]
+async fn completion_that_changes_nothing_leaves_no_transaction() {
+    let app = TestApp::spawn(&[("APP__DATABASE__STATEMENT_TIMEOUT", "60s")]).await;
+    let database = app.process.database();
+    let task = app.create("a").await;
+    assert_eq!(app.complete(&task).await.status, 200);
+    // Or a worker that looks for jobs would get the connection, and end the transaction with that.
+    let _lock = database.lock("jobs").await;
+    let blocked = "pg_locks WHERE NOT granted AND relation = 'jobs'::regclass";
+    // The workers and the watcher of the queue.
+    eventually(async || database.count(blocked).await, |count| *count == 2).await;
+    assert_eq!(app.complete(&task).await.status, 200, "it is completed already");
+    let open = concat!(
+        "pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'
+             AND application_name = '",
+        env!("CARGO_PKG_NAME"),
+        "'"
+    );
+    eventually(async || database.count(open).await, |count| *count == 0).await;
+}
+
+#[tokio::test]
+async fn request_waits_for_a_server_that_starts() {
+    let database = Database::create().await;
+    assert_eq!(Launch::new(&[("DATABASE_URL", &database.url)]).run("migrate").await.code, Some(0));
+    // No one listens there yet, and no one else can.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let url = database.url_at(socket.local_addr().expect("an address"));
+    let patient = [("APP__DATABASE__ACQUIRE_TIMEOUT", "8s"), ("APP__HTTP__REQUEST_TIMEOUT", "9s")];
+    let app = TestApp::starting(Launch::new(&patient).set(&[("DATABASE_URL", &url)])).await;
+    let start = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Proxy::on(socket.listen(16).expect("a listener"), &database.server())
+    };
+    let (answer, _proxy) = tokio::join!(app.get("/v1/tasks"), start);
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[tokio::test]

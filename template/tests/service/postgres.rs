@@ -1,6 +1,8 @@
 //! Postgres: what was acknowledged survives a crash, what was not committed is not told. Each test has a database
 //! of its own.
 
+use std::net::SocketAddr;
+
 use futures_util::future::join_all;
 use reqwest::Url;
 use rustix::process::Signal;
@@ -40,12 +42,22 @@ impl Database {
 
     /// The URL of this database behind a proxy in front of its server.
     pub async fn behind_proxy(&self) -> (String, Proxy) {
+        let proxy = Proxy::to(&self.server()).await;
+        (self.url_at(proxy.address), proxy)
+    }
+
+    /// Where its server is: `host:port`.
+    pub fn server(&self) -> String {
+        let url: Url = self.url.parse().expect("a URL");
+        format!("{}:{}", url.host_str().expect("a host"), url.port().unwrap_or(5432))
+    }
+
+    /// Its URL for who goes by another address.
+    pub fn url_at(&self, address: SocketAddr) -> String {
         let mut url: Url = self.url.parse().expect("a URL");
-        let host = url.host_str().expect("a host");
-        let proxy = Proxy::to(&format!("{host}:{}", url.port().unwrap_or(5432))).await;
-        url.set_host(Some("127.0.0.1")).expect("a host");
-        url.set_port(Some(proxy.address.port())).expect("a port");
-        (url.into(), proxy)
+        url.set_ip_host(address.ip()).expect("a host");
+        url.set_port(Some(address.port())).expect("a port");
+        url.into()
     }
 
     /// The same for a user of this database alone, who has a password.

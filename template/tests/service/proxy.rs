@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 
 use tokio::io::copy_bidirectional;
+//@ if postgres
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+//@ end
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -25,12 +28,19 @@ struct State {
     /// Nothing comes through, and neither end is told.
     frozen: bool,
     //@ end
+    //@ if postgres
+    /// A message that waits, with all that follows it, on its way to the server.
+    held: Option<&'static str>,
+    //@ end
 }
 
 impl Proxy {
     /// A proxy in front of `server`, which is `host:port`.
     pub async fn to(server: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), server)
+    }
+
+    pub fn on(listener: TcpListener, server: &str) -> Self {
         let address = listener.local_addr().expect("an address");
         let state = watch::Sender::new(State::default());
         let (server, states) = (server.to_owned(), state.subscribe());
@@ -59,12 +69,23 @@ impl Proxy {
     }
     //@ end
 
+    //@ if postgres
+
+    /// Keeps from the server what has `message` in it, and what follows on that connection, until it is mended.
+    pub fn hold(&self, message: &'static str) {
+        self.state.send_modify(|state| state.held = Some(message));
+    }
+    //@ end
+
     /// Takes new connections again.
     pub fn mend(&self) {
         self.state.send_modify(|state| {
             state.cut = false;
             //@ if postgres or redis
             state.frozen = false;
+            //@ end
+            //@ if postgres
+            state.held = None;
             //@ end
         });
     }
@@ -82,7 +103,11 @@ async fn carry(mut client: TcpStream, server: String, mut states: watch::Receive
     if at_first.cut {
         return;
     }
-    let Ok(mut server) = TcpStream::connect(server).await else { return };
+    let Ok(server) = TcpStream::connect(server).await else { return };
+    //@ if postgres
+    let server = held(server, states.clone());
+    //@ end
+    let mut server = server;
     let over = |state: &State| state.cuts > at_first.cuts;
     //@ if postgres or redis
     let over = |state: &State| over(state) || state.frozen;
@@ -100,3 +125,34 @@ async fn carry(mut client: TcpStream, server: String, mut states: watch::Receive
     }
     //@ end
 }
+//@ if postgres
+
+/// The way to a server that may be held.
+fn held(mut server: TcpStream, mut states: watch::Receiver<State>) -> DuplexStream {
+    let (near, far) = duplex(64 * 1024);
+    tokio::spawn(async move {
+        let (mut sent, mut received) = split(far);
+        let (mut from_server, mut to_server) = server.split();
+        let sending = async {
+            let mut bytes = [0; 4096];
+            loop {
+                let count = sent.read(&mut bytes).await?;
+                let holds =
+                    |held: &str| bytes[..count].windows(held.len()).any(|part| part == held.as_bytes());
+                // An error is the proxy's end.
+                let _ = states.wait_for(|state| !state.held.is_some_and(holds)).await;
+                if count == 0 {
+                    return to_server.shutdown().await;
+                }
+                to_server.write_all(&bytes[..count]).await?;
+            }
+        };
+        // Whichever ends first, the other follows.
+        tokio::select! {
+            _ = sending => {}
+            _ = tokio::io::copy(&mut from_server, &mut received) => {}
+        }
+    });
+    near
+}
+//@ end
