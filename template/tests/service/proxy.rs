@@ -40,6 +40,7 @@ impl Proxy {
         Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), server)
     }
 
+    /// The same where `listener` listens.
     pub fn on(listener: TcpListener, server: &str) -> Self {
         let address = listener.local_addr().expect("an address");
         let state = watch::Sender::new(State::default());
@@ -68,7 +69,6 @@ impl Proxy {
         self.state.send_modify(|state| state.frozen = true);
     }
     //@ end
-
     //@ if postgres
 
     /// Keeps from the server what has `message` in it, and what follows on that connection, until it is mended.
