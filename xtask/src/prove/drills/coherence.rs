@@ -20,9 +20,10 @@ const REPLICAS: usize = 3;
 const CLIENTS: usize = 24;
 const TASKS: usize = 50;
 const OPERATIONS: usize = 100_000;
-/// Of a thousand operations: so many delete, those up to the next number change, the others read.
-const DELETIONS: usize = 10;
-const CHANGED: usize = 190;
+/// Of a thousand operations: so many change; those up to the next number delete, of every other task. What
+/// lives long shows what is kept for too long, what is deleted whether it stays so.
+const CHANGES: usize = 180;
+const CHANGES_AND_DELETIONS: usize = CHANGES + 60;
 
 const TTL: Duration = Duration::from_secs(2);
 /// What a busy machine adds to either promise.
@@ -145,8 +146,8 @@ fn operate(scene: &Scene) -> Result<Vec<Answer>> {
         let (replica, place) = (fastrand::usize(..REPLICAS), fastrand::usize(..TASKS));
         let (task, path) = scene.task(place);
         let (method, body) = match fastrand::usize(..1000) {
-            ..DELETIONS => ("DELETE", ""),
-            DELETIONS..CHANGED => ("PATCH", r#"{"description": "Once more"}"#),
+            ..CHANGES => ("PATCH", r#"{"description": "Once more"}"#),
+            CHANGES..CHANGES_AND_DELETIONS if place % 2 == 0 => ("DELETE", ""),
             _ => ("GET", ""),
         };
         let connection = &mut connections[replica];
@@ -186,20 +187,29 @@ fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Fault>, 
         let one = fastrand::usize(..ways.len());
         let hit = if fastrand::bool() { ways } else { &ways[one..=one] };
         let began = scene.start.elapsed();
-        match fastrand::u8(..5) {
+        let cut = match fastrand::u8(..5) {
             0 => {
                 site.servers.flush_redis(site.place)?;
                 flushes += 1;
                 continue;
             }
-            1 | 2 => hit.iter().for_each(Way::cut),
-            _ => hit.iter().for_each(Way::freeze),
+            kind => kind < 3,
+        };
+        let outage = || {
+            hit.iter().for_each(if cut { Way::cut } else { Way::freeze });
+            // From a short break, which nobody may notice, to one that outlasts every deadline.
+            pause(scene, Duration::from_millis(1 << fastrand::u64(..12)));
+            hit.iter().for_each(Way::mend);
+            scene.start.elapsed()
+        };
+        let mended = outage();
+        // What was under way when it came back meets the next.
+        for _ in 0..fastrand::u8(..4) {
+            pause(scene, Duration::from_millis(1 << fastrand::u64(..9)));
+            outage();
         }
-        // From a short break, which nobody may notice, to one that outlasts every deadline.
-        pause(scene, Duration::from_millis(1 << fastrand::u64(..12)));
-        hit.iter().for_each(Way::mend);
-        let mended = scene.start.elapsed();
-        faults.push(Fault { began, mended, over: mended + RECOVERY, partial: hit.len() < ways.len() });
+        let over = scene.start.elapsed() + RECOVERY;
+        faults.push(Fault { began, mended, over, partial: hit.len() < ways.len() });
     }
 }
 

@@ -20,10 +20,11 @@ pub struct Answer {
     pub ended: Duration,
 }
 
-/// A time without Redis.
+/// A time without Redis, which may come back more than once.
 #[derive(Clone, Copy)]
 pub struct Fault {
     pub began: Duration,
+    /// When it came back first.
     pub mended: Duration,
     /// When all has recovered.
     pub over: Duration,
