@@ -186,17 +186,10 @@ async fn completion_that_changes_nothing_leaves_no_transaction() {
     assert_eq!(app.complete(&task).await.status, 200);
     // Or a worker that looks for jobs would get the connection, and end the transaction with that.
     let _lock = database.lock("jobs").await;
-    let blocked = "pg_locks WHERE NOT granted AND relation = 'jobs'::regclass";
     // The workers and the watcher of the queue.
-    eventually(async || database.count(blocked).await, |count| *count == 2).await;
+    database.blocked("jobs", 2).await;
     assert_eq!(app.complete(&task).await.status, 200, "it is completed already");
-    let open = concat!(
-        "pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'
-             AND application_name = '",
-        env!("CARGO_PKG_NAME"),
-        "'"
-    );
-    eventually(async || database.count(open).await, |count| *count == 0).await;
+    eventually(async || database.open_transactions().await, |count| *count == 0).await;
 }
 
 #[tokio::test]
@@ -206,7 +199,7 @@ async fn request_waits_for_a_server_that_starts() {
     // No one listens there yet, and no one else can.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
-    let url = database.url_at(socket.local_addr().expect("an address"));
+    let url = database.by_way_of(socket.local_addr().expect("an address"));
     let patient = [("APP__DATABASE__ACQUIRE_TIMEOUT", "8s"), ("APP__HTTP__REQUEST_TIMEOUT", "9s")];
     let app = TestApp::starting(Launch::new(&patient).set(&[("DATABASE_URL", &url)])).await;
     let start = async {
@@ -227,8 +220,7 @@ async fn exhausted_pool_turns_requests_away_in_time() {
     let waiting = app.patch(&path, &change);
     let refused = async {
         // The one connection waits for the lock; whoever comes now waits for the connection.
-        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
-        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        database.blocked("tasks", 1).await;
         let began = Instant::now();
         let answer = app.get("/v1/tasks").await;
         let took = began.elapsed();
@@ -264,8 +256,7 @@ async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
     let (database, change) = (app.process.database(), json!({ "title": "another canary" }));
     let lock = database.lock("tasks").await;
     let unlocked = async {
-        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
-        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        database.blocked("tasks", 1).await;
         tokio::time::sleep(slow).await;
         lock.close().await.expect("the lock is given back");
     };
@@ -292,8 +283,7 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
     let lock = database.lock("jobs, tasks").await;
     let frozen = async {
         // One connection waits with a worker, the other with the request: there are no more.
-        let blocked = "pg_locks WHERE NOT granted AND relation IN ('jobs'::regclass, 'tasks'::regclass)";
-        eventually(async || database.count(blocked).await, |count| *count == 2).await;
+        database.blocked("jobs, tasks", 2).await;
         proxy.freeze();
         lock.close().await.expect("the locks are given back");
     };

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::app::{TestApp, eventually, path_of};
 use crate::misconfiguration::{Row, assert_refused};
 use crate::process::Launch;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, by_way_of, server_of};
 use crate::receiver::Receiver;
 //@ if redis
 use crate::redis;
@@ -43,21 +43,15 @@ impl Database {
     /// The URL of this database behind a proxy in front of its server.
     pub async fn behind_proxy(&self) -> (String, Proxy) {
         let proxy = Proxy::to(&self.server()).await;
-        (self.url_at(proxy.address), proxy)
+        (self.by_way_of(proxy.address), proxy)
     }
 
-    /// Where its server is: `host:port`.
     pub fn server(&self) -> String {
-        let url: Url = self.url.parse().expect("a URL");
-        format!("{}:{}", url.host_str().expect("a host"), url.port().unwrap_or(5432))
+        server_of(&self.url.parse().expect("a URL"), 5432)
     }
 
-    /// Its URL for who goes by another address.
-    pub fn url_at(&self, address: SocketAddr) -> String {
-        let mut url: Url = self.url.parse().expect("a URL");
-        url.set_ip_host(address.ip()).expect("a host");
-        url.set_port(Some(address.port())).expect("a port");
-        url.into()
+    pub fn by_way_of(&self, address: SocketAddr) -> String {
+        by_way_of(self.url.parse().expect("a URL"), address)
     }
 
     /// The same for a user of this database alone, who has a password.
@@ -89,6 +83,12 @@ impl Database {
         let mut connection = self.connect().await;
         connection.execute(AssertSqlSafe(format!("BEGIN; LOCK TABLE {tables}"))).await.expect("the lock");
         connection
+    }
+
+    /// Waits until so many statements wait for a lock of `tables`.
+    pub async fn blocked(&self, tables: &str, count: i64) {
+        let waiting = format!("pg_locks WHERE NOT granted AND relation = ANY ('{{{tables}}}'::regclass[])");
+        eventually(async || self.count(&waiting).await, |now| *now == count).await;
     }
 
     /// Allows the owner so many connections, and ends those that are open.
@@ -130,12 +130,18 @@ impl Database {
 
     /// How many connections services have to it.
     pub async fn connections(&self) -> i64 {
-        let service = env!("CARGO_PKG_NAME");
-        self.count(&format!(
-            "pg_stat_activity WHERE datname = '{}' AND application_name = '{service}'",
-            self.name
-        ))
-        .await
+        self.connections_that("true").await
+    }
+
+    /// How many of these are within a transaction that nobody goes on with.
+    pub async fn open_transactions(&self) -> i64 {
+        self.connections_that("state = 'idle in transaction'").await
+    }
+
+    async fn connections_that(&self, condition: &str) -> i64 {
+        let (name, service) = (&self.name, env!("CARGO_PKG_NAME"));
+        let theirs = format!("datname = '{name}' AND application_name = '{service}'");
+        self.count(&format!("pg_stat_activity WHERE {theirs} AND {condition}")).await
     }
 
     pub async fn connect(&self) -> PgConnection {

@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+//@ if postgres or redis
+use reqwest::Url;
+//@ end
 use tokio::io::copy_bidirectional;
 //@ if postgres
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
@@ -97,6 +100,20 @@ impl Drop for Proxy {
     }
 }
 
+//@ if postgres or redis
+/// Where the server of `url` is: `host:port`.
+pub fn server_of(url: &Url, port: u16) -> String {
+    format!("{}:{}", url.host_str().expect("a host"), url.port().unwrap_or(port))
+}
+
+/// The URL for who goes by another address.
+pub fn by_way_of(mut url: Url, address: SocketAddr) -> String {
+    url.set_ip_host(address.ip()).expect("a host");
+    url.set_port(Some(address.port())).expect("a port");
+    url.into()
+}
+
+//@ end
 /// Carries one connection until an end closes it or the proxy is cut.
 async fn carry(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
     let at_first = *states.borrow_and_update();

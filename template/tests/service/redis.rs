@@ -23,7 +23,7 @@ use crate::misconfiguration::{Row, assert_refused};
 use crate::postgres::Database;
 //@ end
 use crate::process::{Launch, Variables};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, by_way_of, server_of};
 
 /// The server that replicas share.
 #[expect(clippy::disallowed_methods, reason = "what the tests run against is no part of the service")]
@@ -51,12 +51,9 @@ async fn connected() -> redis::aio::MultiplexedConnection {
 
 /// A URL of the server behind a proxy.
 pub async fn behind_proxy() -> (String, Proxy) {
-    let mut url: Url = server().parse().expect("REDIS_URL is a URL");
-    let host = url.host_str().expect("REDIS_URL names a host");
-    let proxy = Proxy::to(&format!("{host}:{}", url.port().unwrap_or(6379))).await;
-    url.set_host(Some("127.0.0.1")).expect("a host");
-    url.set_port(Some(proxy.address.port())).expect("a port");
-    (url.into(), proxy)
+    let url: Url = server().parse().expect("REDIS_URL is a URL");
+    let proxy = Proxy::to(&server_of(&url, 6379)).await;
+    (by_way_of(url, proxy.address), proxy)
 }
 
 /// For replicas whose Redis must not be passed by when the machine stands still.
@@ -232,6 +229,11 @@ async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
     assert_eq!(two.get(&path).await.status, 404);
 }
 
+/// Where Redis has a task.
+fn key(namespace: &str, path: &str) -> String {
+    format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"))
+}
+
 /// Loads a task, whose version is 2, while `other` takes the place of what the look-up has found in Redis. Waits until
 /// it has there what is `wanted`.
 async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
@@ -242,13 +244,12 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let path = path_of(&app.create("a").await);
     let change = "UPDATE tasks SET title = 'b', version = 2";
     app.process.database().connect().await.execute(change).await.expect("a change that nobody hears of");
-    let key = format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"));
+    let key = key(&namespace, &path);
     let redis = connected().await;
     let database = app.process.database();
     let lock = database.lock("tasks").await;
     let meddle = async {
-        let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
-        eventually(async || database.count(blocked).await, |count| *count == 1).await;
+        database.blocked("tasks", 1).await;
         let deleted: u32 = redis.clone().del(&key).await.expect("an answer");
         assert_eq!(deleted, 1, "the look-up has left something, or found it");
         if let Some(other) = other {
@@ -283,15 +284,14 @@ async fn task_that_was_told_to_be_gone_is_not_had_from_who_loaded_it_before() {
         followed(&namespace, 1).await;
         let task = app.create("a").await;
         let path = path_of(&task);
-        let key = format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"));
+        let key = key(&namespace, &path);
         let database = app.process.database();
         let mut redis = connected().await;
         // What the look-up of another replica has left, which loads the task before it is deleted.
         let () = redis.set_ex(&key, "0:look-up", 60).await.expect("an answer");
         let mut lock = database.lock("tasks").await;
         let meddle = async {
-            let blocked = "pg_locks WHERE NOT granted AND relation = 'tasks'::regclass";
-            eventually(async || database.count(blocked).await, |count| *count == 1).await;
+            database.blocked("tasks", 1).await;
             if stored {
                 let () = redis.set_ex(&key, format!("1:{task}"), 60).await.expect("an answer");
             }
