@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::http::Connection;
 use crate::prove::service::Service;
@@ -15,8 +15,8 @@ use super::traces::Collector;
 
 /// Of each service in a round. More than the exporter's queue has room for.
 const REQUESTS: usize = 3_000;
-/// The slower median to the other, and the rounds in which it may come out: two services on a machine that does other
-/// things differ by more now and then, but one that waits for its collector does so in all of them.
+/// The slower median to the other, and the rounds in which it may come out, each with two new processes: one of a pair
+/// is slower by more now and then, and remains so for all its life, but one that waits for its collector always is.
 const RATIO: f64 = 1.05;
 const ROUNDS: usize = 5;
 /// In MiB, over a service whose collector takes everything.
@@ -35,17 +35,30 @@ pub fn faults(site: &Site<'_>) -> Result<String> {
         ("refusing", refusing.url()),
         ("slow", slow.url()),
     ];
-    let sound = exporting(site, &collector.url())?;
     let mut seen = Vec::new();
     for (fault, endpoint) in faults {
-        let other = exporting(site, &endpoint)?;
-        seen.push(format!("{fault} {}", compared(&sound, &other).context(fault)?));
-        other.signal();
-        site.end(other, BOUND)?;
+        let ratio = quickest(site, &collector.url(), &endpoint).context(fault)?;
+        seen.push(format!("{fault} {ratio:.2}"));
     }
-    wait_until("all spans arrived", BOUND, || Ok(lost(&sound)? == 0.0))?;
-    site.stop(sound)?;
     Ok(format!("of the median with a sound one: {}", seen.join(", ")))
+}
+
+/// The first ratio of the medians that is within bounds.
+fn quickest(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        let (sound, faulty) = (exporting(site, collector)?, exporting(site, endpoint)?);
+        let ratio = compared(&sound, &faulty)?;
+        faulty.signal();
+        site.end(faulty, BOUND)?;
+        wait_until("all spans arrived", BOUND, || Ok(lost(&sound)? == 0.0))?;
+        site.stop(sound)?;
+        if ratio <= RATIO {
+            return Ok(ratio);
+        }
+        ratios.push(format!("{ratio:.2}"));
+    }
+    bail!("the medians are {} times those with a sound collector", ratios.join(", "))
 }
 
 /// A service that exports every span to `endpoint`.
@@ -61,32 +74,24 @@ fn exporting(site: &Site<'_>, endpoint: &str) -> Result<Service> {
     site.start(&settings)
 }
 
-/// Asks both in turn. How the medians compare, once they do so within bounds.
-fn compared(sound: &Service, faulty: &Service) -> Result<String> {
+/// Asks both in turn: how the medians compare.
+fn compared(sound: &Service, faulty: &Service) -> Result<f64> {
     let paths = [long_tasks(sound.public, 1)?.remove(0), long_tasks(faulty.public, 1)?.remove(0)];
-    let mut best = f64::INFINITY;
-    for _ in 0..ROUNDS {
-        let mut clients = [Connection::open(sound.public)?, Connection::open(faulty.public)?];
-        let mut latencies = [Latencies::default(), Latencies::default()];
-        for turn in 0..2 * REQUESTS {
-            // A B B A: who comes second is no better off for it.
-            let one = turn.div_ceil(2) % 2;
-            let asked = Instant::now();
-            let answer = clients[one].request("GET", &paths[one], "", "")?;
-            latencies[one].add(asked.elapsed());
-            ensure!(answer.status == 200, "answered {}", answer.status);
-        }
-        let [with, without] = latencies.each_mut().map(|one| one.percentile(50).as_secs_f64());
-        best = best.min(without / with);
-        if best <= RATIO {
-            break;
-        }
+    let mut clients = [Connection::open(sound.public)?, Connection::open(faulty.public)?];
+    let mut latencies = [Latencies::default(), Latencies::default()];
+    for turn in 0..2 * REQUESTS {
+        // A B B A: who comes second is no better off for it.
+        let one = turn.div_ceil(2) % 2;
+        let asked = Instant::now();
+        let answer = clients[one].request("GET", &paths[one], "", "")?;
+        latencies[one].add(asked.elapsed());
+        ensure!(answer.status == 200, "answered {}", answer.status);
     }
-    ensure!(best <= RATIO, "the median is {best:.2} times that with a sound collector");
     let (more, lost) = (faulty.resident()? - sound.resident()?, lost(faulty)?);
     ensure!(more < GROWTH, "{more:.0} MiB more than with a sound collector");
     ensure!(lost > 0.0, "nothing is counted as lost");
-    Ok(format!("{best:.2}"))
+    let [with, without] = latencies.each_mut().map(|one| one.percentile(50).as_secs_f64());
+    Ok(without / with)
 }
 
 /// Spans that have ended and did not arrive, so far.
