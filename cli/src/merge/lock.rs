@@ -1,7 +1,6 @@
 //! `Cargo.lock` merged by its packages, as cargo would have written it: lines of a lock that fit together may still
 //! be no lock, and lines that don't fit may well.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -62,26 +61,24 @@ fn chosen(class: &Class, base: &Lock, ours: &Lock, theirs: &Lock) -> Option<(Id,
         (Some(one), None) | (None, Some(one)) => return Some(one.clone()),
         (None, None) => return None,
     };
-    let was = base.map(|(id, _)| &id.version);
-    let own = class.1.is_none();
-    if !own && ours.0.version != theirs.0.version {
-        let take_theirs = match () {
-            () if was == Some(&ours.0.version) => true,
-            () if was == Some(&theirs.0.version) => false,
-            () => ours.0.version.cmp(&theirs.0.version) == Ordering::Less,
+    // The service's own version is its owner's.
+    let take_theirs = class.1.is_some()
+        && match base.map(|(id, _)| &id.version) {
+            Some(was) if *was == ours.0.version => true,
+            Some(was) if *was == theirs.0.version => false,
+            _ => ours.0.version < theirs.0.version,
         };
-        return Some(if take_theirs { theirs } else { ours }.clone());
-    }
-    // The same package with other features needs other packages.
+    let (id, package) = if take_theirs { theirs } else { ours };
+    // Another version needs other packages, and so do other features: these may come from either side.
     let nothing = BTreeSet::new();
-    let before = base.filter(|(id, _)| own || id == &ours.0).map_or(&nothing, |(_, package)| &package.needs);
+    let before = base.map_or(&nothing, |(_, package)| &package.needs);
     let (one, other) = (&ours.1.needs, &theirs.1.needs);
     let kept = |class: &&Class| {
         let gone = before.contains(class) && !(one.contains(class) && other.contains(class));
         !gone
     };
     let needs = one.union(other).filter(kept).cloned().collect();
-    Some((ours.0.clone(), Package { checksum: ours.1.checksum.clone(), needs }))
+    Some((id.clone(), Package { checksum: package.checksum.clone(), needs }))
 }
 
 impl Lock {
@@ -227,6 +224,24 @@ mod tests {
         assert_eq!(merged("1.0.0", "1.0.1", "1.0.2"), Some(of("1.0.2")));
         assert_eq!(merged("1.0.0", "1.0.2", "1.0.1"), Some(of("1.0.2")));
         assert_eq!(merged("1.0.1", "1.0.1", "1.0.0"), Some(of("1.0.0")));
+    }
+
+    #[test]
+    fn a_version_of_one_side_has_the_features_of_the_other() {
+        let of = |version, needs: &[&str]| {
+            lock(&[
+                ("a", version, needs),
+                ("log", "1.0.0", &[]),
+                ("new", "1.0.0", &[]),
+                ("old", "1.0.0", &[]),
+                ("orders", "0.1.0", &["a", "log", "new", "old"]),
+            ])
+        };
+        let (base, bumped) = (of("1.0.0", &["old"]), of("1.0.1", &["new"]));
+        let (with_feature, wanted) = (of("1.0.0", &["log", "old"]), of("1.0.1", &["log", "new"]));
+        assert_eq!(merge(&base, &bumped, &with_feature).as_deref(), Some(wanted.as_str()));
+        assert_eq!(merge(&base, &with_feature, &bumped).as_deref(), Some(wanted.as_str()));
+        assert_eq!(merge(&with_feature, &wanted, &base).as_deref(), Some(bumped.as_str()));
     }
 
     #[test]
