@@ -59,8 +59,15 @@ fn take(base: &Table, ours: &mut Table, theirs: &Table) -> Option<()> {
     Some(())
 }
 
+/// Tables by their keys: the text of one leaves out the tables in it.
 fn same(one: &Item, other: &Item) -> bool {
-    one.to_string().trim() == other.to_string().trim()
+    match (one.as_table(), other.as_table()) {
+        (Some(one), Some(other)) => {
+            one.len() == other.len()
+                && one.iter().all(|(name, item)| other.get(name).is_some_and(|other| same(item, other)))
+        }
+        _ => one.to_string().trim() == other.to_string().trim(),
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +93,18 @@ mod tests {
         assert_eq!(merge(BASE, &ours, &BASE.replace("b = \"1\"\n", "")), None);
         // The same on both sides is none.
         assert_eq!(merge(BASE, &ours, &ours), Some(ours.clone()));
+    }
+
+    #[test]
+    fn a_table_may_be_in_a_table() {
+        let lints = |level: &str| format!("{BASE}\n[lints.rust]\nunused = \"{level}\"\n");
+        let mine = |level| lints(level).replace("b = \"1\"\n", "b = \"1\"\nmine = \"2\"\n");
+        assert_eq!(merge(&lints("warn"), &mine("warn"), &lints("deny")), Some(mine("deny")));
+        // What the template drops is not dropped together with what its owner has put beside it.
+        let target = |os| format!("\n[target.'cfg({os})'.dependencies]\nc = \"1\"\n");
+        let base = format!("{BASE}{}", target("unix"));
+        assert_eq!(merge(&base, &base, BASE).as_deref(), Some(BASE));
+        assert_eq!(merge(&base, &format!("{base}{}", target("windows")), BASE), None);
     }
 
     #[test]
