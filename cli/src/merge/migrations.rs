@@ -12,30 +12,37 @@ use crate::tree::Files;
 
 const FOLDER: &str = "migrations";
 
-/// Gives the migrations that `wanted` adds another number where the service has one of its own under theirs.
+/// Gives the migrations that `wanted` adds another number where the service has one of its own under theirs, or where
+/// they would stand before one that they came after.
 pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<String> {
     let mut notes = Vec::new();
     let new: Vec<PathBuf> = migrations(wanted)
         .filter(|path| !recorded.contains_key(*path) && !ours.contains_key(*path))
         .cloned()
         .collect();
+    // Of those that came from the template, under whatever number.
+    let last = migrations(ours)
+        .filter(|path| recorded.values().any(|entry| entry == &ours[*path]))
+        .filter_map(|path| number(path))
+        .max();
+    let mut moved = false;
     for path in new {
         let taken: BTreeSet<u64> = migrations(ours)
             .chain(migrations(wanted).filter(|other| **other != path))
             .filter_map(|path| number(path))
             .collect();
-        let own =
-            migrations(ours).any(|other| !recorded.contains_key(other) && number(other) == number(&path));
-        let (Some(old), true) = (number(&path), own) else { continue };
+        let Some(old) = number(&path) else { continue };
+        let own = migrations(ours).any(|other| !recorded.contains_key(other) && number(other) == Some(old));
+        if !own && !moved && last < Some(old) {
+            continue;
+        }
+        moved = true;
         let free = taken.last().map_or(old, |last| last + 1);
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let digits = name.chars().take_while(char::is_ascii_digit).count();
         let to = path.with_file_name(format!("{free:0digits$}{}", &name[digits..]));
-        notes.push(format!(
-            "{} comes as {}: you have a migration of that number",
-            path.display(),
-            to.display()
-        ));
+        let why = if own { "you have a migration of that number" } else { "it has to come last" };
+        notes.push(format!("{} comes as {}: {why}", path.display(), to.display()));
         if let Some(entry) = wanted.remove(&path) {
             wanted.insert(to, entry);
         }
@@ -101,6 +108,34 @@ mod tests {
             files.insert("migrations/0004_theirs.sql".into(), theirs);
             files
         });
+    }
+
+    /// By the name as which it comes, and by that which it had.
+    fn brought(paths: &[(&str, &str)]) -> Files {
+        let of = |(path, id): &(&str, &str)| {
+            (PathBuf::from(path), Entry { mode: "100644".into(), id: (*id).to_owned() })
+        };
+        paths.iter().map(of).collect()
+    }
+
+    #[test]
+    fn new_migrations_keep_their_order() {
+        let (a, b, c, d) = (
+            "migrations/0001_a.sql",
+            "migrations/0002_b.sql",
+            "migrations/0003_c.sql",
+            "migrations/0004_d.sql",
+        );
+        let mine = ["migrations/0002_mine.sql", "migrations/0010_mine.sql"];
+        let mut wanted = files(&[a, b, c]);
+        assert_eq!(renumber(&files(&[a, mine[0], mine[1]]), &files(&[a]), &mut wanted).len(), 2);
+        let renumbered = brought(&[(a, a), ("migrations/0011_b.sql", b), ("migrations/0012_c.sql", c)]);
+        assert_eq!(wanted, renumbered);
+        // Nor does a later one go before them.
+        let (mut ours, mut wanted) = (renumbered, files(&[a, b, c, d]));
+        ours.extend(files(&mine));
+        assert_eq!(renumber(&ours, &files(&[a, b, c]), &mut wanted).len(), 1);
+        assert_eq!(wanted, brought(&[(a, a), (b, b), (c, c), ("migrations/0013_d.sql", d)]));
     }
 
     #[test]
