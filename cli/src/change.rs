@@ -30,11 +30,15 @@ pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Resu
     let service = Service::find()?;
     let template = open(&service, common)?;
     let record = &service.record;
-    let to = to.unwrap_or(template.newest());
-    if *to == record.version && from.is_none() {
-        say!("{} is at version {to} already", record.name);
+    let newest = template.newest();
+    // Newer than the newest release is a preview.
+    let known = template.versions().contains(&&record.version);
+    let already = to.map_or(known && *newest <= record.version, |to| *to == record.version);
+    if already && from.is_none() {
+        say!("{} is at version {} already", record.name, record.version);
         return Ok(Exit::Done);
     }
+    let to = to.unwrap_or(newest);
     let recorded = recorded(&service, &template, from)?;
     let wanted = State { template: template.checkout(to)?, answers: record.answers.clone() };
     let title = format!("Update to slipway {to}");

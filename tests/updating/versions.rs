@@ -11,12 +11,12 @@ use xtask::owner::remove_example;
 
 use crate::support::{Service, commit, contents, generated, git, release, replace, repository, version};
 
-const MIGRATION: &str = "migrations/0002_priorities.sql";
+const MIGRATION: &str = "migrations/0003_priorities.sql";
 const LISTS: &str = "tests/service/lists.rs";
 const REMARK: &str = "Imports point one way: `main` → `app` → everything;";
 
 /// A template with three releases: 0.2.0 changes a file, renames one, removes one, asks a new question and adds a
-/// migration; 0.3.0 changes the renamed file and the README.
+/// migration; 0.3.0 changes the renamed file, the README and a remark of the record.
 fn releases() -> &'static Path {
     static REPOSITORY: OnceLock<TempDir> = OnceLock::new();
     let make = || {
@@ -56,6 +56,7 @@ fn releases() -> &'static Path {
         release(root, "0.2.0");
 
         version_is("0.2.0", "0.3.0");
+        replace(&template.join("slipway.toml.liquid"), "# What this service was", "# What the service was");
         replace(&template.join("src/http/sender.rs"), "//! Who sent a request", "//! Who has sent a request");
         replace(
             &template.join("README.md.liquid"),
@@ -120,6 +121,25 @@ fn it_goes_to_the_newest_release_but_to_no_preview() {
     service.run(&["update"], 0);
     is(&service, &fresh("0.3.0", &[]));
     assert_eq!(service.read(".git/MERGE_MSG"), "Update to slipway 0.3.0\n");
+    // Nor back from one.
+    commit(&service.folder, "update");
+    service.replace("slipway.toml", "version = \"0.3.0\"", "version = \"0.4.0-preview.1\"");
+    commit(&service.folder, "preview");
+    let said = service.run(&["update"], 0);
+    assert!(said.contains("orders is at version 0.4.0-preview.1 already"), "{said}");
+}
+
+#[test]
+fn the_record_keeps_what_its_owner_wrote_into_it() {
+    let service = service(&[]);
+    let (theirs, ours) = ("template = \"slipway\"", "template = \"https://example.com/slipway\"");
+    service.replace("slipway.toml", theirs, ours);
+    commit(&service.folder, "ours");
+    service.run(&["update"], 0);
+    let mut wanted = fresh("0.3.0", &[]);
+    let (record, _) = wanted.get_mut("slipway.toml").unwrap();
+    *record = record.replace(theirs, ours);
+    is(&service, &wanted);
 }
 
 #[test]
@@ -167,12 +187,12 @@ fn a_migration_that_may_have_run_stays_when_the_release_goes_back() {
 #[test]
 fn a_new_migration_takes_no_number_of_theirs() {
     let service = service(&["postgres=true"]);
-    service.write("migrations/0002_berths.sql", "CREATE TABLE berths ();\n");
+    service.write("migrations/0003_berths.sql", "CREATE TABLE berths ();\n");
     commit(&service.folder, "ours");
     for to in ["0.2.0", "0.3.0"] {
         service.run(&["update", "--to", to], 0);
-        assert_eq!(service.read("migrations/0002_berths.sql"), "CREATE TABLE berths ();\n");
-        assert!(service.read("migrations/0003_priorities.sql").contains("priority"));
+        assert_eq!(service.read("migrations/0003_berths.sql"), "CREATE TABLE berths ();\n");
+        assert!(service.read("migrations/0004_priorities.sql").contains("priority"));
         assert!(!service.folder.join(MIGRATION).exists());
         commit(&service.folder, to);
     }
@@ -228,12 +248,15 @@ fn a_removed_example_is_not_brought_back() {
 #[test]
 fn their_readme_wins_where_an_update_meets_it() {
     let service = service(&[]);
-    service.replace("README.md", REMARK, "Our imports point up;");
+    let path = service.folder.join("README.md");
+    // In Latin-1.
+    let text = service.read("README.md").replace(REMARK, "Our imports point ?;");
+    let text: Vec<u8> = text.bytes().map(|byte| if byte == b'?' { 0xFC } else { byte }).collect();
+    fs::write(&path, &text).unwrap();
     commit(&service.folder, "ours");
     let said = service.run(&["update"], 0);
     assert!(said.contains("README.md: where the template changed your lines, yours stay"), "{said}");
-    assert!(service.read("README.md").contains("Our imports point up;"));
-    assert!(!service.read("README.md").contains("<<<<<<<"));
+    assert_eq!(fs::read(&path).unwrap(), text);
 }
 
 #[test]

@@ -97,14 +97,17 @@ fn one_of_three(
     merged: &mut Merged,
 ) -> Result<Option<Vec<u8>>> {
     let [base, ours, theirs] = stages.map(|entry| tree::content(git, &entry.id));
-    let texts = [base?, ours?, theirs?];
-    let texts = texts.each_ref().map(|bytes| String::from_utf8_lossy(bytes));
+    let bytes = [base?, ours?, theirs?];
+    let texts = bytes.each_ref().map(|bytes| String::from_utf8_lossy(bytes));
     let [base, ours, theirs] = texts.each_ref().map(|text| &**text);
     let text = if path.ends_with(LOCK) {
         lock::merge(base, ours, theirs)
     } else if path == Path::new(record::FILE) {
         // What it records is what was asked for; all else in it is the owner's.
-        table::merge(base, ours, theirs).or_else(|| Some(theirs.to_owned()))
+        table::merge(base, ours, theirs).or_else(|| table::merge(base, theirs, ours)).or_else(|| {
+            merged.notes.push(format!("{} is the template's: look at what you had in it", path.display()));
+            Some(theirs.to_owned())
+        })
     } else if path.ends_with(MANIFEST) {
         table::merge(base, ours, theirs)
     } else {
@@ -112,16 +115,16 @@ fn one_of_three(
     };
     if text.is_none() && sides.update && sides.ownership.is_seed(path) {
         merged.notes.push(format!("{}: where the template changed your lines, yours stay", path.display()));
-        return favouring_ours(merged, [base, ours, theirs]).map(Some);
+        return favouring_ours(merged, bytes.each_ref()).map(Some);
     }
     Ok(text.map(String::into_bytes))
 }
 
 /// Merges as git does, with the owner's lines wherever both sides changed the same.
-fn favouring_ours(merged: &Merged, [base, ours, theirs]: [&str; 3]) -> Result<Vec<u8>> {
+fn favouring_ours(merged: &Merged, [base, ours, theirs]: [&Vec<u8>; 3]) -> Result<Vec<u8>> {
     let files = [("base", base), ("ours", ours), ("theirs", theirs)];
-    for (name, text) in files {
-        fs::write(merged.scratch.file(name), text)?;
+    for (name, content) in files {
+        fs::write(merged.scratch.file(name), content)?;
     }
     let [base, ours, theirs] = files.map(|(name, _)| merged.scratch.file(name).display().to_string());
     merged.scratch.git.run(&["merge-file", "--ours", "-p", &ours, &base, &theirs])
