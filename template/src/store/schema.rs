@@ -47,13 +47,14 @@ impl Store {
     }
 
     pub(super) async fn schema_is_current(&self) -> Result<(), String> {
-        let query = sqlx::query_scalar!(r#"SELECT max(version) FROM _sqlx_migrations WHERE success"#);
-        let found = self.once("schema_version", async |connection| query.fetch_one(connection).await).await;
-        let found = found.map_err(|error| error.to_string())?.unwrap_or(0);
-        if found < newest() {
-            return Err(format!("schema is at {found}, this binary needs {}", newest()));
+        let query = sqlx::query_scalar!("SELECT version FROM _sqlx_migrations WHERE success");
+        let found = self.once("schema_version", async |connection| query.fetch_all(connection).await).await;
+        let found = found.map_err(|error| error.to_string())?;
+        // Not only the newest: one with a lower number may have come later, by an update or from another branch.
+        match sqlx::migrate!().iter().find(|migration| !found.contains(&migration.version)) {
+            Some(missing) => Err(format!("schema lacks migration {}", missing.version)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
