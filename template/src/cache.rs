@@ -86,18 +86,18 @@ impl Cache {
 
     /// The task, loaded unless it is known. Callers that miss at the same time share one load.
     pub async fn get(&self, id: Uuid, store: &Store) -> Result<Rendered, Arc<Error>> {
-        match self.look_up(id).await {
-            Some(entry) if entry.writes == self.count(id) => Ok(entry.task),
-            // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
-            known => Box::pin(self.renew(id, known, store)).await,
-        }
-    }
-
-    async fn look_up(&self, id: Uuid) -> Option<Entry> {
         // Boxed, as what moka keeps for it is most of what a request would carry.
-        let known = Box::pin(self.memory.get(&id)).await;
-        if known.is_some() { &self.hits } else { &self.misses }.increment(1);
-        known
+        match Box::pin(self.memory.get(&id)).await {
+            Some(entry) if entry.writes == self.count(id) => {
+                self.hits.increment(1);
+                Ok(entry.task)
+            }
+            known => {
+                self.misses.increment(1);
+                // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
+                Box::pin(self.renew(id, known, store)).await
+            }
+        }
     }
 
     async fn renew(&self, id: Uuid, mut known: Option<Entry>, store: &Store) -> Result<Rendered, Arc<Error>> {
@@ -112,7 +112,7 @@ impl Cache {
                 return Ok(entry.task);
             }
             self.memory.invalidate(&id).await;
-            known = self.look_up(id).await;
+            known = self.memory.get(&id).await;
         }
         let (version, read) = match store.get(id).await {
             Ok(task) => (task.version, Ok(Rendered::from(&task))),
@@ -195,7 +195,6 @@ impl Cache {
         let listen = async {
             loop {
                 self.shared.follow(&self).await;
-                self.forget_all();
                 tokio::time::sleep(shared::RECONNECT).await;
             }
         };

@@ -78,7 +78,7 @@ pub(super) enum Found {
     Task(Rendered),
     /// No task, but something in its place.
     Instead(String),
-    /// It was not asked, or did not answer.
+    /// It did not answer.
     Unknown,
 }
 
@@ -97,7 +97,8 @@ impl Shared {
 
     pub(super) async fn get(&self, id: Uuid) -> Found {
         // Looked up before Redis is asked: once it is forgotten, Redis has that version or a later one.
-        let Some(least) = self.missed().least(id) else { return Found::Unknown };
+        // Where nothing may be believed, it is still found, so that what is loaded takes its place.
+        let least = self.missed().least(id).unwrap_or(DELETED);
         let mut look_up = LOOK_UP.key(self.key(id));
         look_up.arg(format!("{NO_VERSION}:{}", mark())).arg(LEASE.as_millis().to_string());
         let (outcome, found) = match self.redis.run::<String>("get", look_up).await {
@@ -170,7 +171,8 @@ impl Shared {
                 }
                 // A peer that has vanished tells nobody.
                 Err(_) if matches!(timeout(QUIET, peer.ping::<()>()).await, Ok(Ok(()))) => {}
-                Ok(None) | Err(_) => return,
+                // From now on changes are missed.
+                Ok(None) | Err(_) => return cache.forget_all(),
             }
         }
     }
