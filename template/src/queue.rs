@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::warn;
@@ -42,6 +42,8 @@ impl Queue {
     pub fn new(store: &Store, capacity: usize, longest_run: Duration) -> Self {
         let lease = longest_run * 2 + Duration::from_secs(10);
         let places = Arc::new(Semaphore::new(capacity));
+        // There from the start, as those of jobs that can be read.
+        counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(0);
         Self { store: store.clone(), lease, depth: AtomicUsize::new(0), places, added: Notify::new() }
     }
 

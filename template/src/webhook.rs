@@ -96,7 +96,8 @@ impl Webhook {
     }
 
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
-        let switched_off = || Failure { reason: "webhook.url is no longer set".to_owned(), retry: false };
+        // Tried again, as another replica may have it already.
+        let switched_off = || Failure { reason: "webhook.url is not set".to_owned(), retry: true };
         let Self { client, url, key, last } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
         let mut request = client

@@ -232,10 +232,29 @@ async fn completion_that_was_not_committed_leaves_no_job() {
 }
 
 #[tokio::test]
+async fn replica_that_knows_no_receiver_leaves_the_job_to_one_that_does() {
+    let (database, receiver) = (Database::create().await, Receiver::start().await);
+    receiver.answers(None);
+    let shared = ("DATABASE_URL", database.url.as_str());
+    let one_at_once = ("APP__JOBS__CONCURRENCY", "1");
+    let app = TestApp::spawn(&[shared, one_at_once, ("APP__WEBHOOK__URL", &receiver.url)]).await;
+    let mut other = TestApp::spawn(&[shared]).await;
+    for title in ["a", "b"] {
+        app.complete(&app.create(title).await).await;
+    }
+    other.process.event("job.retry").await;
+    other.stop().await;
+    receiver.answers(204);
+    eventually(async || database.count("jobs").await, |count| *count == 0).await;
+}
+
+#[tokio::test]
 async fn job_of_another_version_is_told_and_kept() {
     let database = Database::create().await;
     let variables = [("DATABASE_URL", database.url.as_str())];
     let mut app = TestApp::spawn(&variables).await;
+    let none = "jobs_total{job=\"unreadable\",outcome=\"failed\"} 0\n";
+    assert!(app.metrics().await.contains(none), "an alert can't see the increase that makes a series appear");
     let strange = "INSERT INTO jobs (id, job) SELECT gen_random_uuid(), '{' FROM generate_series(1, 20)";
     database.connect().await.execute(strange).await.expect("jobs");
     let failed = app.process.event("job.failed").await;
