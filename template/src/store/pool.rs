@@ -30,7 +30,7 @@ pub(super) struct Pool {
 impl Pool {
     /// Connects when it is first used, so that the service starts before its database.
     pub(super) fn open(options: PgConnectOptions, max_connections: u32, patience: Duration) -> Self {
-        let connections = managed::Pool::builder(Connector(options))
+        let connections = managed::Pool::builder(Connector { options, patience })
             .max_size(max_connections as usize)
             // The last one used is the freshest, and those that are not needed come of age.
             .queue_mode(QueueMode::Lifo)
@@ -40,7 +40,7 @@ impl Pool {
     }
 
     pub(super) fn options(&self) -> &PgConnectOptions {
-        &self.connections.manager().0
+        &self.connections.manager().options
     }
 
     pub(super) async fn acquire(&self) -> sqlx::Result<Leased> {
@@ -70,7 +70,10 @@ impl Pool {
     }
 }
 
-struct Connector(PgConnectOptions);
+struct Connector {
+    options: PgConnectOptions,
+    patience: Duration,
+}
 
 /// Without the options: they have the password.
 impl Debug for Connector {
@@ -87,7 +90,7 @@ impl managed::Manager for Connector {
     async fn create(&self) -> sqlx::Result<PgConnection> {
         loop {
             // Boxed: 14 KB, which no future that awaits a connection should carry.
-            match Box::pin(PgConnection::connect_with(&self.0)).await {
+            match Box::pin(PgConnection::connect_with(&self.options)).await {
                 Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(sqlx::Error::Database(refusal))
                     if matches!(refusal.code().as_deref(), Some("53300" | "57P03")) => {}
@@ -102,7 +105,9 @@ impl managed::Manager for Connector {
             return Err(RecycleError::message("old"));
         }
         if about.last_used() >= FRESH {
-            connection.ping().await?;
+            // One that fell silent while it was idle leaves time for others, and for a new one.
+            let asked = timeout(self.patience / 4, connection.ping()).await;
+            asked.map_err(|_| RecycleError::message("silent"))??;
         }
         Ok(())
     }

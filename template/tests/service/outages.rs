@@ -164,10 +164,24 @@ async fn connection_that_the_server_has_ended_is_not_lent() {
 }
 
 #[tokio::test]
+async fn connection_that_fell_silent_while_it_was_idle_costs_no_request() {
+    let database = Database::create().await;
+    let (url, proxy) = database.behind_proxy().await;
+    let app =
+        TestApp::spawn(&[("DATABASE_URL", url.as_str()), ("APP__DATABASE__MAX_CONNECTIONS", "2")]).await;
+    app.create("a").await;
+    // Those that are open now are silent for good.
+    proxy.freeze();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.mend();
+    assert_eq!(app.get("/v1/tasks").await.status, 200);
+}
+
+#[tokio::test]
 async fn transaction_that_began_too_late_takes_no_write_with_it() {
     let database = Database::create().await;
     let (url, proxy) = database.behind_proxy().await;
-    let one = [("APP__DATABASE__MAX_CONNECTIONS", "1"), ("APP__DATABASE__STATEMENT_TIMEOUT", "300ms")];
+    let one = [("APP__DATABASE__MAX_CONNECTIONS", "1"), ("APP__DATABASE__STATEMENT_TIMEOUT", "1s")];
     let app = TestApp::spawn(&[&one[..], &[("DATABASE_URL", &url)]].concat()).await;
     let task = app.create("a").await;
     proxy.hold("BEGIN");
