@@ -189,6 +189,7 @@ async fn serve_connection(
     });
     let builder = protocols(&first[..heard], limits);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut told = false;
     loop {
         tokio::select! {
             // In this order, so that `activity` is asked after the connection has moved.
@@ -202,18 +203,16 @@ async fn serve_connection(
             }
             deadline = activity.expired() => {
                 debug!(?deadline, "connection.timed_out");
-                if deadline == Deadline::Idle {
-                    // Says goodbye (GOAWAY) where the protocol can.
-                    connection.as_mut().graceful_shutdown();
-                    let _ = tokio::time::timeout(Duration::from_secs(1), connection.as_mut()).await;
+                if told || deadline != Deadline::Idle {
+                    break;
                 }
-                break;
             }
-            () = drain.as_mut() => {
-                activity.hurry();
-                connection.as_mut().graceful_shutdown();
-            }
+            () = drain.as_mut() => {}
         }
+        // Says goodbye (GOAWAY) where the protocol can. What is asked before that is heard gets its answer.
+        told = true;
+        activity.hurry();
+        connection.as_mut().graceful_shutdown();
     }
 }
 

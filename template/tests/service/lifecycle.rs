@@ -105,7 +105,7 @@ async fn half_sent_request_cuts_the_drain_short() {
     let ended = app.stop().await;
     let took = began.elapsed();
     assert_eq!(ended.code, Some(3), "{ended:#?}");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert!(ended.names().contains(&"shutdown.drain_timeout".to_owned()));
     assert_eq!(ended.event("service.exit")["code"], 3);
     half.closed().await;
