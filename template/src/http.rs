@@ -163,12 +163,20 @@ mod tests {
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
         let panics = get(async || -> StatusCode { panic!("a secret") });
-        let router = observed(Router::new().route("/", panics), Arc::default());
+        let cors = cors(&["https://a".to_owned()]).expect("an origin");
+        let observer = Observer { cors, ..Observer::default() };
+        let router = observed(Router::new().route("/", panics), Arc::new(observer));
         let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
+        let request = request.header(header::ORIGIN, "https://a");
         let request = request.body(Body::empty()).expect("a request");
         let response = router.oneshot(request).await.expect("an answer");
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.headers()["x-request-id"], "cause");
+        assert_eq!(
+            response.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN],
+            "https://a",
+            "a browser may tell"
+        );
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
         let body = to_bytes(response.into_body(), 10_000).await.expect("a body");
         let body = String::from_utf8_lossy(&body);

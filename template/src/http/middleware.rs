@@ -159,7 +159,8 @@ pub fn observe<A: Future<Output = Response>>(
         client,
         status: None,
     };
-    let answering = context.scope(checked(request, |request| contained(with_cors(cors, request, next))));
+    let contained = |request| contained(next(request));
+    let answering = context.scope(checked(request, |request| with_cors(cors, request, contained)));
     //@ if otlp
     let answering = answering.instrument(span.clone());
     //@ end
