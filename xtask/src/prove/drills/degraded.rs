@@ -1,4 +1,5 @@
-//! Redis falls silent under load: nobody is refused, few wait, and once it answers again it is used again.
+//! Redis falls silent under load: nobody is refused, few wait, and once it answers again it is used again, whatever was
+//! missed meanwhile.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::http::Connection;
 
 use super::Site;
-use super::clients::{Latencies, long_tasks};
+use super::clients::{Latencies, long_tasks, wait_until};
 
 const CLIENTS: usize = 32;
 const TASKS: usize = 50;
@@ -22,6 +23,12 @@ const NORMAL: Duration = Duration::from_secs(3);
 /// For the calls under way to fail, after which Redis is left alone.
 const OPENING: Duration = Duration::from_secs(1);
 const SILENT: Duration = Duration::from_secs(6);
+/// Of tasks that there are not: more than are remembered.
+const STRANGERS: usize = 12_000;
+/// Longer than it takes to tell Redis, and other replicas, of what was missed.
+const LATER: Duration = Duration::from_millis(500);
+/// Far less than what is in Redis lives.
+const KEPT: Duration = Duration::from_secs(20);
 /// Of the 99th percentile without Redis to that with it. What a shared machine may add to either is left out.
 const FACTOR: f64 = 1.5;
 const NOISE: Duration = Duration::from_millis(2);
@@ -64,6 +71,47 @@ pub fn without_redis(site: &Site<'_>) -> Result<String> {
     let said = format!("{} requests answered; p99 {normal:.1?}, without Redis {silent:.1?}", asked.len());
     ensure!(silent < normal.mul_f64(FACTOR) + NOISE, "{said}");
     Ok(said)
+}
+
+/// More is loaded without Redis than is remembered of it: what is read afterwards is stored there, and kept.
+pub fn crowded(site: &Site<'_>) -> Result<String> {
+    let service = site.start(&[site.unlimited(), &[("APP__LOG__ACCESS", "false")]].concat())?;
+    let path = long_tasks(service.public, 1)?.remove(0);
+    let frozen = site.servers.freeze_redis()?;
+    let all = thread::scope(|scope| {
+        let ask = |client: usize| -> Result<()> {
+            let mut connection = Connection::open(service.public)?;
+            for number in (client..STRANGERS).step_by(CLIENTS) {
+                let path = format!("/v1/tasks/00000000-0000-7000-8000-{number:012x}");
+                let answer = connection.request("GET", &path, "", "")?;
+                ensure!(answer.status == 404, "answered {}: {}", answer.status, answer.body);
+            }
+            Ok(())
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|client| scope.spawn(move || ask(client))).collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client does not panic"))
+    });
+    drop(frozen);
+    all?;
+    let hits = || {
+        let count = service.metric("cache_requests_total{tier=\"memory\",outcome=\"hit\"}")?;
+        count.context("hits are not counted")
+    };
+    let mut connection = Connection::open(service.public)?;
+    let mut read = || -> Result<()> {
+        let answer = connection.request("GET", &path, "", "")?;
+        ensure!(answer.status == 200, "answered {}: {}", answer.status, answer.body);
+        Ok(())
+    };
+    let took = wait_until("a task is kept in memory", KEPT, || {
+        read()?;
+        let before = hits()?;
+        thread::sleep(LATER);
+        read()?;
+        Ok(hits()? > before)
+    })?;
+    site.stop(service)?;
+    Ok(format!("{STRANGERS} loads without Redis, cached again after {took:.1?}"))
 }
 
 /// Reads tasks until it is over: when each was asked for, and how long it took.

@@ -24,8 +24,8 @@ use super::shutdown::{TASK, clean};
 /// Clients of each kind, and jobs.
 const EACH: usize = 64;
 /// How long uploads and downloads go on after SIGTERM: well into the drain.
-const GRACE: &str = "500ms";
-const UPLOAD: Duration = Duration::from_millis(900);
+const GRACE: &str = "1500ms";
+const UPLOAD: Duration = Duration::from_millis(1900);
 const BOUND: Duration = Duration::from_secs(10);
 
 /// What a client needs to know.
@@ -45,6 +45,8 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
     command.env("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true");
     // Until all are busy at once, a busy machine takes its time: no upload is to be given up meanwhile.
     command.env("APP__HTTP__REQUEST_TIMEOUT", "20s").env("APP__HTTP__BODY_TIMEOUT", "20s");
+    // And no job.
+    command.env("APP__WEBHOOK__TIMEOUT", "15s");
     let service = Service::launch(&mut command)?;
     service.ready()?;
     let tasks = long_tasks(service.public, EACH)?;
@@ -64,7 +66,7 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
         let begun = busy.and_then(|()| service.event("shutdown.begin"));
         let stopped = begun.and_then(|_| grace(service.public).context("in the grace delay"));
         // After the grace delay, so that the drain finds the queue full.
-        thread::sleep(Duration::from_millis(600));
+        thread::sleep(Duration::from_millis(1600));
         receiver.answer();
         let ends = crowd.into_iter().map(|client| client.join().expect("a client does not panic"));
         (ends.collect::<Vec<Result<usize>>>(), stopped)
@@ -139,7 +141,7 @@ fn download(scene: &Scene) -> Result<usize> {
             scene.begun.fetch_add(1, Ordering::SeqCst);
         }
         let told = scene.told.load(Ordering::SeqCst);
-        thread::sleep(Duration::from_millis(if told { 5 } else { 100 }));
+        thread::sleep(Duration::from_millis(if told { 12 } else { 100 }));
     };
     let answer = connection.response_slowly(pause).context("download")?;
     ensure!(answer.status == 200, "a download was answered {}", answer.status);

@@ -44,7 +44,7 @@ defaults
     timeout connect 2s
     timeout client 10s
     timeout server 10s
-    timeout check 1s
+    timeout check 5s
 ";
 const POOL: &str = "    default-server check inter 200ms fall 1 rise 1
     balance roundrobin
@@ -126,6 +126,10 @@ fn command(site: &Site<'_>, port: u16) -> Result<Command> {
     command.envs(site.unlimited().iter().copied()).env("APP__HTTP__PORT", port.to_string());
     // HAProxy needs one check and what a busy machine adds to see that a replica is going.
     command.env("APP__SHUTDOWN__GRACE_DELAY", "1s").env("APP__LOG__ACCESS", "false");
+    if site.postgres {
+        // A server that stands still for a moment is no loss of ours.
+        command.env("APP__DATABASE__ACQUIRE_TIMEOUT", "8s");
+    }
     Ok(command)
 }
 
