@@ -20,6 +20,7 @@ use self::middleware::{Observer, bound, matched, observe, passing};
 use self::problem::{Category, Problem};
 use crate::config::value::{between, check, list, millis, size};
 use crate::health::{self, Health};
+use crate::server::Room;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::as_f64;
 
@@ -91,7 +92,8 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
     let (api, document) = OpenApiRouter::with_openapi(openapi::info())
         .merge(tasks::router().with_state(Arc::new(tasks)))
         .split_for_parts();
-    let bounds = (Arc::new(config.clone()), Arc::new(Semaphore::new(config.max_in_flight)));
+    let places = Arc::new(Semaphore::new(config.max_in_flight));
+    let bounds = (Arc::new(config.clone()), places, Room::new());
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     //@ if rate_limit
     let limits = Arc::new(around.rate_limit);

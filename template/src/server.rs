@@ -32,12 +32,14 @@ use tracing::{debug, warn};
 use self::activity::{Activity, Busy, Deadline, Watched};
 pub use self::descriptors::connections_within_limit;
 pub use self::held::{Held, Hold};
+pub use self::room::Room;
 use crate::lifecycle::Stop;
 
 mod activity;
 mod descriptors;
 mod held;
 mod memory;
+mod room;
 
 /// Connections that may wait to be accepted, as far as the kernel allows (`net.core.somaxconn`). The usual 128
 /// are gone in a burst, and who comes then tries again only after a second.
@@ -231,6 +233,7 @@ fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
 /// An answer on its way to a client, with what is kept until it has left.
 fn leaving(mut response: Response, version: Version, mut busy: Busy) -> Response<Held<Body, Busy>> {
     busy.handed_on(true);
+    busy.taken = response.extensions_mut().remove();
     if busy.leaves_body() {
         // What may still come of it is in the way of the next request, which the client should send elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -34,7 +34,7 @@ use super::problem::{Category, Problem};
 use super::tally::Tally;
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, State as Phase};
-use crate::server::{Client, Held, Hold};
+use crate::server::{Client, Held, Hold, Room};
 use crate::telemetry::context::{Context, Trace};
 //@ if otlp
 use crate::telemetry::otlp;
@@ -319,7 +319,7 @@ fn is_framed_once(headers: &HeaderMap) -> bool {
 
 /// Turns away at once what is beyond the cap, and ends what takes too long.
 pub fn bound<A: Future<Output = Response>>(
-    (config, places): (Arc<super::Config>, Arc<Semaphore>),
+    (config, places, room): (Arc<super::Config>, Arc<Semaphore>, Room),
     mut request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
@@ -337,8 +337,17 @@ pub fn bound<A: Future<Output = Response>>(
         DefaultBodyLimit::max(usize::try_from(most).unwrap_or(usize::MAX)).apply(&mut request);
         request.extensions_mut().insert(BodyTimeout(config.body_timeout));
     }
+    // A write is acknowledged, whatever room there is.
+    let room = request.method().is_safe().then_some(room);
     let answering = in_time(config.request_timeout, next(request));
-    Either::Right(answering.inspect(|_| drop(place)))
+    Either::Right(answering.map(move |mut response| {
+        drop(place);
+        if room.is_none_or(|room| room.holds(&mut response)) {
+            return response;
+        }
+        let detail = "Clients have yet to take as many answers as this service keeps for them.";
+        Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
+    }))
 }
 
 fn in_time(limit: Duration, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::room::Taken;
 use super::{Hold, InFlight, Limits};
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -58,6 +59,8 @@ struct State {
     unsent: bool,
     /// Held while the client does not take such an answer: it is in flight.
     held_up: Option<TaskTrackerToken>,
+    /// The room of such answers.
+    taken: Vec<Taken>,
 }
 
 /// What still comes of a body after its answer. It is read and forgotten: closed on it, the kernel would send a
@@ -93,7 +96,7 @@ impl Activity {
             state.multiplexed = version == Version::HTTP_2;
             state.multiplexed.then_some(state.count)
         });
-        Busy { activity: self.clone(), stream, _in_flight: self.0.in_flight.token() }
+        Busy { activity: self.clone(), stream, taken: None, _in_flight: self.0.in_flight.token() }
     }
 
     /// Marks the body of a request as unread until it has ended.
@@ -175,6 +178,8 @@ pub(super) struct Busy {
     activity: Activity,
     /// Which it is of those that share the connection; without, what waits for the client waits in the connection.
     stream: Option<u64>,
+    /// The room of its answer.
+    pub(super) taken: Option<Taken>,
     _in_flight: TaskTrackerToken,
 }
 
@@ -206,6 +211,7 @@ impl Drop for Busy {
             self.stream.map(|stream| state.untaken.remove(&stream));
             state.wait_for(Deadline::Idle);
             state.unsent = true;
+            state.taken.extend(self.taken.take());
         });
     }
 }
@@ -281,7 +287,7 @@ impl AsyncWrite for Watched {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes once its buffer is empty: what was answered has left.
-        self.activity.update(|state| state.unsent = false);
+        self.activity.update(|state| (state.unsent, state.taken) = (false, Vec::new()));
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

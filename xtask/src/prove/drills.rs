@@ -27,6 +27,7 @@ mod site;
 mod start;
 mod traces;
 mod unread;
+mod untaken;
 
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,7 @@ const EXPORTING: &str = "bears its collector's faults";
 /// The drill of a program with optimisation, under valgrind.
 pub const BUDGET: &str = "keeps to its budget";
 
-const ALL: [Drill; 35] = [
+const ALL: [Drill; 36] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -162,6 +163,10 @@ const ALL: [Drill; 35] = [
         ends_only: true,
         measures: true,
         ..drill("outlasts hostile clients", "closed in time, others served in 50 ms", hostile::storm)
+    },
+    Drill {
+        ends_only: true,
+        ..drill("keeps no more than it has room for", "answers that nobody takes: 64 MiB", untaken::answers)
     },
     Drill {
         ends_only: true,
