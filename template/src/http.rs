@@ -93,7 +93,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
         .merge(tasks::router().with_state(Arc::new(tasks)))
         .split_for_parts();
     let places = Arc::new(Semaphore::new(config.max_in_flight));
-    let bounds = (Arc::new(config.clone()), places, Room::new());
+    let bounds = (Arc::new(config.clone()), places, Room::default());
     gauge!("http_requests_in_flight_max").set(as_f64(config.max_in_flight));
     //@ if rate_limit
     let limits = Arc::new(around.rate_limit);

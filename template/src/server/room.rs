@@ -18,11 +18,13 @@ pub struct Room(Arc<Semaphore>);
 /// What an answer takes of it until it has left; an extension of the answer.
 pub(super) type Taken = Arc<OwnedSemaphorePermit>;
 
-impl Room {
-    pub fn new() -> Self {
+impl Default for Room {
+    fn default() -> Self {
         Self(Arc::new(Semaphore::new(ALL)))
     }
+}
 
+impl Room {
     /// Takes what `response` needs, if there is as much. One of less than a slice needs no more than its connection.
     pub fn holds(&self, response: &mut Response) -> bool {
         let slices = response.body().size_hint().lower() / SLICE as u64;
@@ -41,7 +43,7 @@ mod tests {
 
     #[test]
     fn answers_take_room_until_they_have_left() {
-        let room = Room::new();
+        let room = Room::default();
         let answer = |bytes: usize| Response::new(Body::from(vec![b'x'; bytes]));
         let mut kept: Vec<Response> = (0..64).map(|_| answer(1 << 20)).collect();
         assert!(kept.iter_mut().all(|answer| room.holds(answer)));
