@@ -139,13 +139,16 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_fli
             None => break,
         }
     }
-    // Clients whose connection the kernel has made already don't know that it comes late.
-    while let Ok(place) = places.clone().try_acquire_owned()
-        && let Some(Ok(accepted)) = listener.accept().now_or_never()
-    {
-        open(accepted, place);
+    // Clients whose connection the kernel has made already don't know that it comes late. It is asked itself: tokio would
+    // know of none that it was not told of yet, and pause after some.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok(place) = places.clone().try_acquire_owned()
+            && let Ok((stream, peer)) = listener.accept()
+            && let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream))
+        {
+            open((stream, peer), place);
+        }
     }
-    drop(listener);
     connections.close();
     connections.wait().await;
 }

@@ -78,7 +78,7 @@ pub(super) enum Found {
     Task(Rendered),
     /// No task, but something in its place.
     Instead(String),
-    /// It did not answer.
+    /// It was not asked, or did not answer.
     Unknown,
 }
 

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::sleep;
@@ -174,6 +175,25 @@ async fn client_that_connected_before_the_drain_gets_its_first_answer() {
         assert_eq!((answer.status, answer.header("connection")), (200, "close"));
         return;
     }
+}
+
+#[tokio::test]
+async fn clients_that_wait_to_be_accepted_at_the_stop_are_answered() {
+    let app = TestApp::spawn(&[]).await;
+    app.process.signal(Signal::STOP);
+    app.process.signal(Signal::TERM);
+    let ask = async || {
+        let mut client = app.connect().await;
+        client.send("GET /health HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        client
+    };
+    let mut waiting = join_all((0..500).map(|_| ask())).await;
+    app.process.signal(Signal::CONT);
+    for client in &mut waiting {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
 }
 
 #[tokio::test]
