@@ -21,6 +21,8 @@ const FACTOR: f64 = 3.0;
 const NOISE: Duration = Duration::from_millis(5);
 /// In MiB: the queue, full of lines.
 const GROWTH: f64 = 16.0;
+/// Lines of other things may be lost, too, such as that of a query that was slow on a busy machine.
+const OTHERS: usize = 100;
 const LOST: &str = "log_lines_dropped_total";
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -40,8 +42,11 @@ pub fn log(site: &Site<'_>) -> Result<String> {
     );
     ensure!(unread < read.mul_f64(FACTOR) + NOISE, "{said}");
     // The first made the task. A line is lost or kept a moment after its answer.
-    let all = || Ok(service.logged("\"message\":\"http.request\"") + lost(&service)? == 1 + 2 * REQUESTS);
-    wait_until("every line read or counted as lost", BOUND, all)?;
+    let asked = 1 + 2 * REQUESTS;
+    let known = || -> Result<usize> { Ok(service.logged("\"message\":\"http.request\"") + lost(&service)?) };
+    wait_until("every line read or counted as lost", BOUND, || Ok(known()? >= asked))?;
+    let more = known()? - asked;
+    ensure!(more <= OTHERS, "{more} lines more are read or counted as lost than requests were made");
     site.stop(service)?;
     Ok(said)
 }
