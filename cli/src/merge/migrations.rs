@@ -91,8 +91,14 @@ mod tests {
     use crate::tree::Entry;
 
     fn files(paths: &[&str]) -> Files {
-        let entry =
-            |path: &&str| (PathBuf::from(path), Entry { mode: "100644".into(), id: (*path).to_owned() });
+        brought(&paths.iter().map(|path| (*path, *path)).collect::<Vec<_>>())
+    }
+
+    /// By the name as which it comes, and by that which it had.
+    fn brought(paths: &[(&str, &str)]) -> Files {
+        let entry = |(path, id): &(&str, &str)| {
+            (PathBuf::from(path), Entry { mode: "100644".into(), id: (*id).to_owned() })
+        };
         paths.iter().map(entry).collect()
     }
 
@@ -102,20 +108,11 @@ mod tests {
         let ours = files(&["migrations/0001_a.sql", "migrations/0002_mine.sql", "migrations/0003_mine.sql"]);
         let mut wanted = files(&["migrations/0001_a.sql", "migrations/0002_theirs.sql"]);
         assert_eq!(renumber(&ours, &recorded, &mut wanted).len(), 1);
-        assert_eq!(wanted, {
-            let mut files = files(&["migrations/0001_a.sql"]);
-            let theirs = Entry { mode: "100644".into(), id: "migrations/0002_theirs.sql".into() };
-            files.insert("migrations/0004_theirs.sql".into(), theirs);
-            files
-        });
-    }
-
-    /// By the name as which it comes, and by that which it had.
-    fn brought(paths: &[(&str, &str)]) -> Files {
-        let of = |(path, id): &(&str, &str)| {
-            (PathBuf::from(path), Entry { mode: "100644".into(), id: (*id).to_owned() })
-        };
-        paths.iter().map(of).collect()
+        let renumbered = brought(&[
+            ("migrations/0001_a.sql", "migrations/0001_a.sql"),
+            ("migrations/0004_theirs.sql", "migrations/0002_theirs.sql"),
+        ]);
+        assert_eq!(wanted, renumbered);
     }
 
     #[test]

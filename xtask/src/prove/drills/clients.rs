@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::http::{Connection, request};
 
 /// The longest description that a task may have.
-pub const LONG: usize = 10_000;
+const LONG: usize = 10_000;
 
 /// A connection that holds little on its way: small segments make the kernel keep small buffers
 /// at both ends. Otherwise loopback swallows megabytes that nobody reads, and a client that reads
@@ -25,7 +25,12 @@ pub fn narrow(address: SocketAddr) -> Result<TcpStream> {
 
 /// Makes tasks with long descriptions and returns the paths at which they are.
 pub fn long_tasks(address: SocketAddr, count: usize) -> Result<Vec<String>> {
-    let body = json!({ "title": "Read the manual", "description": "x".repeat(LONG) }).to_string();
+    tasks_of(address, count, "x")
+}
+
+/// The same with descriptions of this character alone, which may be longer as JSON.
+pub fn tasks_of(address: SocketAddr, count: usize, character: &str) -> Result<Vec<String>> {
+    let body = json!({ "title": "Read the manual", "description": character.repeat(LONG) }).to_string();
     let mut connection = Connection::open(address)?;
     let mut make = |_| {
         let answer = connection.request("POST", "/v1/tasks", "", &body)?;

@@ -4,16 +4,16 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use serde_json::json;
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::http::{Connection, get, head, request};
+use crate::http::{get, head};
 
 use super::Site;
-use super::clients::{LONG, narrow, wait_until};
+use super::clients::{narrow, tasks_of, wait_until};
 
 /// A page of so many tasks is as large as one can be: JSON doubles each quotation mark.
 const TASKS: usize = 100;
+const QUOTE: &str = "\"";
 const CLIENTS: usize = 60;
 /// In MiB, for 64 MiB of answers: buffers may have grown by doubling.
 const GROWTH: f64 = 110.0;
@@ -23,12 +23,7 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     let mut settings = site.unlimited().to_vec();
     settings.extend([("APP__HTTP__BODY_TIMEOUT", "60s"), ("APP__HTTP__REQUEST_TIMEOUT", "20s")]);
     let service = site.start(&settings)?;
-    let body = json!({ "title": "Read the manual", "description": "\"".repeat(LONG) }).to_string();
-    let mut connection = Connection::open(service.public)?;
-    for _ in 0..TASKS {
-        let answer = connection.request("POST", "/v1/tasks", "", &body)?;
-        ensure!(answer.status == 201, "answered {}: {}", answer.status, answer.body);
-    }
+    tasks_of(service.public, TASKS, QUOTE)?;
     let path = format!("/v1/tasks?limit={TASKS}");
     let length = get(service.public, &path)?.body.len();
     let before = service.resident()?;
@@ -38,15 +33,14 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
         match status(&mut stream, &path)?.as_str() {
             "200" => kept.push(stream),
             "503" => refused += 1,
-            other => anyhow::bail!("answered {other}"),
+            other => bail!("answered {other}"),
         }
     }
     let more = service.resident()? - before;
     let said = format!("{} of {CLIENTS} pages of {} KiB, {more:.0} MiB more", kept.len(), length >> 10);
     ensure!(!kept.is_empty() && kept.len() * length <= 64 << 20 && more < GROWTH, "{said}");
     // All else goes on.
-    let written = request(service.public, "POST", "/v1/tasks", &body)?;
-    ensure!(written.status == 201, "a write was answered {}", written.status);
+    tasks_of(service.public, 1, QUOTE).context("a write")?;
     let read = get(service.public, "/v1/tasks?limit=1&status=completed")?;
     ensure!(read.status == 200, "a small answer was {}", read.status);
     drop(kept);
