@@ -61,7 +61,11 @@ struct Entry {
 impl Cache {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let Config { capacity, ttl } = config.cache;
-        let memory = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
+        // By their size, too: 10,000 of the largest would take 400 MB.
+        let weight =
+            |_: &Uuid, entry: &Entry| u32::try_from(entry.task.json.len() / 1024 + 1).unwrap_or(u32::MAX);
+        let memory = moka::future::Cache::builder().max_capacity(capacity).weigher(weight);
+        let memory = memory.time_to_live(ttl).build();
         let requests = |outcome| counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome);
         let told = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
         Ok(Self {

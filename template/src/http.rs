@@ -144,11 +144,15 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
     }
     let origins = origins.iter().map(|origin| origin.parse()).collect::<Result<Vec<HeaderValue>, _>>()?;
     let [request_id, traceparent] = ["x-request-id", "traceparent"].map(HeaderName::from_static);
+    let exposed = vec![header::ETAG, header::LOCATION, header::RETRY_AFTER, request_id.clone()];
+    //@ if rate_limit
+    let exposed = [exposed, rate_limit::HEADERS.to_vec()].concat();
+    //@ end
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, request_id.clone(), traceparent])
-        .expose_headers([header::ETAG, header::LOCATION, header::RETRY_AFTER, request_id])
+        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, request_id, traceparent])
+        .expose_headers(exposed)
         .max_age(Duration::from_mins(10));
     Ok(Some(layer))
 }

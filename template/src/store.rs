@@ -133,7 +133,8 @@ impl Store {
     /// Readiness: the server answers and the schema is at least as new as this binary's. Asked over a connection of its
     /// own: a pool that is used up would take all replicas out at once, when each of them is needed.
     pub fn checks(&self) -> Vec<Check> {
-        let pool = Pool::open(self.pool.options().clone(), 1, self.pool.patience);
+        let connector = self.pool.connector();
+        let pool = Pool::open(connector.options.clone(), 1, connector.patience);
         let store = Self { pool, ..self.clone() };
         vec![Check::new("postgres", true, move || {
             let store = store.clone();

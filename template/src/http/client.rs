@@ -13,10 +13,10 @@ pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
         return peer;
     }
     let lines = headers.get_all("x-forwarded-for").iter().rev();
-    let hops = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+    let hops = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let mut nearest = peer;
     for hop in hops {
-        let hop = hop.trim();
+        let hop = str::from_utf8(hop).unwrap_or_default().trim();
         // Some proxies add the port, or brackets.
         let with_port = hop.parse().map(|at: SocketAddr| at.ip());
         let address = with_port.or_else(|_| hop.trim_matches(['[', ']']).parse());
@@ -32,12 +32,15 @@ pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn seen(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            headers.append("x-forwarded-for", line.parse().expect("a header value"));
+            headers
+                .append("x-forwarded-for", HeaderValue::from_bytes(line.as_bytes()).expect("a header value"));
         }
         let trusted: Vec<IpNet> = trusted.iter().map(|network| network.parse().expect("a network")).collect();
         address(peer.parse().expect("an address"), &headers, &trusted).to_string()
@@ -47,9 +50,16 @@ mod tests {
     fn forged_entries_gain_nothing_behind_any_number_of_proxies() {
         let none: &[&str] = &[];
         let (one, two) = (["10.0.0.1/32"], ["10.0.0.1/32", "192.168.0.0/16"]);
-        for forged in
-            ["", "1.1.1.1, ", "10.0.0.1, ", "192.168.0.1, 10.0.0.1, ", "junk, ", ", ", "9.9.9.9, 1.1.1.1, "]
-        {
+        for forged in [
+            "",
+            "1.1.1.1, ",
+            "10.0.0.1, ",
+            "192.168.0.1, 10.0.0.1, ",
+            "junk, ",
+            "é, ",
+            ", ",
+            "9.9.9.9, 1.1.1.1, ",
+        ] {
             // The client says so itself; then what it says is in front of what the proxies saw.
             assert_eq!(seen("9.9.9.9", &[forged], none), "9.9.9.9", "{forged}");
             assert_eq!(seen("10.0.0.1", &[&format!("{forged}9.9.9.9")], &one), "9.9.9.9", "{forged}");

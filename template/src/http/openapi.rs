@@ -13,16 +13,19 @@ use super::problem::Body;
 /// What any route may answer besides its own.
 #[derive(IntoResponses)]
 pub(super) enum Failures<'a> {
+    /// The request is malformed
+    #[response(status = 400, content_type = "application/problem+json")]
+    Malformed(Body<'a>),
     //@ if rate_limit
     /// Too many requests; `retry-after` tells for how long
-    #[response(status = 429, content_type = "application/problem+json")]
+    #[response(status = 429, content_type = "application/problem+json", headers(("retry-after" = u64)))]
     RateLimited(Body<'a>),
     //@ end
     /// A fault of the service
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(Body<'a>),
     /// Too much to do, or something is missing; `retry-after` tells when to try again
-    #[response(status = 503, content_type = "application/problem+json")]
+    #[response(status = 503, content_type = "application/problem+json", headers(("retry-after" = u64)))]
     Unavailable(Body<'a>),
     /// It took too long
     #[response(status = 504, content_type = "application/problem+json")]
@@ -32,9 +35,6 @@ pub(super) enum Failures<'a> {
 /// What a route with a body may answer besides.
 #[derive(IntoResponses)]
 pub(super) enum BodyRefused<'a> {
-    /// The request is malformed
-    #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(Body<'a>),
     //@ if postgres
     /// The change contradicts other data
     #[response(status = 409, content_type = "application/problem+json")]
@@ -61,12 +61,14 @@ pub(super) struct ParametersRefused<'a>(Body<'a>);
 #[response(status = 404, content_type = "application/problem+json")]
 pub(super) struct NotFound<'a>(Body<'a>);
 
-/// What a route with a condition may answer besides.
+/// What a change of what is there may answer besides.
 #[derive(IntoResponses)]
-pub(super) enum ConditionFailed<'a> {
-    /// The request is malformed
-    #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(Body<'a>),
+pub(super) enum ChangeRefused<'a> {
+    //@ if postgres
+    /// The change contradicts other data
+    #[response(status = 409, content_type = "application/problem+json")]
+    Conflict(Body<'a>),
+    //@ end
     /// It is no longer what `if-match` asks for
     #[response(status = 412, content_type = "application/problem+json")]
     Changed(Body<'a>),

@@ -35,6 +35,9 @@ pub enum Category {
     Internal,
 }
 
+/// In bytes, of each text of a [`FieldError`]: serde quotes what was sent, however long.
+const LONGEST: usize = 200;
+
 /// One thing wrong with what was sent.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FieldError {
@@ -78,7 +81,10 @@ impl Problem {
         Self { category, status, detail: detail.into(), errors: Vec::new(), retry_after, cause: None }
     }
 
-    pub fn validation(detail: impl Into<Cow<'static, str>>, errors: Vec<FieldError>) -> Self {
+    pub fn validation(detail: impl Into<Cow<'static, str>>, mut errors: Vec<FieldError>) -> Self {
+        for text in errors.iter_mut().flat_map(|FieldError { field, detail }| [field, detail]) {
+            text.truncate(text.floor_char_boundary(LONGEST));
+        }
         Self { errors, ..Self::new(Category::Validation, StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 

@@ -33,6 +33,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub const HEADERS: [HeaderName; 2] = [POLICY, LIMIT];
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]

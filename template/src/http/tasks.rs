@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::extract::{Id, IfMatch, Query, Valid};
-use super::openapi::{BodyRefused, ConditionFailed, Failures, NotFound, ParametersRefused};
+use super::openapi::{BodyRefused, ChangeRefused, Failures, NotFound, ParametersRefused};
 use super::problem::{FieldError, Problem, Result};
 use crate::task::{NewTask, Rendered, Status, Task, TaskPage, TaskPatch};
 use crate::tasks::Tasks;
@@ -106,7 +106,7 @@ async fn get_task(State(tasks): Shared, Id(id): Id) -> Result<Response> {
     params(("id" = Uuid, Path), IfMatch),
     responses(
         (status = 200, description = "The task as it is now", body = Task, headers(("etag" = String))),
-        BodyRefused, NotFound, ConditionFailed, Failures
+        BodyRefused, NotFound, ChangeRefused, Failures
     )
 )]
 async fn patch_task(
@@ -122,7 +122,7 @@ async fn patch_task(
 #[utoipa::path(
     delete, path = "/v1/tasks/{id}", tag = "tasks",
     params(("id" = Uuid, Path), IfMatch),
-    responses((status = 204, description = "Deleted"), NotFound, ConditionFailed, Failures)
+    responses((status = 204, description = "Deleted"), NotFound, ChangeRefused, Failures)
 )]
 async fn delete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch) -> Result<StatusCode> {
     tasks.delete(id, version).await?;
@@ -135,7 +135,7 @@ async fn delete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch
     params(("id" = Uuid, Path), IfMatch),
     responses(
         (status = 200, description = "The task as it is now", body = Task, headers(("etag" = String))),
-        NotFound, ConditionFailed, Failures
+        NotFound, ChangeRefused, Failures
     )
 )]
 async fn complete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch) -> Result<Response> {

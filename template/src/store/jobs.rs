@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use metrics::counter;
 use sqlx::PgConnection;
-use tracing::error;
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::{Error, Store};
 use crate::jobs::{Job, Settlement};
+
+/// At a job that this version can't read, until it counts as failed.
+const LOOKS: i32 = 5;
 
 impl Store {
     pub(super) async fn insert_job(&self, connection: &mut PgConnection, job: &Job) -> Result<(), Error> {
@@ -30,6 +33,11 @@ impl Store {
                 }
                 Err(error) => format!("not readable by this version: {error}"),
             };
+            // A rollout that brings its kind may bring who can.
+            if attempts < LOOKS {
+                warn!(job = "unreadable", %id, attempts, reason, retry_in = ?lease, "job.retry");
+                continue;
+            }
             error!(job = "unreadable", %id, attempts, reason, category = "internal", "job.failed");
             counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(1);
             self.settle_job(id, &Settlement::Failed { reason }).await?;

@@ -23,8 +23,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     connections: managed::Pool<Connector>,
-    /// How long a caller waits for a connection, and one that was given back in doubt for the server.
-    pub(super) patience: Duration,
 }
 
 impl Pool {
@@ -36,16 +34,17 @@ impl Pool {
             .queue_mode(QueueMode::Lifo)
             .build()
             .expect("only time-outs of its own could lack a runtime");
-        Self { connections, patience }
+        Self { connections }
     }
 
-    pub(super) fn options(&self) -> &PgConnectOptions {
-        &self.connections.manager().options
+    pub(super) fn connector(&self) -> &Connector {
+        self.connections.manager()
     }
 
     pub(super) async fn acquire(&self) -> sqlx::Result<Leased> {
-        match timeout(self.patience, self.connections.get()).await {
-            Ok(Ok(connection)) => Ok(Leased { connection: Some(connection), patience: self.patience }),
+        let patience = self.connector().patience;
+        match timeout(patience, self.connections.get()).await {
+            Ok(Ok(connection)) => Ok(Leased { connection: Some(connection), patience }),
             Ok(Err(PoolError::Backend(error))) => Err(error),
             _ => Err(sqlx::Error::PoolTimedOut),
         }
@@ -70,9 +69,10 @@ impl Pool {
     }
 }
 
-struct Connector {
-    options: PgConnectOptions,
-    patience: Duration,
+pub(super) struct Connector {
+    pub(super) options: PgConnectOptions,
+    /// How long a caller waits for a connection, and one that was given back in doubt for the server.
+    pub(super) patience: Duration,
 }
 
 /// Without the options: they have the password.

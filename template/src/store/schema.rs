@@ -15,7 +15,7 @@ impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         // Not the pool's: these may take longer than it allows. That a table is there already is no news.
-        let options = self.pool.options().clone().options([
+        let options = self.pool.connector().options.clone().options([
             ("statement_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
             ("client_min_messages", "warning"),
@@ -23,7 +23,7 @@ impl Store {
         let both = async {
             tokio::try_join!(PgConnection::connect_with(&options), PgConnection::connect_with(&options))
         };
-        let both = tokio::time::timeout(self.pool.patience, both).await;
+        let both = tokio::time::timeout(self.pool.connector().patience, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
         // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a
         // connection of its own, since an index can't be built CONCURRENTLY within one.

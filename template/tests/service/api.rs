@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, json_body, path_of};
+use crate::app::{Answer, TestApp, eventually, json_body, path_of};
 
 #[tokio::test]
 async fn created_task_is_found_where_location_says() {
@@ -104,6 +104,18 @@ async fn deleted_task_is_gone() {
     assert_eq!(app.delete(&path).await.status, 404);
     assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 404);
     assert_eq!(app.complete(&task).await.status, 404);
+}
+
+#[tokio::test]
+async fn large_task_takes_the_room_of_several_in_memory() {
+    let app = TestApp::spawn(&[("APP__CACHE__CAPACITY", "8")]).await;
+    let large = json!({ "title": "a", "description": "x".repeat(9_000) });
+    let large = path_of(&app.post("/v1/tasks", &large).await.json());
+    let misses = async || {
+        assert_eq!(app.get(&large).await.status, 200);
+        app.sample("cache_requests_total{tier=\"memory\",outcome=\"miss\"}").await
+    };
+    eventually(misses, |misses| *misses > Some(2.0)).await;
 }
 
 #[tokio::test]

@@ -82,6 +82,18 @@ async fn tasks_that_are_not_valid_are_refused_by_field() {
 }
 
 #[tokio::test]
+async fn problem_quotes_little_of_what_was_sent() {
+    let app = TestApp::spawn(&[]).await;
+    let many = |part: &str| part.repeat(100_000);
+    // The first is shown, and escaped, as eight characters each.
+    for body in [json!(many("\u{7f}")), json!({ "title": [many("é")] }), json!({ many("/"): 1 })] {
+        let answer = app.post("/v1/tasks", &body).await;
+        problem(&answer, 422, "validation");
+        assert!(answer.body.len() < 2_000, "{} bytes", answer.body.len());
+    }
+}
+
+#[tokio::test]
 async fn bodies_that_are_no_json_are_refused() {
     let app = TestApp::spawn(&[("APP__HTTP__MAX_BODY_SIZE", "1KiB")]).await;
     let post = async |content_type: Option<&str>, body: String| {

@@ -180,6 +180,12 @@ async fn browsers_of_other_origins_are_let_in_only_where_configured() {
     for header in ["content-type", "if-match", "x-request-id", "traceparent"] {
         assert!(allowed.contains(header), "{header}: {allowed}");
     }
+    let answer = Answer::to(open.request(Method::GET, "/v1/tasks").header("origin", ours)).await;
+    let exposed: Vec<&str> = answer.header("access-control-expose-headers").split(',').collect();
+    assert!(exposed.contains(&"etag") && exposed.contains(&"x-request-id"), "{exposed:?}");
+    //@ if rate_limit
+    assert!(["ratelimit", "ratelimit-policy"].iter().all(|header| exposed.contains(header)), "{exposed:?}");
+    //@ end
 }
 
 #[tokio::test]

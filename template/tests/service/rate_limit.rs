@@ -206,6 +206,19 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
 }
 
 #[tokio::test]
+async fn clock_of_redis_that_was_set_back_costs_one_budget_at_most() {
+    let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
+    let shared = [("REDIS_URL", url.as_str()), ("APP__REDIS__NAMESPACE", &namespace), crate::redis::PATIENT];
+    let app = TestApp::spawn(&[THREE.as_slice(), &shared].concat()).await;
+    let mut redis = crate::redis::connected().await;
+    let (seconds, _): (u64, u64) = redis::cmd("TIME").query_async(&mut redis).await.expect("a time");
+    let budget = format!("{namespace}:{{rate}}:per_client:1:3:127.0.0.1");
+    let _: () = redis.set(budget, (seconds + 3600) * 1_000_000).await.expect("an answer");
+    let answer = app.get("/v1/tasks").await;
+    assert_eq!((answer.status, answer.header("retry-after")), (429, "1"));
+}
+
+#[tokio::test]
 async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_that() {
     let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
     let shared = [
@@ -221,8 +234,7 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
         assert_eq!(one.get("/v1/tasks").await.status, 200);
     }
     // The budget is whole again in a second for each request that was taken from it.
-    let mut redis =
-        redis::Client::open(url).expect("a URL").get_multiplexed_async_connection().await.expect("Redis");
+    let mut redis = crate::redis::connected().await;
     let taken: i64 =
         redis.pttl(format!("{namespace}:{{rate}}:per_client:1:640:127.0.0.1")).await.expect("a time");
     assert!((10_500..=30_000).contains(&taken), "{taken} ms");

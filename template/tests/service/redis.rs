@@ -44,7 +44,7 @@ fn as_user(name: &str, password: &str) -> String {
 }
 
 /// A connection to the server.
-async fn connected() -> redis::aio::MultiplexedConnection {
+pub async fn connected() -> redis::aio::MultiplexedConnection {
     let client = redis::Client::open(server()).expect("a URL");
     client.get_multiplexed_async_connection().await.expect("Redis")
 }
