@@ -126,7 +126,7 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
 
 /// Ends the process at once when it is told to stop once more.
 fn heed_another(signals: StopSignals, telemetry: &Telemetry) {
-    let lines = telemetry.logs.lines.clone();
+    let lines = telemetry.lines.clone();
     tokio::spawn(async move {
         let signal = signals.second().await;
         warn!(signal, "shutdown.forced");
@@ -176,15 +176,6 @@ struct Service {
     prober: CancellationToken,
 }
 
-/// Runs what must not end before it is told to.
-fn spawn(
-    tasks: &mut JoinSet<&'static str>,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    tasks.spawn(task.map(move |()| name));
-}
-
 impl Service {
     fn start(
         config: &Config,
@@ -193,17 +184,18 @@ impl Service {
         admin: TcpListener,
     ) -> Result<(Self, JoinSet<&'static str>)> {
         let (lifecycle, in_flight) = (Lifecycle::default(), InFlight::default());
+        // What must not end before it is told to.
         let mut running = JoinSet::new();
         let store = Store::open(config)?;
         let cache = Cache::open(config)?;
         let webhook = Webhook::new(&config.webhook)?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let runner = Runner::new(config.jobs, queue.clone());
-        spawn(&mut running, "queue watcher", queue.clone().watch());
+        running.spawn(queue.clone().watch().map(|()| "queue watcher"));
         let checks = store.checks().into_iter().chain(webhook.as_ref().map(Webhook::check));
         //@ if redis
         let checks = checks.chain([cache.check()]);
-        spawn(&mut running, "cache follower", cache.clone().follow());
+        running.spawn(cache.clone().follow().map(|()| "cache follower"));
         //@ end
         //@ if otlp
         let checks = checks.chain(telemetry.traces.check());
@@ -216,13 +208,13 @@ impl Service {
         let around = http::Surroundings {
             health: health.clone(),
             // Sees each request first, and its answer last.
-            observer: Observer::new(config, lifecycle.clone())?,
+            observer: Observer::new(config, lifecycle.clone()),
             //@ if rate_limit
             rate_limit: RateLimit::open(config)?,
             //@ end
         };
         //@ if rate_limit
-        spawn(&mut running, "rate limit sweeper", around.rate_limit.clone().sweep());
+        running.spawn(around.rate_limit.clone().sweep().map(|()| "rate limit sweeper"));
         //@ end
         let api = http::router(&config.http, tasks, around)?;
         let pages = http::admin::router(&health, telemetry, &store, &in_flight);
@@ -247,19 +239,20 @@ impl Service {
         };
         let in_flight = service.in_flight.clone();
         let serving = server::serve(public, api, limits, in_flight, service.public.clone());
-        spawn(&mut running, "public listener", serving);
+        running.spawn(serving.map(|()| "public listener"));
         let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
         let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
-        spawn(&mut running, "admin listener", serving);
+        running.spawn(serving.map(|()| "admin listener"));
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
-        spawn(&mut running, "job runner", async move {
+        running.spawn(async move {
             ready.reached(State::Ready).await;
             runner.run(move |job| Webhook::deliver(webhook.clone(), job), stop).await;
+            "job runner"
         });
         let probing = service.health.clone().probe(checks);
-        spawn(&mut running, "prober", service.prober.clone().cancelled_owned().then(|()| probing));
-        spawn(&mut running, "metrics upkeep", telemetry.metrics.clone().upkeep());
-        spawn(&mut running, "log filter", telemetry.logs.filter.clone().restore());
+        running.spawn(service.prober.clone().cancelled_owned().then(|()| probing).map(|()| "prober"));
+        running.spawn(telemetry.metrics.clone().upkeep().map(|()| "metrics upkeep"));
+        running.spawn(telemetry.filter.clone().restore().map(|()| "log filter"));
         Ok((service, running))
     }
 
@@ -322,8 +315,15 @@ impl Service {
             stop.drain.cancel();
             stop.abort.cancel();
         }
+        let closed = async {
+            // What was cut off is logged as it is let go of.
+            self.public.ended.cancelled().await;
+            self.in_flight.close();
+            self.in_flight.wait().await;
+            self.store.close().await;
+        };
         // Bounded, as all is from here on: what does not answer must not hold the process.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
     }
 }
 

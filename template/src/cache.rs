@@ -9,7 +9,7 @@ use metrics::{Counter, counter};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::config::value::millis;
+use crate::config::value::{between, millis};
 //@ if redis
 use crate::health::Check;
 //@ end
@@ -24,13 +24,10 @@ mod shared;
 use shared::Found;
 
 //@ end
-/// The version that no later one follows.
-const DELETED: i64 = i64::MAX;
-
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
 pub struct Config {
-    #[garde(range(min = 1, max = 100_000_000))]
+    #[garde(custom(between(1, 100_000_000)))]
     pub capacity: u64,
     #[serde(deserialize_with = "millis::<1, 86_400_000, _>")]
     pub ttl: Duration,
@@ -40,8 +37,6 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Cache {
     memory: moka::future::Cache<Uuid, Entry>,
-    /// The version that was last read past the cache: what is older was made void then, and need not be again.
-    told: moka::future::Cache<Uuid, i64>,
     hits: Counter,
     misses: Counter,
     /// How often tasks were written, by the end of their ids, which is random: two that share one cost a load too many.
@@ -54,7 +49,7 @@ pub struct Cache {
 #[derive(Clone, Debug)]
 struct Entry {
     task: Rendered,
-    /// [`Cache::count`] from before the load: a write since then makes the entry void.
+    /// [`Cache::count`] from before the load: the entry is void for who comes after a later write.
     writes: u64,
 }
 
@@ -67,10 +62,8 @@ impl Cache {
         let memory = moka::future::Cache::builder().max_capacity(capacity).weigher(weight);
         let memory = memory.time_to_live(ttl).build();
         let requests = |outcome| counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome);
-        let told = moka::future::Cache::builder().max_capacity(capacity).time_to_live(ttl).build();
         Ok(Self {
             memory,
-            told,
             hits: requests("hit"),
             misses: requests("miss"),
             // Counted by each process for itself.
@@ -90,49 +83,30 @@ impl Cache {
 
     /// The task, loaded unless it is known. Callers that miss at the same time share one load.
     pub async fn get(&self, id: Uuid, store: &Store) -> Result<Rendered, Arc<Error>> {
+        let count = self.count(id);
         // Boxed, as what moka keeps for it is most of what a request would carry.
-        match Box::pin(self.memory.get(&id)).await {
-            Some(entry) if entry.writes == self.count(id) => {
-                self.hits.increment(1);
-                Ok(entry.task)
-            }
-            known => {
-                self.misses.increment(1);
-                // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
-                Box::pin(self.renew(id, known, store)).await
-            }
+        if let Some(entry) = Box::pin(self.memory.get(&id)).await
+            && entry.writes >= count
+        {
+            self.hits.increment(1);
+            return Ok(entry.task);
         }
+        self.misses.increment(1);
+        // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
+        Box::pin(self.renew(id, count, store)).await
     }
 
-    async fn renew(&self, id: Uuid, mut known: Option<Entry>, store: &Store) -> Result<Rendered, Arc<Error>> {
-        // More than one round only while writes to this very task keep coming in.
-        for _ in 0..3 {
-            let entry = match known {
-                Some(entry) => entry,
-                // Boxed by the one who loads, so that those who wait for it need not carry that room.
-                None => self.memory.try_get_with(id, async { Box::pin(self.load(id, store)).await }).await?,
-            };
-            if entry.writes == self.count(id) {
+    async fn renew(&self, id: Uuid, count: u64, store: &Store) -> Result<Rendered, Arc<Error>> {
+        // Three rounds at most: what is there and what is being loaded may be void, what is loaded then is not.
+        loop {
+            // Boxed by the one who loads, so that those who wait for it need not carry that room.
+            let load = async { Box::pin(self.load(id, store)).await };
+            let entry = self.memory.try_get_with(id, load).await?;
+            if entry.writes >= count {
                 return Ok(entry.task);
             }
             self.memory.invalidate(&id).await;
-            known = self.memory.get(&id).await;
         }
-        let (version, read) = match store.get(id).await {
-            Ok(task) => (task.version, Ok(Rendered::from(&task))),
-            Err(gone @ Error::NotFound) => (DELETED, Err(gone.into())),
-            Err(error) => return Err(error.into()),
-        };
-        // It is not kept, and whatever is may be older: who is told it must not read that next.
-        // Once for each version: what each reader makes void, all others would read past the cache, for ever.
-        if self.told.get(&id).await < Some(version) {
-            self.forget(id).await;
-            //@ if redis
-            self.supersede(id, version).await;
-            //@ end
-            self.told.insert(id, version).await;
-        }
-        read
     }
 
     async fn load(&self, id: Uuid, store: &Store) -> Result<Entry, Error> {
@@ -145,12 +119,7 @@ impl Cache {
         //@ end
         let loaded = store.get(id).await.map(|task| Rendered::from(&task));
         //@ if redis
-        match &loaded {
-            Ok(task) => self.shared.fill(id, task, &found).await,
-            // Or it may still have what was just told to be gone, or get it from who loaded it before then.
-            Err(Error::NotFound) => self.shared.gone(id, &found).await,
-            Err(_) => {}
-        }
+        self.shared.fill(id, &loaded, &found).await;
         //@ end
         Ok(Entry { task: loaded?, writes })
     }
@@ -167,7 +136,7 @@ impl Cache {
     pub async fn deleted(&self, id: Uuid) {
         self.forget(id).await;
         //@ if redis
-        self.supersede(id, DELETED).await;
+        self.supersede(id, shared::DELETED).await;
         //@ end
     }
     //@ if redis

@@ -1,6 +1,5 @@
-//! The configuration: layers, types, ranges and contradictions, all checked once at start.
-//!
-//! This is the only place that reads the environment. Each component owns the struct of its section.
+//! The configuration: layers, types, ranges and contradictions, all checked once at start. Nothing else reads the
+//! environment. Each component owns the struct of its section.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -170,8 +169,7 @@ fn explained((key, value): (&String, &Value)) -> String {
     format!("{key} = {shown}  # {}\n", source(value))
 }
 
-/// Types, then ranges, then what contradicts each other. A value of the wrong type is reported and its
-/// default taken instead, so that the faults behind it are found too.
+/// Types, then ranges, then contradictions. The default stands in for a value that is wrong, so that all are found.
 fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) -> Option<Config> {
     let mut values = original.clone();
     let mut report = |key: &str, allowed: &str| {
@@ -179,6 +177,11 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
     };
     for (key, value) in &mut values {
         let Some(default) = defaults.get(key) else { continue };
+        if let (ValueKind::Array(_), ValueKind::String(text)) = (&default.kind, &value.kind) {
+            // As a variable has it.
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            value.kind = parts.collect::<Vec<_>>().into();
+        }
         if let Some(allowed) = value::mistyped(&default.kind, &value.kind) {
             report(key, allowed);
             *value = default.clone();
@@ -203,12 +206,7 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
             let path = path.to_string();
             // Of a list the key is named, not the entry.
             let key = path.split('[').next().unwrap_or(&path);
-            let message = error.message();
-            let bound =
-                |limit: &str, words| message.strip_prefix(limit).map(|number| format!("{words} {number}"));
-            let lowest = bound("lower than ", "expected at least");
-            let allowed = lowest.or_else(|| bound("greater than ", "expected at most"));
-            report(key, allowed.as_deref().unwrap_or(message));
+            report(key, error.message());
         }
     }
     contradictions(&config, |wrong, key, allowed| {

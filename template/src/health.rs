@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::value::millis;
+use crate::config::value::{between, millis};
 use crate::lifecycle::{Lifecycle, State};
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
@@ -33,9 +33,9 @@ pub struct Config {
     pub timeout: Duration,
     #[serde(deserialize_with = "millis::<10, 3_600_000, _>")]
     pub startup_timeout: Duration,
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(between(1, 100)))]
     pub failure_threshold: u32,
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(between(1, 100)))]
     pub success_threshold: u32,
 }
 
@@ -124,23 +124,22 @@ impl Health {
         }
     }
 
-    /// Waits until all dependencies have been asked, and those that are required are up. At the deadline it fails with
-    /// the names of those that are not.
+    /// Waits until all were asked, and those that are required are up; at the deadline it fails with those that are not.
     pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
-        let missing = |seen: &Seen| -> Vec<String> {
-            let is_missing = |one: &&Dependency| {
-                one.status == Status::Unknown || (one.required && one.status == Status::Down)
-            };
-            let tell =
-                |one: &Dependency| format!("{} ({})", one.name, one.error.as_deref().unwrap_or("not asked"));
-            seen.dependencies.iter().filter(is_missing).map(tell).collect()
+        let is_missing = |one: &&Dependency| match one.status {
+            Status::Unknown => true,
+            Status::Down => one.required,
+            Status::Up => false,
         };
         let mut seen = self.seen.subscribe();
-        let up = seen.wait_for(|seen| missing(seen).is_empty());
-        match tokio::time::timeout_at(deadline, up).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(missing(&self.seen.borrow()).join(", ")),
+        let up = seen.wait_for(|seen| !seen.dependencies.iter().any(|one| is_missing(&one)));
+        if tokio::time::timeout_at(deadline, up).await.is_ok() {
+            return Ok(());
         }
+        let tell =
+            |one: &Dependency| format!("{} ({})", one.name, one.error.as_deref().unwrap_or("not asked"));
+        let missing: Vec<_> = self.seen.borrow().dependencies.iter().filter(is_missing).map(tell).collect();
+        Err(missing.join(", "))
     }
 
     async fn ask(&self, check: &Check) -> Result<(), String> {

@@ -18,10 +18,10 @@ use tracing::{Instrument, Span, info_span};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use crate::config::value::between;
 use crate::lifecycle::Stop;
 use crate::queue::Queue;
 use crate::telemetry::context::{Context, Trace};
-use crate::telemetry::metrics::as_f64;
 //@ if otlp
 use crate::telemetry::otlp;
 //@ end
@@ -32,11 +32,11 @@ const LET_GO: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
-    #[garde(range(min = 1, max = 10_000_000))]
+    #[garde(custom(between(1, 10_000_000)))]
     pub queue_capacity: usize,
-    #[garde(range(min = 1, max = 1_000))]
+    #[garde(custom(between(1, 1_000)))]
     pub concurrency: usize,
-    #[garde(range(min = 1, max = 100))]
+    #[garde(custom(between(1, 100)))]
     pub max_attempts: u32,
 }
 
@@ -94,7 +94,7 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(config: Config, queue: Arc<Queue>) -> Self {
-        gauge!("jobs_queue_depth_max").set(as_f64(config.queue_capacity));
+        gauge!("jobs_queue_depth_max").set(config.queue_capacity as f64);
         // There from the start: an alert on an increase can't see the one that makes a series appear.
         for kind in Kind::VARIANTS {
             for outcome in ["failed", "abandoned"] {

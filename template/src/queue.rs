@@ -12,7 +12,6 @@ use tracing::warn;
 use crate::jobs::{Job, Kind, Settlement};
 use crate::lifecycle::Stop;
 use crate::store::{Error, Store};
-use crate::telemetry::metrics::as_f64;
 
 /// How often an idle worker looks for jobs that other replicas or a retry made due.
 const POLL: Duration = Duration::from_millis(500);
@@ -106,6 +105,6 @@ impl Queue {
     fn set_depth(&self, change: impl Fn(usize) -> usize) {
         let before =
             self.depth.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |depth| Some(change(depth)));
-        gauge!("jobs_queue_depth").set(as_f64(before.map_or(0, change)));
+        gauge!("jobs_queue_depth").set(before.map_or(0, change) as f64);
     }
 }

@@ -15,11 +15,10 @@ use tracing::{Instrument, info_span};
 //@ end
 use uuid::Uuid;
 
-use crate::config::value::{check, millis, optional};
+use crate::config::value::{between, check, millis, optional};
 use crate::health::Check;
 use crate::jobs::Job;
 use crate::task::{NewTask, Status, Task, TaskPatch};
-use crate::telemetry::metrics::as_f64;
 use pool::{Leased, Pool};
 
 pub mod dead_letters;
@@ -33,7 +32,7 @@ pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_postgres))]
     pub url: Option<SecretString>,
-    #[garde(range(min = 1, max = 10_000))]
+    #[garde(custom(between(1, 10_000)))]
     pub max_connections: u32,
     #[serde(deserialize_with = "millis::<10, 60_000, _>")]
     pub acquire_timeout: Duration,
@@ -136,18 +135,15 @@ impl Store {
         let connector = self.pool.connector();
         let pool = Pool::open(connector.options.clone(), 1, connector.patience);
         let store = Self { pool, ..self.clone() };
-        vec![Check::new("postgres", true, move || {
-            let store = store.clone();
-            async move { store.schema_is_current().await }
-        })]
+        vec![Check::new("postgres", true, move || store.clone().schema_is_current())]
     }
 
     /// Sets the gauges of the pool.
     pub fn observe(&self) {
         let [most, open, idle] = self.pool.count();
-        gauge!("db_pool_connections", "state" => "idle").set(as_f64(idle));
-        gauge!("db_pool_connections", "state" => "used").set(as_f64(open - idle));
-        gauge!("db_pool_connections_max").set(as_f64(most));
+        gauge!("db_pool_connections", "state" => "idle").set(idle as f64);
+        gauge!("db_pool_connections", "state" => "used").set((open - idle) as f64);
+        gauge!("db_pool_connections_max").set(most as f64);
     }
 
     /// Ends all connections, once their queries have.

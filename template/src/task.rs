@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use strum::IntoStaticStr;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use uuid::Uuid;
 
 use crate::config::value::check;
@@ -23,13 +23,11 @@ pub struct Task {
     /// Rises by one with each change; the `ETag` of the task.
     pub version: i64,
     #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
     pub updated_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
-    #[schema(value_type = Option<String>, format = DateTime, required = true)]
+    #[schema(required = true)]
     pub completed_at: Option<OffsetDateTime>,
 }
 
@@ -72,8 +70,9 @@ pub struct NewTask {
     #[schema(schema_with = title)]
     #[garde(length(chars, min = 1, max = 200), custom(one_line))]
     pub title: String,
+    /// At most 10,000 characters, none of them a control character but tabs and line ends.
     #[serde(default)]
-    #[schema(schema_with = description)]
+    #[schema(max_length = 10_000, pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
     #[garde(inner(length(chars, max = 10_000), custom(plain_text)))]
     pub description: Option<String>,
 }
@@ -86,8 +85,10 @@ pub struct TaskPatch {
     #[schema(schema_with = title)]
     #[garde(inner(length(chars, min = 1, max = 200), custom(one_line)))]
     pub title: Option<String>,
+    /// At most 10,000 characters, none of them a control character but tabs and line ends.
     #[serde(default, deserialize_with = "present")]
-    #[schema(schema_with = description)]
+    #[schema(value_type = Option<String>, max_length = 10_000)]
+    #[schema(pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
     #[garde(inner(inner(length(chars, max = 10_000), custom(plain_text))))]
     pub description: Option<Option<String>>,
 }
@@ -102,18 +103,6 @@ fn title() -> Object {
         .schema_type(Type::String)
         .description(Some("1 to 200 characters once trimmed, none of them a control character."))
         .pattern(Some(format!("^{space}{edge}({middle}{edge})?{space}$")))
-        .build()
-}
-
-/// The rules of a description, or none.
-fn description() -> Object {
-    ObjectBuilder::new()
-        .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
-        .description(Some(
-            "At most 10,000 characters, none of them a control character but tabs and line ends.",
-        ))
-        .max_length(Some(10_000))
-        .pattern(Some(r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"))
         .build()
 }
 

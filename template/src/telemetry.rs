@@ -5,7 +5,8 @@ use tracing::info;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::logs::Logs;
+use self::filter::Filter;
+use self::lines::Lines;
 use self::metrics::Metrics;
 
 pub mod context;
@@ -25,7 +26,8 @@ mod panic;
 #[derive(Debug)]
 pub struct Telemetry {
     pub metrics: Metrics,
-    pub logs: Logs,
+    pub lines: Lines,
+    pub filter: Filter,
     //@ if otlp
     pub traces: otlp::Exporter,
     //@ end
@@ -34,9 +36,9 @@ pub struct Telemetry {
 impl Telemetry {
     /// Installs the process's subscriber, recorder and panic hook.
     pub fn install(config: &crate::config::Config) -> Result<Self> {
-        let (lines, logs) = logs::layer(&config.log)?;
+        let (events, lines, filter) = logs::layer(&config.log)?;
         let metrics = Metrics::install()?;
-        let subscriber = tracing_subscriber::registry().with(lines);
+        let subscriber = tracing_subscriber::registry().with(events);
         //@ if otlp
         let (spans, traces) = otlp::layer(&config.otlp, config.shutdown.flush_timeout)?;
         let subscriber = subscriber.with(spans);
@@ -45,8 +47,8 @@ impl Telemetry {
         panic::install_hook();
         Ok(Self {
             metrics,
-            // Its thread writes what is queued when this is dropped.
-            logs,
+            lines,
+            filter,
             //@ if otlp
             traces,
             //@ end
@@ -60,5 +62,11 @@ impl Telemetry {
         let status = self.traces.flush().unwrap_or(status);
         //@ end
         info!(status, "telemetry.flush");
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        self.lines.finish();
     }
 }

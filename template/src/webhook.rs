@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
+use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{StatusCode, Url};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -96,7 +96,7 @@ impl Webhook {
     }
 
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
-        // Tried again, as another replica may have it already.
+        // Not for good: another replica may have it already.
         let switched_off = || Failure { reason: "webhook.url is not set".to_owned(), retry: true };
         let Self { client, url, key, last } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
@@ -119,9 +119,8 @@ impl Webhook {
                 return Ok(());
             }
             Ok(status) => {
-                // Request Timeout, Conflict, Too Early.
-                let passing = [408, 409, 425].contains(&status.as_u16());
-                let passing = passing || status == StatusCode::TOO_MANY_REQUESTS || !status.is_client_error();
+                // Request Timeout, Conflict, Too Early, Too Many Requests.
+                let passing = !status.is_client_error() || [408, 409, 425, 429].contains(&status.as_u16());
                 (format!("answered {status}"), passing)
             }
             // Without the URL, whose path or query may be a secret.
@@ -133,9 +132,8 @@ impl Webhook {
     }
 }
 
-/// The system's resolver, less the addresses inside our own network: a URL from outside must not make us talk to a
-/// neighbour (server-side request forgery). What is checked here is what is connected to, so a name that changes in
-/// between gains nothing. A host that is an address is asked of no resolver: [`Config::forbids_own_url`].
+/// The system's resolver, less the addresses inside our own network (server-side request forgery). What is checked here
+/// is what is connected to. A host that is an address is asked of no resolver: [`Config::forbids_own_url`].
 #[derive(Debug)]
 struct Resolver {
     private: bool,
@@ -158,11 +156,10 @@ impl Resolve for Resolver {
 /// What no one on the internet has (IANA's registries of special-purpose addresses). Of IPv6 only `2000::/3` is given
 /// out, less what carries an IPv4 address along (Teredo, 6to4) or stands in examples.
 static INNER: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
-    let v4 = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 \
-              192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3";
-    let v6 = "::/3 4000::/2 8000::/1 2001::/23 2001:db8::/32 2002::/16 3fff::/20";
-    let networks = v4.split(' ').chain(v6.split(' '));
-    networks.map(|network| network.parse().expect("a network")).collect()
+    let networks = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 \
+              192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 \
+                    ::/3 4000::/2 8000::/1 2001::/23 2001:db8::/32 2002::/16 3fff::/20";
+    networks.split_whitespace().map(|network| network.parse().expect("a network")).collect()
 });
 
 fn is_private(address: IpAddr) -> bool {

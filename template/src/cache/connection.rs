@@ -1,11 +1,12 @@
 //! The connection to Redis, never waited for longer than `redis.timeout`, and while it fails not asked at all.
 
 use std::mem::take;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use garde::Validate;
+use parking_lot::Mutex;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, PubSub};
 use redis::{AsyncCommands, Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation};
 use secrecy::{ExposeSecret, SecretString};
@@ -71,20 +72,19 @@ impl Redis {
     /// Asked even during a pause, and ends it.
     pub(super) fn check(&self) -> Check {
         let redis = self.clone();
-        Check::new("redis", false, move || {
-            let redis = redis.clone();
-            async move {
-                let mut connection = redis.state().connection.clone();
-                let pong = connection.ping().await;
-                if pong.is_err() || redis.state().failures < FAILURES {
-                    redis.note("ping", &pong);
-                } else {
-                    // One that refuses writes answers, too: the next caller goes and sees.
-                    redis.state().paused_until = Instant::now();
-                }
-                pong.map_err(|error| error.to_string())
-            }
-        })
+        Check::new("redis", false, move || redis.clone().ping())
+    }
+
+    async fn ping(self) -> Result<(), String> {
+        let mut connection = self.state.lock().connection.clone();
+        let pong = connection.ping().await;
+        if pong.is_err() || self.state.lock().failures < FAILURES {
+            self.note("ping", &pong);
+        } else {
+            // One that refuses writes answers, too: the next caller goes and sees.
+            self.state.lock().paused_until = Instant::now();
+        }
+        pong.map_err(|error| error.to_string())
     }
 
     /// A name that others who use the same Redis don't touch.
@@ -122,7 +122,7 @@ impl Redis {
 
     /// None during a pause.
     fn connection(&self) -> Option<ConnectionManager> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.failures >= FAILURES {
             if Instant::now() < state.paused_until {
                 return None;
@@ -133,7 +133,7 @@ impl Redis {
     }
 
     fn note<T>(&self, command: &str, result: &RedisResult<T>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let Err(reason) = result else {
             if take(&mut state.failures) >= FAILURES {
                 warn!("cache.breaker_closed");
@@ -151,10 +151,6 @@ impl Redis {
             // A peer that has vanished tells nobody: what waits on the old connection would do so for minutes.
             state.connection = anew;
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

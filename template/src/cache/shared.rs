@@ -1,23 +1,26 @@
 //! The tier that replicas share, in Redis.
 
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use metrics::counter;
+use parking_lot::Mutex;
 use redis::Script;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::Cache;
 use super::connection::{Config, Redis};
 use super::missed::Missed;
-use super::{Cache, DELETED};
+use crate::store::Error;
 use crate::task::{Rendered, Task};
 
 /// The version before all.
 pub(super) const NO_VERSION: i64 = 0;
-
+/// The version that no later one follows.
+pub(super) const DELETED: i64 = i64::MAX;
 /// How long a load may take and still be stored.
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -98,7 +101,7 @@ impl Shared {
     pub(super) async fn get(&self, id: Uuid) -> Found {
         // Looked up before Redis is asked: once it is forgotten, Redis has that version or a later one.
         // Where nothing may be believed, it is still found, so that what is loaded takes its place.
-        let least = self.missed().least(id).unwrap_or(DELETED);
+        let least = self.missed.lock().least(id).unwrap_or(DELETED);
         let mut look_up = LOOK_UP.key(self.key(id));
         look_up.arg(format!("{NO_VERSION}:{}", mark())).arg(LEASE.as_millis().to_string());
         let (outcome, found) = match self.redis.run::<String>("get", look_up).await {
@@ -113,31 +116,28 @@ impl Shared {
     }
 
     /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
-    pub(super) async fn fill(&self, id: Uuid, task: &Rendered, found: &Found) {
-        self.replace(id, found, task.version, &task.json, self.lifetime()).await;
-    }
-
-    /// The same where the store has no task. For no longer than a load takes: any number of ids have none.
-    pub(super) async fn gone(&self, id: Uuid, found: &Found) {
-        self.replace(id, found, DELETED, mark().as_bytes(), LEASE.as_millis().to_string()).await;
-    }
-
-    async fn replace(&self, id: Uuid, found: &Found, version: i64, by: &[u8], lifetime: String) {
+    pub(super) async fn fill(&self, id: Uuid, loaded: &Result<Rendered, Error>, found: &Found) {
+        let (version, json, lifetime) = match loaded {
+            Ok(task) => (task.version, task.json.clone(), self.lifetime()),
+            // Or who loaded it before it was gone would store it. No longer than a load takes: any number of ids have none.
+            Err(Error::NotFound) => (DELETED, mark().into(), LEASE.as_millis().to_string()),
+            Err(_) => return,
+        };
         if let Found::Instead(found) = found {
             let mut fill = FILL.key(self.key(id));
-            fill.arg(found).arg(version).arg(by).arg(lifetime);
+            fill.arg(found).arg(version).arg(&*json).arg(lifetime);
             if self.redis.run("store", fill).await == Some(true) {
                 return;
             }
         }
-        self.missed().add(id, version, false, self.ttl);
+        self.missed.lock().add(id, version, false, self.ttl);
     }
 
     /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
     /// other replicas; later, if it can't be done now.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
         if !self.superseded(id, version).await {
-            self.missed().add(id, version, true, self.ttl);
+            self.missed.lock().add(id, version, true, self.ttl);
         }
     }
 
@@ -145,12 +145,12 @@ impl Shared {
     pub(super) async fn catch_up(&self) {
         loop {
             tokio::time::sleep(CATCH_UP).await;
-            let missed = self.missed().all();
+            let missed = self.missed.lock().all();
             for (id, version) in missed {
                 if !self.superseded(id, version).await {
                     break;
                 }
-                self.missed().done(id, version);
+                self.missed.lock().done(id, version);
             }
         }
     }
@@ -192,10 +192,6 @@ impl Shared {
 
     fn key(&self, id: Uuid) -> String {
         self.redis.key(&[TASK, &id.to_string()].join(":"))
-    }
-
-    fn missed(&self) -> MutexGuard<'_, Missed> {
-        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

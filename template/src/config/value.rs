@@ -20,9 +20,11 @@ pub(super) fn mistyped(default: &ValueKind, value: &ValueKind) -> Option<&'stati
         (ValueKind::I64(_), ValueKind::I64(_) | ValueKind::String(_)) if is_whole() => None,
         (ValueKind::I64(_), _) => Some("expected a whole number"),
         (ValueKind::Float(_), _) if !text.parse().is_ok_and(f64::is_finite) => Some("expected a number"),
-        (ValueKind::Boolean(_), ValueKind::Boolean(_) | ValueKind::String(_)) => None,
+        (ValueKind::Boolean(_), ValueKind::Boolean(_) | ValueKind::String(_))
+        | (ValueKind::Array(_), ValueKind::Array(_)) => None,
         (ValueKind::Boolean(_), _) => Some("expected true or false"),
-        // Text and lists have types that say more.
+        (ValueKind::Array(_), _) => Some("expected a list, or text with commas"),
+        // Text has types that say more.
         _ => None,
     }
 }
@@ -41,11 +43,9 @@ pub fn check(fits: bool, expected: &str) -> garde::Result {
 
 /// Checks that a URL can be called.
 pub fn is_http(url: &Option<SecretString>, (): &()) -> garde::Result {
-    let Some(url) = url else { return Ok(()) };
-    match url.expose_secret().parse::<Url>() {
-        Ok(url) => check(matches!(url.scheme(), "http" | "https"), "expected an http or https URL"),
-        Err(_) => check(false, "expected a URL such as \"https://host/path\""),
-    }
+    let url = url.as_ref().map(|url| url.expose_secret().parse::<Url>());
+    let fits = url.is_none_or(|url| url.is_ok_and(|url| matches!(url.scheme(), "http" | "https")));
+    check(fits, "expected an http or https URL such as \"https://host/path\"")
 }
 
 /// What would have been right, without the value that was wrong.
@@ -62,21 +62,6 @@ pub(super) fn expected(error: &ConfigError) -> String {
         None => "another value, see config/default.toml",
     };
     format!("expected {expected}")
-}
-
-/// A list: an array in a file, text with commas in a variable.
-pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a list, or text with commas")]
-    enum Written {
-        Text(String),
-        Array(Vec<String>),
-    }
-    let parts = match Written::deserialize(deserializer)? {
-        Written::Text(text) => text.split(',').map(str::to_owned).collect(),
-        Written::Array(parts) => parts,
-    };
-    Ok(parts.iter().map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
 }
 
 /// A value for which empty text means none.

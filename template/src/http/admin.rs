@@ -17,7 +17,6 @@ use crate::server::InFlight;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::telemetry::filter::{self, Filter};
-use crate::telemetry::metrics::as_f64;
 
 /// How long another log filter lasts: a forgotten `debug` must not fill the disks.
 const LASTS: Duration = Duration::from_mins(10);
@@ -27,10 +26,10 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
     let (metrics, store, in_flight) = (telemetry.metrics.clone(), store.clone(), in_flight.clone());
     let page = async move || {
         store.observe();
-        gauge!("http_requests_in_flight").set(as_f64(in_flight.len()));
+        gauge!("http_requests_in_flight").set(in_flight.len() as f64);
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
-    let filter = put(change_filter).with_state(telemetry.logs.filter.clone());
+    let filter = put(change_filter).with_state(telemetry.filter.clone());
     let pages =
         health::admin_routes(health.clone()).route("/metrics", get(page)).route("/log/filter", filter);
     passing(pages.fallback(super::not_found), identified)

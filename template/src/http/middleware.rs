@@ -1,6 +1,7 @@
 //! What every request passes through: identity, log line, metrics, caps and deadlines.
 
 use std::convert::Infallible;
+use std::mem;
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -9,7 +10,6 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
-use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::Route;
@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::client;
 use super::extract::BodyTimeout;
-use super::problem::{Category, Problem};
+use super::problem::Problem;
 use super::tally::Tally;
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, State as Phase};
@@ -92,17 +92,17 @@ pub struct Observer {
 }
 
 impl Observer {
-    pub fn new(config: &Config, lifecycle: Lifecycle) -> anyhow::Result<Self> {
-        Ok(Self {
+    pub fn new(config: &Config, lifecycle: Lifecycle) -> Self {
+        Self {
             lifecycle,
             trusted_proxies: config.http.trusted_proxies.clone(),
             access: config.log.access,
-            cors: super::cors(&config.http.cors_allowed_origins)?,
+            cors: super::cors(&config.http.cors_allowed_origins),
             tally: Tally::default(),
             //@ if otlp
             sample_ratio: config.otlp.endpoint.as_ref().map(|_| config.otlp.sample_ratio),
             //@ end
-        })
+        }
     }
 
     /// Who sent the request, behind proxies that are trusted; what stands below finds the same.
@@ -119,9 +119,8 @@ impl Observer {
     }
 }
 
-/// Gives the request its identity, and writes and counts it once its answer has been sent or given up.
-///
-/// No `async fn`, here and below: its future would keep room for the request in each of them.
+/// Gives the request its identity, and writes and counts it once its answer has been sent or given up. No `async fn`, here
+/// and below: its future would keep room for the request in each of them.
 pub fn observe<A: Future<Output = Response>>(
     observer: Arc<Observer>,
     mut request: Request,
@@ -151,7 +150,7 @@ pub fn observe<A: Future<Output = Response>>(
     let context = Context { request_id: request_id(request.headers()), trace };
     let cors = observer.cors.clone();
     let mut record = Record {
-        context: Some(context.clone()),
+        context: context.clone(),
         observer,
         started: Instant::now(),
         method,
@@ -159,8 +158,10 @@ pub fn observe<A: Future<Output = Response>>(
         client,
         status: None,
     };
-    let contained = |request| contained(next(request));
-    let answering = context.scope(checked(request, |request| with_cors(cors, request, contained)));
+    let answering = context.scope(match fault(&request) {
+        None => Either::Left(with_cors(cors, request, |request| contained(next(request)))),
+        Some(fault) => Either::Right(refused(Problem::bad_request(fault))),
+    });
     //@ if otlp
     let answering = answering.instrument(span.clone());
     //@ end
@@ -175,9 +176,7 @@ pub fn observe<A: Future<Output = Response>>(
         record.status = Some(response.status());
         let headers = response.headers_mut();
         secure(headers);
-        if let Some(context) = &record.context {
-            identify(headers, &context.request_id);
-        }
+        identify(headers, &record.context.request_id);
         if record.observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
             // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -212,8 +211,7 @@ fn route(path: Option<&MatchedPath>) -> &str {
 
 /// One request, reported when it is dropped: after the last byte, or when the client has gone.
 struct Record {
-    /// Until it is reported.
-    context: Option<Context>,
+    context: Context,
     observer: Arc<Observer>,
     started: Instant,
     method: &'static str,
@@ -232,37 +230,27 @@ impl Drop for Record {
         let seconds = self.started.elapsed().as_secs_f64();
         let (method, route) = (self.method, route(self.path.as_ref()));
         self.observer.tally.answered(method, route, status, seconds);
-        if let Some(context) = self.context.take().filter(|_| self.observer.access) {
+        if self.observer.access {
             let client = &*self.client.network;
-            context.enter(|| {
+            mem::take(&mut self.context).enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
         }
     }
 }
 
-/// Refuses what another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1).
-fn checked<A: Future<Output = Response>>(
-    request: Request,
-    next: impl FnOnce(Request) -> A,
-) -> impl Future<Output = Response> {
-    let fault = if !names_one_host(&request) {
-        "The request must name one host."
-    } else if !is_framed_once(request.headers()) {
-        "The body may have no transfer coding but chunked, and that once."
-    } else {
-        return Either::Left(next(request));
-    };
-    let version = request.version();
-    // Made once it is polled, as an answer to this request.
-    Either::Right(lazy(move |_| {
-        let mut response = Problem::bad_request(fault).into_response();
-        if version < Version::HTTP_2 {
-            // Where the next request begins is not sure.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
-    }))
+/// What another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1).
+fn fault(request: &Request) -> Option<&'static str> {
+    if !names_one_host(request) {
+        return Some("The request must name one host.");
+    }
+    let fault = "The body may have no transfer coding but chunked, and that once.";
+    (!is_framed_once(request.headers())).then_some(fault)
+}
+
+/// Made once it is polled, as an answer to the request of that moment.
+fn refused(problem: Problem) -> impl Future<Output = Response> {
+    lazy(|_| problem.into_response())
 }
 
 /// A panic is a fault of one request alone; the hook has logged and counted it.
@@ -295,18 +283,12 @@ fn names_one_host(request: &Request) -> bool {
     if let Some(named) = request.uri().authority().filter(|_| request.version() == Version::HTTP_2) {
         return !named.as_str().contains('@') && hosts.all(|host| host == named.as_str());
     }
+    // What hosts and ports are made of (RFC 3986, 3.2): nobody finds a user or a path in it.
+    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.:[]_~%!$&'()*+,;=".contains(byte);
     match (hosts.next(), hosts.next()) {
         // HTTP/1.0 had none.
         (None, _) => request.version() != Version::HTTP_11,
-        (Some(host), None) => {
-            let host = host.as_bytes();
-            // The usual one, a name or an address and perhaps a port, need not be copied to be parsed.
-            let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-            let name = &host[..host.len() - digits];
-            let name = name.strip_suffix(b":").unwrap_or(name);
-            let authority = || Authority::try_from(host).is_ok_and(|it| !it.as_str().contains('@'));
-            name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(byte)) || authority()
-        }
+        (Some(host), None) => host.as_bytes().iter().all(fits),
         _ => false,
     }
 }
@@ -323,16 +305,15 @@ pub fn bound<A: Future<Output = Response>>(
     mut request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
-    let refused = |problem: Problem| Either::Left(lazy(|_| problem.into_response()));
     let Ok(place) = places.try_acquire_owned() else {
-        let detail = "As much is being handled as this service takes at once.";
-        return refused(Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail));
+        let problem = Problem::overloaded("As much is being handled as this service takes at once.");
+        return Either::Left(refused(problem));
     };
     if !request.body().is_end_stream() {
         // A client that waits for `100 Continue` is told before it has sent anything.
         let most = config.max_body_size.as_u64();
         if request.body().size_hint().lower() > most {
-            return refused(Problem::too_large());
+            return Either::Left(refused(Problem::too_large()));
         }
         DefaultBodyLimit::max(usize::try_from(most).unwrap_or(usize::MAX)).apply(&mut request);
         request.extensions_mut().insert(BodyTimeout(config.body_timeout));
@@ -346,7 +327,7 @@ pub fn bound<A: Future<Output = Response>>(
             return response;
         }
         let detail = "Clients have yet to take as many answers as this service keeps for them.";
-        Problem::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
+        Problem::overloaded(detail).into_response()
     }))
 }
 

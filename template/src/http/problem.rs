@@ -103,6 +103,10 @@ impl Problem {
         Self::new(Category::Internal, StatusCode::INTERNAL_SERVER_ERROR, detail)
     }
 
+    pub fn overloaded(detail: &'static str) -> Self {
+        Self::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
     pub fn timeout(detail: &'static str) -> Self {
         Self::new(Category::Timeout, StatusCode::GATEWAY_TIMEOUT, detail)
     }
@@ -111,8 +115,7 @@ impl Problem {
 impl From<tasks::Error> for Problem {
     fn from(error: tasks::Error) -> Self {
         let tasks::Error::Store(error) = error else {
-            let detail = "Too much is waiting to be done. Nothing was changed.";
-            return Self::new(Category::Overloaded, StatusCode::SERVICE_UNAVAILABLE, detail);
+            return Self::overloaded("Too much is waiting to be done. Nothing was changed.");
         };
         let problem = match &*error {
             store::Error::NotFound => {

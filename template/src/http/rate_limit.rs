@@ -46,9 +46,11 @@ pub struct Config {
     pub writes_burst: NonZeroU32,
 }
 
-/// So many requests a second, and so many at once after a pause.
+type Budgets = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
+
+/// So many requests a second, and so many at once after a pause; and the budgets that this process keeps by that.
 #[derive(Debug)]
-struct Policy {
+struct Limiter {
     name: &'static str,
     per_second: NonZeroU32,
     burst: NonZeroU32,
@@ -56,9 +58,19 @@ struct Policy {
     per_client: bool,
     /// As clients are told of it.
     told: HeaderValue,
+    budgets: Budgets,
 }
 
-impl Policy {
+impl Limiter {
+    fn new(name: &'static str, per_second: NonZeroU32, burst: NonZeroU32, per_client: bool) -> Self {
+        counter!("rate_limited_total", "policy" => name).increment(0);
+        let quota = Quota::per_second(per_second).allow_burst(burst);
+        let budgets = RateLimiter::keyed(quota).with_middleware();
+        let window = seconds(Duration::from_secs(burst.get().into()) / per_second.get());
+        let told = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}")).expect("visible ASCII");
+        Self { name, per_second, burst, per_client, told, budgets }
+    }
+
     /// The time in which `requests` are allowed.
     fn time_for(&self, requests: u32) -> Duration {
         Duration::from_secs(requests.into()) / self.per_second.get()
@@ -72,26 +84,6 @@ impl Policy {
             IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 64).network().into(),
         }
     }
-}
-
-type Budgets = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
-
-/// A policy, and the budgets that this process keeps by it.
-#[derive(Debug)]
-struct Limiter {
-    policy: Arc<Policy>,
-    budgets: Budgets,
-}
-
-impl Limiter {
-    fn new(name: &'static str, per_second: NonZeroU32, burst: NonZeroU32, per_client: bool) -> Self {
-        counter!("rate_limited_total", "policy" => name).increment(0);
-        let quota = Quota::per_second(per_second).allow_burst(burst);
-        let budgets = RateLimiter::keyed(quota).with_middleware();
-        let window = seconds(Duration::from_secs(burst.get().into()) / per_second.get());
-        let told = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}")).expect("visible ASCII");
-        Self { policy: Arc::new(Policy { name, per_second, burst, per_client, told }), budgets }
-    }
 
     /// Forgets clients whose budget is whole again: they would get the same one anew.
     fn forget_idle(&self) {
@@ -100,10 +92,11 @@ impl Limiter {
     }
 }
 
-/// What the policies say of a request.
-#[derive(Clone, Debug)]
+/// What the limiters of a request say of it.
+#[derive(Clone, Copy, Debug)]
 struct Verdict {
-    policy: Arc<Policy>,
+    /// Which of them counts: the first, or the one that refuses.
+    by: usize,
     /// Requests left of its budget.
     left: u32,
     /// Set where the request is refused: until it would not be.
@@ -154,20 +147,17 @@ impl RateLimit {
 
     /// Takes a request from the budgets of this process.
     fn take(limiters: &[Limiter], client: IpAddr) -> Verdict {
-        let mut verdict: Option<Verdict> = None;
-        for Limiter { policy, budgets } in limiters {
-            match budgets.check_key(&policy.payer(client)) {
-                Ok(state) => {
-                    let left = state.remaining_burst_capacity();
-                    verdict.get_or_insert_with(|| Verdict { policy: policy.clone(), left, wait: None });
-                }
+        let mut first = None;
+        for (by, limiter) in limiters.iter().enumerate() {
+            match limiter.budgets.check_key(&limiter.payer(client)) {
+                Ok(state) => _ = first.get_or_insert(state.remaining_burst_capacity()),
                 Err(refused) => {
                     let wait = Some(refused.wait_time_from(DefaultClock::default().now()));
-                    return Verdict { policy: policy.clone(), left: 0, wait };
+                    return Verdict { by, left: 0, wait };
                 }
             }
         }
-        verdict.expect("there are policies for every request")
+        Verdict { by: 0, left: first.unwrap_or_default(), wait: None }
     }
 }
 
@@ -192,22 +182,22 @@ pub fn limit<A: Future<Output = Response>>(
             None => limits.shared.take(limiters, client, verdict).await,
         };
         //@ end
-        let Verdict { policy, left, wait } = verdict;
+        let Verdict { by, left, wait } = verdict;
+        let limiter = &limiters[by];
         let mut response = match wait {
             None => answering.await,
             Some(wait) => {
-                counter!("rate_limited_total", "policy" => policy.name).increment(1);
+                counter!("rate_limited_total", "policy" => limiter.name).increment(1);
                 let detail = "Too many requests. Wait as long as Retry-After says.";
                 let mut problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
                 problem.retry_after = Some(seconds(wait));
                 problem.into_response()
             }
         };
-        let burst = policy.burst.get();
-        let full = wait.unwrap_or_else(|| policy.time_for(burst - left.min(burst)));
-        let limit = format!("\"{}\";r={left};t={}", policy.name, seconds(full));
+        let full = wait.unwrap_or_else(|| limiter.time_for(limiter.burst.get().saturating_sub(left)));
+        let limit = format!("\"{}\";r={left};t={}", limiter.name, seconds(full));
         let headers = response.headers_mut();
-        headers.insert(POLICY, policy.told.clone());
+        headers.insert(POLICY, limiter.told.clone());
         headers.extend(HeaderValue::try_from(limit).map(|limit| (LIMIT, limit)));
         response
     }
@@ -231,7 +221,7 @@ mod tests {
             assert!(RateLimit::take(&limiters, client).wait.is_none(), "{client} has not come before");
         }
         assert_eq!(limiters[0].budgets.len(), 1_000_000);
-        tokio::time::sleep(limiters[0].policy.time_for(2)).await;
+        tokio::time::sleep(limiters[0].time_for(2)).await;
         limiters[0].forget_idle();
         assert!(limiters[0].budgets.is_empty(), "{} are remembered", limiters[0].budgets.len());
     }

@@ -1,9 +1,9 @@
 //! What is counted of requests.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
 
 use metrics::{Counter, Histogram, counter, histogram};
+use parking_lot::RwLock;
 
 /// The metrics of requests, each looked up once: to find one by its labels costs more than all else in here.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ impl Tally {
             total.increment(1);
             duration.record(seconds);
         };
-        let known = self.answers.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.answers.read();
         if let Some(metrics) = known.get(route).and_then(|kinds| kinds.get(&kind)) {
             return count(metrics);
         }
@@ -33,7 +33,7 @@ impl Tally {
         let total = counter!("http_requests_total", &labels);
         let metrics = (total, histogram!("http_request_duration_seconds", &labels));
         count(&metrics);
-        let mut known = self.answers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.answers.write();
         known.entry(route.to_owned()).or_default().insert(kind, metrics);
     }
 }

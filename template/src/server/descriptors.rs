@@ -4,8 +4,6 @@ use metrics::gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::telemetry::metrics::as_f64;
-
 /// Kept back for probes, dependencies, files, and what a library opens: while clients take all that is theirs,
 /// the service must still be able to say that it lives.
 const RESERVE: u64 = 256;
@@ -27,7 +25,7 @@ pub fn connections_within_limit(wanted: usize) -> usize {
     if allowed < wanted {
         warn!(limit = current, wanted, allowed, "descriptors.few");
     }
-    gauge!("http_connections_max").set(as_f64(allowed));
+    gauge!("http_connections_max").set(allowed as f64);
     allowed
 }
 

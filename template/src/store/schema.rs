@@ -42,11 +42,11 @@ impl Store {
         migrator.set_ignore_missing(true).set_locking(false);
         migrator.run(&mut connection).await?;
         turn.rollback().await?;
-        info!(version = newest(), "schema.current");
+        info!(version = migrator.iter().map(|migration| migration.version).max(), "schema.current");
         Ok(())
     }
 
-    pub(super) async fn schema_is_current(&self) -> Result<(), String> {
+    pub(super) async fn schema_is_current(self) -> Result<(), String> {
         let query = sqlx::query_scalar!("SELECT version FROM _sqlx_migrations WHERE success");
         let found = self.once("schema_version", async |connection| query.fetch_all(connection).await).await;
         let found = found.map_err(|error| error.to_string())?;
@@ -56,8 +56,4 @@ impl Store {
             None => Ok(()),
         }
     }
-}
-
-fn newest() -> i64 {
-    sqlx::migrate!().iter().map(|migration| migration.version).max().unwrap_or(0)
 }

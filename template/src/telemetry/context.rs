@@ -1,6 +1,5 @@
-//! What ties log lines, spans and outgoing calls to the request that caused them.
-//!
-//! It travels in a task-local and not in a span, so that no log filter can switch correlation off.
+//! What ties log lines, spans and outgoing calls to the request that caused them: a task-local and not a span, so that
+//! no log filter can switch it off.
 
 use std::sync::Arc;
 
@@ -63,16 +62,13 @@ impl Trace {
 
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
-        let (version, trace_id, span_id, flags) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex = |part: &str, length: usize| {
-            part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        };
-        let given = |part: &str| part.bytes().any(|byte| byte != b'0');
+        let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let mut hex = |digits| parts.next().filter(|part| part.len() == digits && is_hex(part));
+        let (version, trace_id, span_id, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        let given = |id: &str| id.bytes().any(|byte| byte != b'0');
         // A later version may append fields; this one may not, and ff is forbidden.
-        let version_fits = hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-        let ids_fit = hex(trace_id, 32) && given(trace_id) && hex(span_id, 16) && given(span_id);
-        if !version_fits || !ids_fit || !hex(flags, 2) {
+        let version_fits = version != "ff" && (version != "00" || parts.next().is_none());
+        if !version_fits || !given(trace_id) || !given(span_id) {
             return None;
         }
         let sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;

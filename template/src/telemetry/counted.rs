@@ -1,5 +1,7 @@
 //! Counts spans that have ended and spans that a collector has taken: the difference is lost or on its way.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::Counter;
@@ -16,6 +18,8 @@ pub(super) struct Taken {
     pub(super) exporter: opentelemetry_otlp::SpanExporter,
     pub(super) spans: Counter,
     pub(super) last: LastFailure,
+    /// Exports.
+    pub(super) failed: Arc<AtomicU64>,
 }
 
 impl SpanExporter for Taken {
@@ -24,6 +28,7 @@ impl SpanExporter for Taken {
         let taken = self.exporter.export(batch).await;
         // The error itself may name the endpoint, of which a part may be secret.
         self.last.send_replace(taken.is_err().then(|| "the last export failed".to_owned()));
+        self.failed.fetch_add(taken.is_err().into(), Ordering::Relaxed);
         taken.inspect(|()| self.spans.increment(count))
     }
 

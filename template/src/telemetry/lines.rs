@@ -1,15 +1,14 @@
-//! Log lines on their way to stdout, written by a thread of its own.
-//!
-//! Our own, since tracing-appender wakes its thread for each line: where that shares a core with the worker, it delays
-//! the very answer that the line tells of.
+//! Log lines on their way to stdout, written by a thread. Not tracing-appender's, which is woken for each line: where it
+//! shares a core with the worker, that delays the very answer that the line tells of.
 
 use std::io::{self, Write, stdout};
-use std::mem::{swap, take};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::mem::swap;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use metrics::counter;
+use parking_lot::{Condvar, Mutex};
 
 /// In bytes, of lines that wait. At a stopped reader this bounds the memory, not the requests.
 const QUEUED: usize = 4 * 1024 * 1024;
@@ -33,8 +32,6 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: Vec<u8>,
-    /// Whether the writer waits for a line: to wake it for each would cost more than the line.
-    idle: bool,
     /// Whether what is queued is the last.
     closed: bool,
     /// Whether that was written.
@@ -52,34 +49,31 @@ impl Lines {
 
     /// Waits until what is queued is written, but not for a reader that has stopped.
     pub fn finish(&self) {
-        let mut queue = self.queue();
-        (queue.closed, queue.idle) = (true, false);
+        let mut queue = self.0.queue.lock();
+        queue.closed = true;
         self.0.changed.notify_all();
-        let _ = self.0.changed.wait_timeout_while(queue, LAST, |queue| !queue.ended);
+        self.0.changed.wait_while_for(&mut queue, |queue| !queue.ended, LAST);
     }
 
     /// Queues a line. It never waits for the reader: beyond the queue, lines are lost and counted.
     pub(super) fn push(&self, line: &[u8]) {
-        let mut queue = self.queue();
+        let mut queue = self.0.queue.lock();
         if queue.bytes.len() + line.len() > QUEUED {
             drop(queue);
             return counter!("log_lines_dropped_total").increment(1);
         }
         queue.bytes.extend_from_slice(line);
-        if take(&mut queue.idle) {
-            drop(queue);
-            self.0.changed.notify_all();
-        }
+        drop(queue);
+        // Next to nothing while the writer is at work: it does not wait then.
+        self.0.changed.notify_all();
     }
 
     /// Writes what is queued, until it is closed.
     fn write(&self) {
         let mut batch = Vec::new();
         loop {
-            let mut queue = self.queue();
-            queue.idle = queue.bytes.is_empty() && !queue.closed;
-            let queue = self.0.changed.wait_while(queue, |queue| queue.idle);
-            let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
+            let mut queue = self.0.queue.lock();
+            self.0.changed.wait_while(&mut queue, |queue| queue.bytes.is_empty() && !queue.closed);
             swap(&mut queue.bytes, &mut batch);
             let closed = queue.closed;
             drop(queue);
@@ -89,19 +83,13 @@ impl Lines {
             }
             batch.clear();
             batch.shrink_to(KEPT);
-            let mut queue = self.queue();
             if closed {
-                queue.ended = true;
+                self.0.queue.lock().ended = true;
                 self.0.changed.notify_all();
                 return;
             }
-            drop(self.0.changed.wait_timeout_while(queue, PACE, |queue| !queue.closed));
+            thread::park_timeout(PACE);
         }
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        // No change here can panic half-way, so a poisoned lock still guards whole data.
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,7 +114,7 @@ mod tests {
 
     impl Lines {
         pub(in crate::telemetry) fn queued(&self) -> String {
-            String::from_utf8(self.queue().bytes.clone()).expect("lines are text")
+            String::from_utf8(self.0.queue.lock().bytes.clone()).expect("lines are text")
         }
     }
 
@@ -135,7 +123,7 @@ mod tests {
         let (lines, line) = (Lines::default(), vec![b'x'; 1000]);
         let recorder = PrometheusBuilder::new().build_recorder();
         with_local_recorder(&recorder, || (0..5000).for_each(|_| lines.push(&line)));
-        let kept = lines.queue().bytes.len();
+        let kept = lines.0.queue.lock().bytes.len();
         assert!(kept <= QUEUED && kept.is_multiple_of(line.len()), "{kept}");
         let lost = format!("log_lines_dropped_total {}\n", 5000 - kept / line.len());
         assert!(recorder.handle().render().contains(&lost), "{lost}");

@@ -53,21 +53,8 @@ fn is_filter(filter: &str, (): &()) -> garde::Result {
     filter::parse(filter).map(drop).ok_or_else(|| garde::Error::new(expected))
 }
 
-/// Dropped, it writes what is queued.
-#[derive(Debug)]
-pub struct Logs {
-    pub lines: Lines,
-    pub filter: Filter,
-}
-
-impl Drop for Logs {
-    fn drop(&mut self) {
-        self.lines.finish();
-    }
-}
-
-/// The layer that turns events into lines.
-pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>, Logs)> {
+/// The layer that turns events into lines, their writer, and what changes which events those are.
+pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>, Lines, Filter)> {
     let lines = Lines::start().context("log writer")?;
     let writer = lines.clone();
     let layer = match config.format {
@@ -83,7 +70,7 @@ pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>,
     // No line shows a span: where none is exported, none is made.
     let lets_through = lets_through.and(filter_fn(|about: &tracing::Metadata<'_>| about.is_event()));
     //@ end
-    Ok((layer.with_filter(lets_through).boxed(), Logs { lines, filter }))
+    Ok((layer.with_filter(lets_through).boxed(), lines, filter))
 }
 
 /// Where a line for people begins: with the request it belongs to, and the time.

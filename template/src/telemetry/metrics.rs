@@ -41,9 +41,9 @@ impl Metrics {
     pub fn render(&self) -> String {
         self.process.collect();
         let runtime = tokio::runtime::Handle::current().metrics();
-        gauge!("tokio_workers").set(as_f64(runtime.num_workers()));
-        gauge!("tokio_alive_tasks").set(as_f64(runtime.num_alive_tasks()));
-        gauge!("tokio_global_queue_depth").set(as_f64(runtime.global_queue_depth()));
+        gauge!("tokio_workers").set(runtime.num_workers() as f64);
+        gauge!("tokio_alive_tasks").set(runtime.num_alive_tasks() as f64);
+        gauge!("tokio_global_queue_depth").set(runtime.global_queue_depth() as f64);
         self.handle.render()
     }
 
@@ -60,12 +60,6 @@ impl Metrics {
 /// The commit that the binary was built from, where the build knew it.
 pub fn commit() -> &'static str {
     option_env!("GIT_COMMIT").unwrap_or("unknown")
-}
-
-/// A count as a gauge's value; exact up to 2^53.
-#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^53")]
-pub fn as_f64(count: usize) -> f64 {
-    count as f64
 }
 
 fn describe() {

@@ -1,5 +1,7 @@
 //! Spans to an OTLP collector, in batches from a thread of its own. Off without an endpoint.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -22,7 +24,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
 use super::counted::{Ended, Taken};
-use crate::config::value::{is_http, optional};
+use crate::config::value::{between, is_http, optional};
 use crate::health::{Check, LastFailure};
 
 #[derive(Debug, Deserialize, Validate)]
@@ -30,7 +32,7 @@ pub struct Config {
     #[serde(deserialize_with = "optional")]
     #[garde(custom(is_http))]
     pub endpoint: Option<SecretString>,
-    #[garde(range(min = 0.0, max = 1.0))]
+    #[garde(custom(between(0.0, 1.0)))]
     pub sample_ratio: f64,
     #[serde(deserialize_with = "optional")]
     #[garde(skip)]
@@ -45,6 +47,8 @@ const ROOTS: [&str; 2] = ["request", "job"];
 pub struct Exporter {
     provider: Option<SdkTracerProvider>,
     last: LastFailure,
+    /// Exports.
+    failed: Arc<AtomicU64>,
     flush_timeout: Duration,
 }
 
@@ -53,14 +57,13 @@ pub fn layer<S>(config: &Config, flush_timeout: Duration) -> Result<(Option<impl
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    let last = LastFailure::default();
+    let (last, failed) = (LastFailure::default(), Arc::default());
     let Some(endpoint) = &config.endpoint else {
-        return Ok((None, Exporter { provider: None, last, flush_timeout }));
+        return Ok((None, Exporter { provider: None, last, failed, flush_timeout }));
     };
     let client =
         Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().context("otlp client")?;
-    // A user and password in the URL become a header, as a request of the client's own would have it: the exporter
-    // would not send them, and the client would log them.
+    // A user and password in the URL become a header: the exporter would not send them, and the client would log them.
     let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));
     let model = client.post(url).build().context("otlp endpoint")?;
     let headers = model.headers().iter();
@@ -68,14 +71,18 @@ where
         headers.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
-        // The batch thread has no runtime: only a blocking client works there. Built explicitly, since the
-        // service's own asynchronous one would win otherwise.
+        // Only a blocking one works in the batch thread; unless named, the asynchronous one would win.
         .with_http_client(client)
         .with_endpoint(model.url().as_str())
         .with_headers(headers.collect())
         .build()
         .context("otlp exporter")?;
-    let exporter = Taken { exporter, spans: counter!("spans_exported_total"), last: last.clone() };
+    let exporter = Taken {
+        exporter,
+        spans: counter!("spans_exported_total"),
+        last: last.clone(),
+        failed: Arc::clone(&failed),
+    };
     let batches = BatchSpanProcessor::builder(exporter).build();
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let provider = SdkTracerProvider::builder()
@@ -92,7 +99,7 @@ where
     });
     let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
     let layer = layer.with_tracer(provider.tracer("service"));
-    let exporter = Exporter { provider: Some(provider), last, flush_timeout };
+    let exporter = Exporter { provider: Some(provider), last, failed, flush_timeout };
     Ok((Some(layer.with_filter(own.and(below))), exporter))
 }
 
@@ -102,19 +109,16 @@ impl Exporter {
         self.provider.as_ref().map(|_| Check::passive("collector", self.last.clone()))
     }
 
-    /// Sends what is buffered, for at most `shutdown.flush_timeout`, whatever the collector does. Returns what
-    /// came of it, or none without an endpoint.
+    /// Sends what is buffered, within `shutdown.flush_timeout` whatever the collector does. None without an endpoint.
     pub fn flush(&self) -> Option<&'static str> {
         let (provider, timeout) = (self.provider.clone()?, self.flush_timeout);
         let (done, outcome) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            // `shutdown` reports success after a failed export too, so flush first: that one tells.
-            let flushed = provider.force_flush();
-            let _ = done.send(provider.shutdown_with_timeout(timeout).and(flushed));
-        });
+        // The SDK's own flush tells of the last batch alone, and has a bound of its own.
+        let failed = self.failed.load(Ordering::Relaxed);
+        std::thread::spawn(move || done.send(provider.shutdown_with_timeout(Duration::MAX)));
         Some(match outcome.recv_timeout(timeout) {
-            Ok(Ok(())) => "ok",
-            Ok(Err(_)) => "error",
+            Ok(Ok(())) if self.failed.load(Ordering::Relaxed) == failed => "ok",
+            Ok(_) => "error",
             Err(_) => "timeout",
         })
     }
@@ -140,9 +144,9 @@ pub fn span(
     (span, Trace::parse(&exported).or(trace))
 }
 
+/// What the caller, who samples, calls its own.
 fn remote(trace: &Trace) -> Option<SpanContext> {
-    let flags = if trace.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
     let trace_id = TraceId::from_hex(&trace.trace_id).ok()?;
     let span_id = SpanId::from_hex(&trace.span_id).ok()?;
-    Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
+    Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::default()))
 }

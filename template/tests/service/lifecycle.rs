@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use crate::app::{TestApp, eventually};
 use crate::process::Launch;
+use crate::wire::NEW_TASK_HEAD;
 
 const NEW_TASK: &str = r#"{"title":"sent in two halves"}"#;
 
@@ -110,6 +111,26 @@ async fn half_sent_request_cuts_the_drain_short() {
     assert!(ended.names().contains(&"shutdown.drain_timeout".to_owned()));
     assert_eq!(ended.event("service.exit")["code"], 3);
     half.closed().await;
+}
+
+#[tokio::test]
+async fn what_the_drain_cuts_off_is_logged_before_the_exit() {
+    let mut app = TestApp::spawn(&SHORT_DRAIN).await;
+    let mut clients = join_all((0..500).map(|_| app.connect())).await;
+    let connected = async || app.sample("http_connections").await;
+    eventually(connected, |count| count.is_some_and(|count| count >= 500.0)).await;
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.begin").await;
+    for client in &mut clients {
+        // Too late to time out before the drain does.
+        client.try_send(&format!("{NEW_TASK_HEAD}content-length: 100\r\n\r\n{{")).await;
+    }
+    let ended = app.process.ended().await;
+    let names = ended.names();
+    let cut = ended.event("shutdown.drain_timeout")["in_flight"].as_u64().unwrap_or_default();
+    let logged = names.iter().filter(|name| *name == "http.request").count();
+    assert!(cut > 0 && logged as u64 >= cut, "{logged} of {cut}");
+    assert_eq!(names.last().map(String::as_str), Some("service.exit"));
 }
 
 #[tokio::test]

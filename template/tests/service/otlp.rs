@@ -136,6 +136,26 @@ async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
 }
 
 #[tokio::test]
+async fn flush_in_which_some_spans_are_refused_is_no_success() {
+    let collector = Receiver::start().await;
+    collector.answers(None);
+    let one_by_one = ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1");
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str());
+    let patient = ("APP__SHUTDOWN__FLUSH_TIMEOUT", "10s");
+    let mut app = TestApp::spawn(&[endpoint, one_by_one, patient, ("APP__OTLP__SAMPLE_RATIO", "1.0")]).await;
+    for _ in 0..200 {
+        assert_eq!(app.get("/v1/tasks").await.status, 200);
+    }
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.drain_complete").await;
+    collector.answers(400);
+    collector.calls(100).await;
+    collector.answers(200);
+    let ended = app.process.ended().await;
+    assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
+}
+
+#[tokio::test]
 async fn spans_that_no_collector_takes_are_counted() {
     let collector = Receiver::start().await;
     collector.answers(400);
@@ -165,8 +185,8 @@ async fn spans_that_no_collector_takes_are_counted() {
 #[tokio::test]
 async fn bad_settings_of_the_export_are_named() {
     let rows: &[Row] = &[
-        ("APP__OTLP__SAMPLE_RATIO", "1.1", "otlp.sample_ratio", "expected at most 1"),
-        ("APP__OTLP__SAMPLE_RATIO", "-0.1", "otlp.sample_ratio", "expected at least 0"),
+        ("APP__OTLP__SAMPLE_RATIO", "1.1", "otlp.sample_ratio", "expected 0.0 to 1.0"),
+        ("APP__OTLP__SAMPLE_RATIO", "-0.1", "otlp.sample_ratio", "expected 0.0 to 1.0"),
         ("APP__OTLP__SAMPLE_RATIO", "NaN", "otlp.sample_ratio", "expected a number"),
         ("APP__OTLP__SAMPLE_RATIO", "half", "otlp.sample_ratio", "expected a number"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "otlp.endpoint", "expected an http or https URL"),

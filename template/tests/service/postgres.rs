@@ -369,7 +369,7 @@ async fn bad_settings_of_the_database_are_named() {
         ("DATABASE_URL", "", "database.url", "expected postgres://user:password@host:port/name"),
         ("DATABASE_URL", "canary", "database.url", "expected postgres://user:password@host:port/name"),
         ("DATABASE_URL", "mysql://canary@host/", "database.url", "expected postgres://"),
-        ("APP__DATABASE__MAX_CONNECTIONS", "0", "database.max_connections", "expected at least 1"),
+        ("APP__DATABASE__MAX_CONNECTIONS", "0", "database.max_connections", "expected 1 to 10000"),
         (
             "APP__DATABASE__ACQUIRE_TIMEOUT",
             "10s",

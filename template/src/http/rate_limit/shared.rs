@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use redis::Script;
 use tokio::sync::Mutex as Turn;
 
-use super::{Limiter, Policy, Verdict};
+use super::{Limiter, Verdict};
 use crate::cache::connection::Redis;
 
 /// After so long, what was taken ahead and not used is lost: it must not add to what the budgets give later.
@@ -49,7 +50,7 @@ pub(super) struct Shared {
     ahead: Arc<Mutex<HashMap<Payer, Ahead>>>,
 }
 
-/// A client, and the first policy that counts for a request.
+/// A client, and the first limiter of a request.
 type Payer = (IpAddr, &'static str);
 
 /// Requests that were taken from all their budgets before they came.
@@ -96,7 +97,7 @@ impl Shared {
     /// Takes a request that the budgets of this process bear, as they say `here`, from those that all replicas share,
     /// and returns what these say. When Redis does not answer, what is known here counts.
     pub(super) async fn take(&self, limiters: &[Limiter], client: IpAddr, here: Verdict) -> Verdict {
-        let payer = (here.policy.payer(client), here.policy.name);
+        let payer = (limiters[0].payer(client), limiters[0].name);
         let spend = |ahead: &mut Ahead| ahead.spend().ok_or_else(|| (ahead.turn.clone(), ahead.silent()));
         let (turn, silent) = match self.of(payer, spend) {
             Ok(left) => return Verdict { left, ..here },
@@ -109,7 +110,7 @@ impl Shared {
             Err(_) if silent => return here,
             Err(_) => turn.lock().await,
         };
-        let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused.clone(), ahead.wanted())) {
+        let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused, ahead.wanted())) {
             (Some(left), ..) => return Verdict { left, ..here },
             (None, Some((said, verdict)), _) if came < said => return verdict,
             (None, _, wanted) => wanted,
@@ -127,12 +128,11 @@ impl Shared {
                 return Verdict { left: left.saturating_add(unused), ..here };
             }
             Some((refused, wait, _)) => {
-                let policy = limiters[refused - 1].policy.clone();
-                Verdict { policy, left: 0, wait: Some(Duration::from_micros(wait)) }
+                Verdict { by: refused - 1, left: 0, wait: Some(Duration::from_micros(wait)) }
             }
             None => here,
         };
-        self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict.clone())));
+        self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict)));
         verdict
     }
 
@@ -145,12 +145,13 @@ impl Shared {
         wanted: u32,
     ) -> Option<(usize, u64, u64)> {
         let mut script = TAKE.prepare_invoke();
-        for Limiter { policy, .. } in limiters {
-            let Policy { name, per_second, burst, .. } = &**policy;
+        // At least one: Redis divides by it.
+        let micros = |limiter: &Limiter, requests| limiter.time_for(requests).as_micros().max(1);
+        for limiter @ Limiter { name, per_second, burst, .. } in limiters {
             // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
-            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", policy.payer(client));
+            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", limiter.payer(client));
             script.key(self.redis.key(&budget));
-            script.arg(micros(policy, 1)).arg(micros(policy, burst.get()));
+            script.arg(micros(limiter, 1)).arg(micros(limiter, burst.get()));
         }
         script.arg(waiting).arg(wanted);
         self.redis.run("rate_limit", script).await
@@ -158,22 +159,13 @@ impl Shared {
 
     /// Forgets clients for whom nothing is left that was taken ahead.
     pub(super) fn forget_idle(&self) {
-        let mut ahead = self.ahead();
+        let mut ahead = self.ahead.lock();
         ahead.retain(|_, ahead| ahead.in_time() || Arc::strong_count(&ahead.turn) > 1);
         ahead.shrink_to_fit();
     }
 
     /// What `look` finds at what was taken for `payer`.
     fn of<T>(&self, payer: Payer, look: impl FnOnce(&mut Ahead) -> T) -> T {
-        look(self.ahead().entry(payer).or_default())
+        look(self.ahead.lock().entry(payer).or_default())
     }
-
-    fn ahead(&self) -> MutexGuard<'_, HashMap<Payer, Ahead>> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// At least one: Redis divides by it.
-fn micros(policy: &Policy, requests: u32) -> u64 {
-    u64::try_from(policy.time_for(requests).as_micros()).unwrap_or(u64::MAX).max(1)
 }

@@ -1,17 +1,17 @@
 //! Where jobs wait: in memory, so that what the stop can't finish is lost, and counted.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::gauge;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::jobs::{Job, Kind, Settlement};
 use crate::lifecycle::Stop;
 use crate::store::Store;
-use crate::telemetry::metrics::as_f64;
 
 /// How often the queue is measured.
 const WATCH: Duration = Duration::from_secs(1);
@@ -46,13 +46,13 @@ impl Queue {
 
     /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
     pub fn reserve(&self) -> Option<Place> {
-        let state = self.state();
+        let state = self.state.lock();
         let place = self.places.clone().try_acquire_owned().ok()?;
         (state.waiting.len() <= self.places.available_permits()).then_some(place)
     }
 
     pub fn push(&self, place: Place, job: Job) {
-        let state = self.state();
+        let state = self.state.lock();
         drop(place);
         self.add(state, Instant::now(), job);
     }
@@ -62,7 +62,7 @@ impl Queue {
         loop {
             let draining = stop.drain.is_cancelled();
             let wake_at = {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 let now = Instant::now();
                 if let Some(index) = state.waiting.iter().position(|(due, _)| draining || *due <= now) {
                     let taken = state.waiting.remove(index).map(|(_, job)| job);
@@ -83,7 +83,7 @@ impl Queue {
     /// Records what became of a job that was taken.
     #[expect(clippy::unused_async, reason = "where jobs are durable this writes to a server")]
     pub async fn settle(&self, job: Job, settlement: Settlement) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Some(index) = state.running.iter().position(|kind| *kind == job.kind) {
             state.running.swap_remove(index);
         }
@@ -96,7 +96,7 @@ impl Queue {
     /// Measures how long jobs wait, for ever.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            let oldest = self.state().waiting.iter().map(|(due, _)| *due).min();
+            let oldest = self.state.lock().waiting.iter().map(|(due, _)| *due).min();
             // Zero where none is due yet.
             let waited = oldest.map(|due| Instant::now().saturating_duration_since(due)).unwrap_or_default();
             gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
@@ -106,7 +106,7 @@ impl Queue {
 
     /// Gives up what is left, and tells what is lost by that.
     pub fn abandon(&self) -> Vec<Kind> {
-        let State { waiting, running: mut lost } = std::mem::take(&mut *self.state());
+        let State { waiting, running: mut lost } = std::mem::take(&mut *self.state.lock());
         lost.extend(waiting.iter().map(|(_, job)| job.kind));
         Self::publish(&State::default());
         lost
@@ -119,11 +119,6 @@ impl Queue {
     }
 
     fn publish(state: &State) {
-        gauge!("jobs_queue_depth").set(as_f64(state.waiting.len()));
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No change below can panic half-way, so a poisoned lock still guards whole data.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        gauge!("jobs_queue_depth").set(state.waiting.len() as f64);
     }
 }

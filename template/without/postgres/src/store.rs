@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -56,18 +57,18 @@ impl Store {
             updated_at: now,
             completed_at: None,
         };
-        self.write().insert(task.id, task.clone());
+        self.tasks.write().insert(task.id, task.clone());
         Ok(task)
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        let tasks = self.tasks.read().unwrap_or_else(PoisonError::into_inner);
+        let tasks = self.tasks.read();
         tasks.get(&id).cloned().ok_or(Error::NotFound)
     }
 
     /// At most `limit` tasks after the id `after`, in the order of their ids.
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<Vec<Task>, Error> {
-        let tasks = self.tasks.read().unwrap_or_else(PoisonError::into_inner);
+        let tasks = self.tasks.read();
         let rest = tasks.range((Bound::Excluded(after), Bound::Unbounded)).map(|(_, task)| task);
         let fitting = rest.filter(|task| status.is_none_or(|status| status == task.status));
         Ok(fitting.take(limit.into()).cloned().collect())
@@ -75,7 +76,7 @@ impl Store {
 
     /// Changes a task, if it still has `version` where one is given.
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        let mut tasks = self.write();
+        let mut tasks = self.tasks.write();
         let task = of_version(&mut tasks, id, version)?;
         if let Some(title) = patch.title {
             task.title = title;
@@ -96,7 +97,7 @@ impl Store {
         version: Option<i64>,
         job: impl FnOnce(&Task) -> Option<Job>,
     ) -> Result<(Task, Option<Job>), Error> {
-        let mut tasks = self.write();
+        let mut tasks = self.tasks.write();
         let task = of_version(&mut tasks, id, version)?;
         if task.status == Status::Completed {
             return Ok((task.clone(), None));
@@ -111,15 +112,10 @@ impl Store {
 
     /// Deletes a task, if it still has `version` where one is given.
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        let mut tasks = self.write();
+        let mut tasks = self.tasks.write();
         of_version(&mut tasks, id, version)?;
         tasks.remove(&id);
         Ok(())
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Uuid, Task>> {
-        // No change above can panic half-way, so a poisoned lock still guards whole data.
-        self.tasks.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
