@@ -24,6 +24,7 @@ fn a_name_that_cannot_be_used_is_refused() {
         ("test", "is a crate of Rust itself"),
         ("proc-macro", "is a crate of Rust itself"),
         ("deps", "is a folder that cargo builds in"),
+        ("on", "is no name in YAML or PostgreSQL"),
         ("tokio", "is a crate that the service depends on"),
         ("zürich", "is not ASCII"),
         ("9-lives", "doesn't start with a letter"),
