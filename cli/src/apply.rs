@@ -101,12 +101,29 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     }
     let lock = git_folder.join("index.lock");
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
-    if locked && !pending {
+    let journal = fs::read(staging.join(JOURNAL)).ok().map(|journal| read_journal(&journal));
+    match journal {
+        // Git itself advises to take its lock away, and then to work on: only what is missing is put back.
+        Some(paths)
+            if locked
+                && !pending
+                && paths.iter().any(|(path, _)| is_there(&staging.join(NEW).join(path))) =>
+        {
+            for (path, _) in paths.iter().filter(|(path, _)| !is_there(&top.join(path))) {
+                relocate(&staging.join(OLD).join(path), &top.join(path))?;
+            }
+            complain!(
+                "slipway: an earlier run was killed half-way, and git's lock was removed since; what was missing is back: \
+                 compare it with `git status`"
+            );
+        }
         // It was done but for this.
-        let _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG"));
-    } else if let Ok(journal) = fs::read(staging.join(JOURNAL)) {
-        undo(top, &staging, &read_journal(&journal))?;
-        complain!("slipway: an earlier run was killed half-way; it is undone");
+        _ if locked && !pending => _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG")),
+        Some(paths) => {
+            undo(top, &staging, &paths)?;
+            complain!("slipway: an earlier run was killed half-way; it is undone");
+        }
+        None => {}
     }
     if locked && pending {
         fs::remove_file(lock)?;
@@ -149,7 +166,7 @@ fn nothing_in_the_way(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Res
             bail!("{} would go below {}, {cure}", path.display(), above.display());
         }
     }
-    if fs::symlink_metadata(top.join(path)).is_err() {
+    if !is_there(&top.join(path)) {
         return Ok(());
     }
     for entry in WalkDir::new(top.join(path)) {
@@ -310,7 +327,7 @@ fn swap(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
 fn undo(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     for (path, has_new) in paths {
         let new = staging.join(NEW).join(path);
-        if *has_new && fs::symlink_metadata(&new).is_err() {
+        if *has_new && !is_there(&new) {
             relocate(&top.join(path), &new)?;
             remove_empty_folders(top, path);
         }
@@ -321,9 +338,14 @@ fn undo(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     Ok(())
 }
 
+/// Also where it is a link that leads nowhere.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
 /// Moves `from`, if it is there, to `to`.
 fn relocate(from: &Path, to: &Path) -> Result<()> {
-    if fs::symlink_metadata(from).is_err() {
+    if !is_there(from) {
         return Ok(());
     }
     let moved = fs::create_dir_all(to.parent().unwrap_or(to)).and_then(|()| fs::rename(from, to));
@@ -369,6 +391,22 @@ mod tests {
             fs::create_dir_all(folder.join(path).parent().unwrap()).unwrap();
             fs::write(folder.join(path), text).unwrap();
         }
+    }
+
+    #[test]
+    fn what_is_missing_comes_back_where_gits_lock_was_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (top, git) = (folder.path().join("top"), folder.path().join("git"));
+        write(&git, &[("slipway/pid", "1"), ("slipway/locked", ""), ("slipway/message", "")]);
+        write(&git, &[("slipway/journal", "+a/changed\0-b/gone\0+c/new\0"), ("slipway/new/c/new", "new")]);
+        write(&git, &[("slipway/old/a/changed", "old"), ("slipway/old/b/gone", "old")]);
+        // Restored and worked on since.
+        write(&top, &[("b/gone", "mine")]);
+        recover(&top, &git).unwrap();
+        let back =
+            [("a/changed", "old"), ("b/gone", "mine")].map(|(path, text)| (path.into(), text.to_owned()));
+        assert_eq!(contents(&top), back);
+        assert!(contents(&git).is_empty(), "neither a message nor what was prepared is left");
     }
 
     /// Stops a swap after each of its moves, as a kill would, and undoes it from what is on disk.
