@@ -11,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, kill_process, kill_process_group, test_kill_process, waitpid,
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -22,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 static LIVE: Mutex<Vec<(Pid, Signal)>> = Mutex::new(Vec::new());
+static FROZEN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static DEFERRED: AtomicBool = AtomicBool::new(false);
 static SEEN: AtomicBool = AtomicBool::new(false);
@@ -136,6 +139,46 @@ pub fn tied(program: &Path) -> Command {
     command
 }
 
+/// Processes that were sent SIGSTOP, and will be sent SIGCONT.
+pub struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    /// A process and its children (Linux). The parent first, so that there will be no more of them.
+    ///
+    /// # Errors
+    /// When one of them is gone, or not ours.
+    pub fn family(parent: &Child) -> Result<Self> {
+        let mut frozen = Self(Vec::new());
+        frozen.stop(parent.id())?;
+        for entry in fs::read_dir("/proc")? {
+            let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+            if status.lines().any(|line| line == format!("PPid:\t{}", parent.id())) {
+                frozen.stop(id)?;
+            }
+        }
+        Ok(frozen)
+    }
+
+    fn stop(&mut self, id: u32) -> Result<()> {
+        let id = Pid::from_raw(i32::try_from(id)?).context("no process has the id 0")?;
+        // First, so that none is left stopped by an interrupt in between.
+        lock(&FROZEN).push(id);
+        self.0.push(id);
+        kill_process(id, Signal::STOP)?;
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for id in &self.0 {
+            let _ = kill_process(*id, Signal::CONT);
+        }
+        lock(&FROZEN).retain(|id| !self.0.contains(id));
+    }
+}
+
 /// A temporary folder that is removed with everything in it.
 pub struct Scratch(PathBuf);
 
@@ -213,6 +256,10 @@ pub fn interrupted() -> bool {
 fn end_everything() {
     eprintln!("\ninterrupted: ending what was started");
     // Never unlocked again: nothing can be started any more.
+    // What is stopped heeds no signal but SIGKILL, and backends of PostgreSQL have groups of their own.
+    for pid in lock(&FROZEN).iter() {
+        let _ = kill_process(*pid, Signal::CONT);
+    }
     let live = lock(&LIVE);
     for (pid, stop) in live.iter() {
         let _ = kill_process_group(*pid, *stop);

@@ -2,6 +2,7 @@
 
 mod leftovers;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +63,18 @@ pub fn command(cargo_generate: &Path) -> Command {
     // It refuses to run when it can't tell who the author is, as in a container without $USER.
     command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0");
     command
+}
+
+/// The files of `repo` that are no longer as in its [`snapshot`], or not yet in it, or gone.
+///
+/// # Errors
+/// When one of them can't be listed.
+pub fn differing(repo: &Path, snapshot: &Path) -> Result<Vec<PathBuf>> {
+    let all: BTreeSet<PathBuf> = tree::files(repo)?.into_iter().chain(tree::files(snapshot)?).collect();
+    Ok(all
+        .into_iter()
+        .filter(|path| fs::read(repo.join(path)).ok() != fs::read(snapshot.join(path)).ok())
+        .collect())
 }
 
 /// Copies what git has, or would have, of the work tree of `repo` to the new folder `into`.

@@ -1,13 +1,15 @@
 //! The machine that this runs on.
 
+use std::env;
 use std::fs;
 use std::num::NonZero;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -51,6 +53,28 @@ pub fn look_for_room(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Starts this program anew with its temporary files in memory, where there is plenty of both: the proof makes and removes
+/// hundreds of thousands of them, which takes a disk minutes.
+pub fn keep_temporary_files_in_memory() {
+    const ROOM: u64 = 8_000_000_000;
+    const MEMORY: u64 = 12_000_000_000;
+    let folder = Path::new("/dev/shm");
+    let has_room = statvfs(folder).is_ok_and(|disk| {
+        disk.f_bavail * disk.f_frsize >= ROOM && !disk.f_flag.contains(StatVfsMountFlags::NOEXEC)
+    });
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
+    let available: u64 = available.and_then(|kilobytes| kilobytes.parse().ok()).unwrap_or_default();
+    if env::var_os("TMPDIR").is_some() || !has_room || available * 1024 < MEMORY {
+        return;
+    }
+    if let Ok(program) = env::current_exe() {
+        let error = Command::new(program).args(env::args_os().skip(1)).env("TMPDIR", folder).exec();
+        eprintln!("warning: temporary files stay on the disk: {error}");
+    }
+}
+
 /// The day, the compiler, the processor and how many cores of it there are.
 #[must_use]
 pub fn description() -> String {
@@ -61,7 +85,7 @@ pub fn description() -> String {
         "{} · rustc {} · {cores} cores of {}",
         said("date", "+%F"),
         compiler(),
-        model.unwrap_or(std::env::consts::ARCH)
+        model.unwrap_or(env::consts::ARCH)
     )
 }
 

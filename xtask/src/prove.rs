@@ -27,7 +27,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::nice;
 
 use crate::children::Scratch;
@@ -73,6 +73,7 @@ pub fn run(root: &Path, plan: &Plan) -> bool {
 }
 
 fn proven(root: &Path, plan: &Plan) -> Result<bool> {
+    machine::keep_temporary_files_in_memory();
     if plan.makes_images() {
         image::among_own_mounts()?;
     }
@@ -112,6 +113,8 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     subjects.sort_by_key(|subject| subject.place);
     let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: machine::description() };
     let page = report.write(&context.folder)?;
+    let edited = if plan.template { generate::differing(root, context.snapshot.path())? } else { Vec::new() };
+    ensure!(edited.is_empty(), "edited during the run, which proves neither: {edited:?}");
     board.close(&report, &page);
     Ok(report.proven())
 }

@@ -17,9 +17,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Signal, geteuid};
 
-use crate::children::{self, Child, Scratch};
+use crate::children::{self, Child, Frozen, Scratch};
 use crate::tools::Tools;
 
 pub mod rotel;
@@ -159,40 +159,6 @@ impl Servers {
             .output()?;
         ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
-    }
-}
-
-/// Processes that were sent SIGSTOP, and will be sent SIGCONT.
-pub struct Frozen(Vec<Pid>);
-
-impl Frozen {
-    /// A process and its children (Linux). The parent first, so that there will be no more of them.
-    fn family(parent: &Child) -> Result<Self> {
-        let mut frozen = Self(Vec::new());
-        frozen.stop(parent.id())?;
-        for entry in fs::read_dir("/proc")? {
-            let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-            if status.lines().any(|line| line == format!("PPid:\t{}", parent.id())) {
-                frozen.stop(id)?;
-            }
-        }
-        Ok(frozen)
-    }
-
-    fn stop(&mut self, id: u32) -> Result<()> {
-        let id = Pid::from_raw(i32::try_from(id)?).context("no process has the id 0")?;
-        kill_process(id, Signal::STOP)?;
-        self.0.push(id);
-        Ok(())
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        for id in &self.0 {
-            let _ = kill_process(*id, Signal::CONT);
-        }
     }
 }
 

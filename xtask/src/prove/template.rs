@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::weave;
 
 use super::check::Work;
-use super::command::clean;
+use super::command::{COMPILER, clean};
 use super::files;
 use super::steps::{self, Step};
 use super::transitions;
@@ -36,6 +36,7 @@ fn cargo(work: &Work<'_>, arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(&work.context.root);
     clean(&mut command);
+    command.env(COMPILER.0, COMPILER.1);
     command
 }
 

@@ -52,6 +52,7 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
     for replica in replicas {
         site.stop(replica)?;
     }
+    ensure!(history.len() >= OPERATIONS, "only {} operations came to an end within {BOUND:?}", history.len());
     let seen = check(&history, &faults, &PROMISE)?;
     ensure!(seen.judged > history.len() / 100, "only {} reads were judged: too many faults", seen.judged);
     Ok(format!(
