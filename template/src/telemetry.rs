@@ -47,6 +47,7 @@ impl Telemetry {
         panic::install_hook();
         Ok(Self {
             metrics,
+            // Finished when this is dropped.
             lines,
             filter,
             //@ if otlp

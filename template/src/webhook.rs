@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
-use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{StatusCode, Url};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -119,8 +119,9 @@ impl Webhook {
                 return Ok(());
             }
             Ok(status) => {
-                // Request Timeout, Conflict, Too Early, Too Many Requests.
-                let passing = !status.is_client_error() || [408, 409, 425, 429].contains(&status.as_u16());
+                // Request Timeout, Conflict, Too Early.
+                let passing = [408, 409, 425].contains(&status.as_u16());
+                let passing = passing || status == StatusCode::TOO_MANY_REQUESTS || !status.is_client_error();
                 (format!("answered {status}"), passing)
             }
             // Without the URL, whose path or query may be a secret.
