@@ -90,3 +90,24 @@ pub fn snapshot(repo: &Path, into: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edit_beside_a_snapshot_is_seen() {
+        let (repo, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for name in ["edited", "gone", "same"] {
+            fs::write(repo.path().join(name), "before").unwrap();
+        }
+        snapshot(repo.path(), copy.path()).unwrap();
+        assert!(differing(repo.path(), copy.path()).unwrap().is_empty());
+        fs::write(repo.path().join("edited"), "after!").unwrap();
+        fs::write(repo.path().join("new"), "").unwrap();
+        fs::remove_file(repo.path().join("gone")).unwrap();
+        let seen = differing(repo.path(), copy.path()).unwrap();
+        assert_eq!(seen, ["edited", "gone", "new"].map(PathBuf::from));
+    }
+}
