@@ -191,7 +191,9 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
         match serde_path_to_error::deserialize(nested(&values)) {
             Ok(config) => break config,
             Err(error) => {
-                let key = error.path().to_string();
+                // Of a list the key is named, not the entry.
+                let path = error.path().to_string();
+                let key = path.split('[').next().unwrap_or(&path).to_owned();
                 report(&key, &value::expected(error.inner()));
                 // Once the default stands there, the same key can't fail again: the loop ends.
                 match defaults.get(&key) {
@@ -204,7 +206,6 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
     if let Err(ranges) = config.validate() {
         for (path, error) in ranges.iter() {
             let path = path.to_string();
-            // Of a list the key is named, not the entry.
             let key = path.split('[').next().unwrap_or(&path);
             report(key, error.message());
         }

@@ -33,6 +33,10 @@ pub struct Queue {
     added: Notify,
 }
 
+fn causes(error: Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
 impl Queue {
     /// Whether what is left at the stop is run later, by this replica or another.
     pub const OUTLIVES_PROCESS: bool = true;
@@ -65,11 +69,13 @@ impl Queue {
         loop {
             let draining = stop.drain.is_cancelled();
             let job = stop.last_call.run_until_cancelled(self.store.claim_job(self.lease)).await?;
-            let failed = |error: &Error| warn!(error = %error, category = "unavailable", "job.claim_failed");
-            match job.inspect_err(failed) {
+            match job {
                 Ok(Some(job)) => return Some(job),
-                _ if draining => return None,
-                _ => {}
+                Err(error) => warn!(error = causes(error), category = "unavailable", "job.claim_failed"),
+                Ok(None) => {}
+            }
+            if draining {
+                return None;
             }
             let _ = stop.drain.run_until_cancelled(timeout(POLL, self.added.notified())).await;
         }
@@ -79,7 +85,7 @@ impl Queue {
     pub async fn settle(&self, job: Job, settlement: Settlement) {
         if let Err(error) = self.store.settle_job(job.id, &settlement).await {
             // Its lease ends and it runs again: at least once is what a durable queue promises.
-            warn!(error = %error, id = %job.id, category = "unavailable", "job.settle_failed");
+            warn!(error = causes(error), id = %job.id, category = "unavailable", "job.settle_failed");
         }
         if !matches!(settlement, Settlement::Retry { .. }) {
             self.set_depth(|depth| depth.saturating_sub(1));

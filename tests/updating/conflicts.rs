@@ -64,7 +64,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
         "        let checks = store.checks().into_iter().chain(webhook.as_ref().map(Webhook::check));\n",
         "        let checks = store.checks().into_iter().rev().collect();\n",
     );
-    service.replace("config/default.toml", "# Tasks kept in memory.\n", "# Berths kept in memory.\n");
+    service.replace("config/default.toml", "# Tasks kept in memory.", "# Berths kept in memory.");
     service.replace(
         "src/app.rs",
         "        let writes = TaskTracker::new();\n",
@@ -89,7 +89,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     assert_eq!(lost(&own, &found), Vec::<String>::new());
     let app = service.read("src/app.rs");
     assert!(app.contains("<<<<<<< yours\n") && app.contains(">>>>>>> slipway-"), "{app}");
-    assert!(app.contains("\"cache follower\", cache.clone().follow());"), "the template's side is there too");
+    assert!(app.contains("cache.clone().follow().map(|()| \"cache follower\")"), "the template's side is there too");
     assert_eq!(git(&service.folder, &["ls-files", "--unmerged", "src/app.rs"]).lines().count(), 3);
     assert!(service.read(".git/MERGE_MSG").contains("# Conflicts:\n#\tsrc/app.rs\n"));
     // All else is merged and staged.

@@ -17,7 +17,7 @@ use rustix::process::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::tools;
+use crate::{machine, tools};
 
 /// How long a process may take to follow its stop signal before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -162,10 +162,11 @@ impl Frozen {
 
     fn stop(&mut self, id: u32) -> Result<()> {
         let id = Pid::from_raw(i32::try_from(id)?).context("no process has the id 0")?;
-        // First, so that none is left stopped by an interrupt in between.
-        lock(&FROZEN).push(id);
-        self.0.push(id);
+        // Held, so that none is left stopped by an interrupt in between.
+        let mut frozen = lock(&FROZEN);
         kill_process(id, Signal::STOP)?;
+        frozen.push(id);
+        self.0.push(id);
         Ok(())
     }
 }
@@ -211,10 +212,9 @@ impl Drop for Scratch {
 
 /// Removes what a run left that was killed before it could tidy up.
 fn sweep() {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
-        return;
-    };
-    for entry in entries.flatten() {
+    // A proof's may lie in memory where ours don't.
+    let folders = [std::env::temp_dir(), machine::MEMORY.into()];
+    for entry in folders.iter().flat_map(fs::read_dir).flatten().flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| Some(name.strip_prefix("slipway-")?.split_once('-')?.0));
         let owner = owner.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
@@ -255,12 +255,12 @@ pub fn interrupted() -> bool {
 
 fn end_everything() {
     eprintln!("\ninterrupted: ending what was started");
-    // Never unlocked again: nothing can be started any more.
+    // Never unlocked again: nothing can be stopped or started any more.
+    let (frozen, live) = (lock(&FROZEN), lock(&LIVE));
     // What is stopped heeds no signal but SIGKILL, and backends of PostgreSQL have groups of their own.
-    for pid in lock(&FROZEN).iter() {
+    for pid in frozen.iter() {
         let _ = kill_process(*pid, Signal::CONT);
     }
-    let live = lock(&LIVE);
     for (pid, stop) in live.iter() {
         let _ = kill_process_group(*pid, *stop);
     }
@@ -279,7 +279,7 @@ fn end_everything() {
     for path in lock(&FOLDERS).iter() {
         let _ = fs::remove_dir_all(path);
     }
-    std::mem::forget(live);
+    std::mem::forget((frozen, live));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

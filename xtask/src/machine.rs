@@ -53,12 +53,15 @@ pub fn look_for_room(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where files lie in memory, on Linux.
+pub const MEMORY: &str = "/dev/shm";
+
 /// Starts this program anew with its temporary files in memory, where there is plenty of both: the proof makes and removes
 /// hundreds of thousands of them, which takes a disk minutes.
 pub fn keep_temporary_files_in_memory() {
     const ROOM: u64 = 8_000_000_000;
-    const MEMORY: u64 = 12_000_000_000;
-    let folder = Path::new("/dev/shm");
+    const AVAILABLE: u64 = 12_000_000_000;
+    let folder = Path::new(MEMORY);
     let has_room = statvfs(folder).is_ok_and(|disk| {
         disk.f_bavail * disk.f_frsize >= ROOM && !disk.f_flag.contains(StatVfsMountFlags::NOEXEC)
     });
@@ -66,7 +69,7 @@ pub fn keep_temporary_files_in_memory() {
     let available =
         meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
     let available: u64 = available.and_then(|kilobytes| kilobytes.parse().ok()).unwrap_or_default();
-    if env::var_os("TMPDIR").is_some() || !has_room || available * 1024 < MEMORY {
+    if env::var_os("TMPDIR").is_some() || !has_room || available * 1024 < AVAILABLE {
         return;
     }
     if let Ok(program) = env::current_exe() {

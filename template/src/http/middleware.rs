@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::Route;
@@ -283,12 +284,18 @@ fn names_one_host(request: &Request) -> bool {
     if let Some(named) = request.uri().authority().filter(|_| request.version() == Version::HTTP_2) {
         return !named.as_str().contains('@') && hosts.all(|host| host == named.as_str());
     }
-    // What hosts and ports are made of (RFC 3986, 3.2): nobody finds a user or a path in it.
-    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.:[]_~%!$&'()*+,;=".contains(byte);
     match (hosts.next(), hosts.next()) {
         // HTTP/1.0 had none.
         (None, _) => request.version() != Version::HTTP_11,
-        (Some(host), None) => host.as_bytes().iter().all(fits),
+        (Some(host), None) => {
+            let host = host.as_bytes();
+            // The usual one, a name or an address and perhaps a port, need not be copied to be parsed.
+            let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+            let name = &host[..host.len() - digits];
+            let name = name.strip_suffix(b":").unwrap_or(name);
+            let authority = || Authority::try_from(host).is_ok_and(|it| !it.as_str().contains('@'));
+            name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(byte)) || authority()
+        }
         _ => false,
     }
 }

@@ -232,7 +232,7 @@ async fn client_is_told_to_go_and_goes() {
 #[tokio::test]
 async fn request_that_crosses_the_goodbye_is_answered() {
     const CONTENT_TYPE: &[u8] = &[0x0f, 0x10];
-    let app = TestApp::spawn(&[("APP__HTTP__IDLE_TIMEOUT", "300ms")]).await;
+    let app = TestApp::spawn(&[("APP__HTTP__IDLE_TIMEOUT", "1s")]).await;
     let mut idle = Connection::open(&app).await;
     assert_eq!(idle.get(1, "/health").await, Some(OK));
     assert!(idle.frame_of(GOAWAY).await.is_some(), "it was told to go");

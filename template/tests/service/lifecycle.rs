@@ -102,7 +102,7 @@ async fn half_sent_request_cuts_the_drain_short() {
     let mut half = app.connect().await;
     half.send("GET /v1/tasks HTTP/1.1\r\nhost: test\r\n").await;
     // Both connections were accepted in turn: once this one is answered, the other is being read.
-    app.create("a").await;
+    assert_eq!(app.get("/health").await.status, 200);
     let began = Instant::now();
     let ended = app.stop().await;
     let took = began.elapsed();
@@ -115,27 +115,33 @@ async fn half_sent_request_cuts_the_drain_short() {
 
 #[tokio::test]
 async fn what_the_drain_cuts_off_is_logged_before_the_exit() {
-    let mut app = TestApp::spawn(&SHORT_DRAIN).await;
-    let mut clients = join_all((0..500).map(|_| app.connect())).await;
-    let connected = async || app.sample("http_connections").await;
-    eventually(connected, |count| count.is_some_and(|count| count >= 500.0)).await;
-    app.process.signal(Signal::TERM);
-    app.process.event("shutdown.begin").await;
-    for client in &mut clients {
-        // Too late to time out before the drain does.
-        client.try_send(&format!("{NEW_TASK_HEAD}content-length: 100\r\n\r\n{{")).await;
+    for _ in 0..5 {
+        let mut app = TestApp::spawn(&SHORT_DRAIN).await;
+        let mut clients = join_all((0..500).map(|_| app.connect())).await;
+        let connected = async || app.sample("http_connections").await;
+        eventually(connected, |count| count.is_some_and(|count| count >= 500.0)).await;
+        app.process.signal(Signal::TERM);
+        app.process.event("shutdown.begin").await;
+        for client in &mut clients {
+            // Too late to time out before the drain does.
+            client.try_send(&format!("{NEW_TASK_HEAD}content-length: 100\r\n\r\n{{")).await;
+        }
+        let ended = app.process.ended().await;
+        let names = ended.names();
+        assert_eq!(names.last().map(String::as_str), Some("service.exit"));
+        // Where this machine stood still until none of them was heard, it tells nothing.
+        if ended.code == Some(3) {
+            let cut = ended.event("shutdown.drain_timeout")["in_flight"].as_u64().expect("a number");
+            let logged = names.iter().filter(|name| *name == "http.request").count();
+            return assert!(logged as u64 >= cut, "{logged} of {cut}");
+        }
     }
-    let ended = app.process.ended().await;
-    let names = ended.names();
-    let cut = ended.event("shutdown.drain_timeout")["in_flight"].as_u64().unwrap_or_default();
-    let logged = names.iter().filter(|name| *name == "http.request").count();
-    assert!(cut > 0 && logged as u64 >= cut, "{logged} of {cut}");
-    assert_eq!(names.last().map(String::as_str), Some("service.exit"));
+    panic!("no drain was cut short");
 }
 
 #[tokio::test]
 async fn answer_that_is_not_read_is_in_flight_until_it_is_cut() {
-    let app = TestApp::spawn(&SHORT_DRAIN).await;
+    let app = TestApp::spawn(&[&SHORT_DRAIN[..], &[("APP__HTTP__BODY_TIMEOUT", "60s")]].concat()).await;
     let task = json!({ "title": "long", "description": "x".repeat(10_000) });
     for _ in 0..30 {
         eventually(async || app.post("/v1/tasks", &task).await.status, |status| *status == 201).await;

@@ -92,6 +92,7 @@ fn heads() -> Vec<Row> {
         ("one host twice", plain("host: a\r\nhost: a\r\n"), Answer(400)),
         ("host with a path", plain("host: a/b\r\n"), Answer(400)),
         ("host with a user", plain("host: user@a\r\n"), Answer(400)),
+        ("host with two ports", plain("host: a:80:90\r\n"), Answer(400)),
         ("host with a space", plain("host: a b\r\n"), Answer(400)),
         ("two hosts of old", b"GET /health HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n".to_vec(), Answer(400)),
         ("line without a colon", head("x\r\n"), Bare(400)),

@@ -140,6 +140,7 @@ async fn faults_in_a_file_are_named_with_the_file() {
         ("[cache]\nttl = 1979-05-27\n", "cache.ttl", DURATION),
         ("[log]\naccess = 2\n", "log.access", "expected true or false"),
         ("[http]\nmax_body_size = 1024\n", "http.max_body_size", SIZE),
+        ("[http]\ntrusted_proxies = [[\"a\"]]\n", "http.trusted_proxies", "expected a string"),
         ("[http]\ntrusted_proxies = 10\n", "http.trusted_proxies", "expected a list, or text with commas"),
         ("[http]\nport = 80\nport = 81\n", "(file)", "expected TOML: TOML parse error at line 3"),
         ("[cache]\ncapacity = 007\n", "(file)", "expected TOML: TOML parse error at line 2"),

@@ -148,6 +148,8 @@ async fn flush_in_which_some_spans_are_refused_is_no_success() {
     }
     app.process.signal(Signal::TERM);
     app.process.event("shutdown.drain_complete").await;
+    // What is closed before has a second.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     collector.answers(400);
     collector.calls(100).await;
     collector.answers(200);

@@ -23,6 +23,13 @@ pub const WATCHFUL: [(&str, &str); 4] = [
     ("APP__DATABASE__MAX_CONNECTIONS", "2"),
 ];
 
+/// For a statement that waits while the test looks at other things.
+const PATIENT: [(&str, &str); 3] = [
+    ("APP__DATABASE__STATEMENT_TIMEOUT", "30s"),
+    ("APP__HTTP__REQUEST_TIMEOUT", "30s"),
+    ("APP__SHUTDOWN__DRAIN_TIMEOUT", "30s"),
+];
+
 /// What a busy machine adds to a deadline. Less than the defaults, which those here are shorter than.
 const SLACK: Duration = Duration::from_millis(1500);
 
@@ -155,7 +162,7 @@ async fn client(app: &TestApp, over: &AtomicBool) -> Vec<(u16, Duration)> {
 
 #[tokio::test]
 async fn connection_that_the_server_has_ended_is_not_lent() {
-    let app = watchful(&[]).await;
+    let app = TestApp::spawn(&[]).await;
     let task = app.create("a").await;
     app.process.database().end_connections().await;
     // Nothing is trusted for longer than ten milliseconds.
@@ -227,7 +234,7 @@ async fn request_waits_for_a_server_that_starts() {
 #[tokio::test]
 async fn exhausted_pool_turns_requests_away_in_time() {
     let app =
-        TestApp::spawn(&[&WATCHFUL, [("APP__DATABASE__MAX_CONNECTIONS", "1")].as_slice()].concat()).await;
+        TestApp::spawn(&[&WATCHFUL[..], &[("APP__DATABASE__MAX_CONNECTIONS", "1")], &PATIENT].concat()).await;
     let (path, change) = (path_of(&app.create("a").await), json!({ "title": "b" }));
     let database = app.process.database();
     let lock = database.lock("tasks").await;

@@ -97,7 +97,8 @@ async fn answer_before_the_body_has_come_tells_that_the_connection_ends() {
 
 #[tokio::test]
 async fn requests_beyond_the_cap_are_turned_away_and_probes_are_not() {
-    let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1")]).await;
+    let slow = ("APP__HTTP__BODY_TIMEOUT", "60s");
+    let app = TestApp::spawn(&[("APP__HTTP__MAX_IN_FLIGHT", "1"), slow]).await;
     let mut holding = app.connect().await;
     holding.begin(13).await;
     assert!(app.metrics().await.contains("http_requests_in_flight 1\n"));

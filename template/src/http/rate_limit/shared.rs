@@ -27,8 +27,12 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
          local due, left, least = {}, {}, math.huge
          for i, key in ipairs(KEYS) do
            local cost, budget = ARGV[2 * i - 1], ARGV[2 * i]
-           -- Never later than an empty budget is due, or a clock set back would refuse all until it is there again.
-           due[i] = math.min(math.max(tonumber(redis.call('GET', key) or 0), now), now + budget)
+           due[i] = math.max(tonumber(redis.call('GET', key) or 0), now)
+           -- The clock was set back: all would be refused until it is there again.
+           if due[i] > now + budget then
+             due[i] = now + budget
+             redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil(budget / 1000))
+           end
            if due[i] + cost - budget > now then return {i, due[i] + cost - budget - now, 0} end
            left[i] = math.floor((now + budget - due[i]) / cost)
            least = math.min(least, left[i])
