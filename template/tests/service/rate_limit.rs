@@ -10,7 +10,7 @@ use redis::AsyncCommands;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::app::{Answer, TestApp, eventually, path_of};
+use crate::app::{Answer, TestApp, path_of};
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::process::Variables;
 
@@ -216,7 +216,8 @@ async fn clock_of_redis_that_was_set_back_costs_one_budget_at_most() {
     let _: () = redis.set(budget, (seconds + 3600) * 1_000_000).await.expect("an answer");
     let answer = app.get("/v1/tasks").await;
     assert_eq!((answer.status, answer.header("retry-after")), (429, "1"));
-    eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
+    let served = async || app.get("/v1/tasks").await.status;
+    crate::app::eventually(served, |status| *status == 200).await;
 }
 
 #[tokio::test]
