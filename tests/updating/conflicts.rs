@@ -89,7 +89,10 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     assert_eq!(lost(&own, &found), Vec::<String>::new());
     let app = service.read("src/app.rs");
     assert!(app.contains("<<<<<<< yours\n") && app.contains(">>>>>>> slipway-"), "{app}");
-    assert!(app.contains("cache.clone().follow().map(|()| \"cache follower\")"), "the template's side is there too");
+    assert!(
+        app.contains("cache.clone().follow().map(|()| \"cache follower\")"),
+        "the template's side is there too"
+    );
     assert_eq!(git(&service.folder, &["ls-files", "--unmerged", "src/app.rs"]).lines().count(), 3);
     assert!(service.read(".git/MERGE_MSG").contains("# Conflicts:\n#\tsrc/app.rs\n"));
     // All else is merged and staged.

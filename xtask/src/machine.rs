@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
-use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -65,6 +65,7 @@ pub fn keep_temporary_files_in_memory() {
     let has_room = statvfs(folder).is_ok_and(|disk| {
         disk.f_bavail * disk.f_frsize >= ROOM && !disk.f_flag.contains(StatVfsMountFlags::NOEXEC)
     });
+    let has_room = has_room && access(folder, Access::WRITE_OK).is_ok();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available =
         meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
