@@ -101,14 +101,12 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     }
     let lock = git_folder.join("index.lock");
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
+    let let_go = locked && !pending;
     let journal = fs::read(staging.join(JOURNAL)).ok().map(|journal| read_journal(&journal));
+    let waits = |(path, _): &(PathBuf, bool)| is_there(&staging.join(NEW).join(path));
     match journal {
         // Git itself advises to take its lock away, and then to work on: only what is missing is put back.
-        Some(paths)
-            if locked
-                && !pending
-                && paths.iter().any(|(path, _)| is_there(&staging.join(NEW).join(path))) =>
-        {
+        Some(paths) if let_go && paths.iter().any(waits) => {
             for (path, _) in paths.iter().filter(|(path, _)| !is_there(&top.join(path))) {
                 relocate(&staging.join(OLD).join(path), &top.join(path))?;
             }
@@ -118,7 +116,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
             );
         }
         // It was done but for this.
-        _ if locked && !pending => _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG")),
+        _ if let_go => _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG")),
         Some(paths) => {
             undo(top, &staging, &paths)?;
             complain!("slipway: an earlier run was killed half-way; it is undone");

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
-use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
+use rustix::fs::{Access, StatVfs, StatVfsMountFlags, access, statvfs};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -44,13 +44,17 @@ pub fn allow_descriptors(count: u64) -> Result<()> {
 /// When there is no such folder.
 pub fn look_for_room(folder: &Path) -> Result<()> {
     const NEEDED: u64 = 8_000_000_000;
-    let disk = statvfs(folder)?;
-    let free = disk.f_bavail * disk.f_frsize;
+    let free = free(&statvfs(folder)?);
     if free < NEEDED {
         let (free, needed) = (free / 1_000_000, NEEDED / 1_000_000);
         eprintln!("warning: {free} MB are free at {}: a run from nothing takes {needed}", folder.display());
     }
     Ok(())
+}
+
+/// Bytes that anyone may still write.
+fn free(disk: &StatVfs) -> u64 {
+    disk.f_bavail * disk.f_frsize
 }
 
 /// Where files lie in memory, on Linux.
@@ -62,10 +66,8 @@ pub fn keep_temporary_files_in_memory() {
     const ROOM: u64 = 8_000_000_000;
     const AVAILABLE: u64 = 12_000_000_000;
     let folder = Path::new(MEMORY);
-    let has_room = statvfs(folder).is_ok_and(|disk| {
-        disk.f_bavail * disk.f_frsize >= ROOM && !disk.f_flag.contains(StatVfsMountFlags::NOEXEC)
-    });
-    let has_room = has_room && access(folder, Access::WRITE_OK).is_ok();
+    let fits = |disk: StatVfs| free(&disk) >= ROOM && !disk.f_flag.contains(StatVfsMountFlags::NOEXEC);
+    let has_room = statvfs(folder).is_ok_and(fits) && access(folder, Access::WRITE_OK).is_ok();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available =
         meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
