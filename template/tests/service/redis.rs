@@ -349,14 +349,7 @@ async fn write_whose_outcome_is_lost_is_not_hidden() {
     let lock = database.lock("tasks").await;
     let change = json!({ "title": "c" });
     let meddle = async {
-        let mut watcher = database.connect().await;
-        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-                       AND wait_event_type = 'Lock' AND query LIKE 'UPDATE tasks%'";
-        let mut changing = 0;
-        while changing == 0 {
-            changing = sqlx::query_scalar::<_, i64>(blocked).fetch_one(&mut watcher).await.expect("a count");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        database.blocked("tasks", 1).await;
         proxy.freeze();
         lock.close().await.expect("the lock is let go");
     };
