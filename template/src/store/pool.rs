@@ -6,9 +6,10 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
+use parking_lot::Mutex;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// For how long after it was lent a connection is trusted. Later it is asked first whether it still works.
 const FRESH: Duration = Duration::from_millis(10);
@@ -28,7 +29,8 @@ pub(super) struct Pool {
 impl Pool {
     /// Connects when it is first used, so that the service starts before its database.
     pub(super) fn open(options: PgConnectOptions, max_connections: u32, patience: Duration) -> Self {
-        let connections = managed::Pool::builder(Connector { options, patience })
+        let silent = Mutex::new(Instant::now());
+        let connections = managed::Pool::builder(Connector { options, patience, silent })
             .max_size(max_connections as usize)
             // The last one used is the freshest, and those that are not needed come of age.
             .queue_mode(QueueMode::Lifo)
@@ -73,6 +75,8 @@ pub(super) struct Connector {
     pub(super) options: PgConnectOptions,
     /// How long a caller waits for a connection, and one that was given back in doubt for the server.
     pub(super) patience: Duration,
+    /// When one was last found that had fallen silent while it was idle.
+    silent: Mutex<Instant>,
 }
 
 /// Without the options: they have the password.
@@ -105,9 +109,15 @@ impl managed::Manager for Connector {
             return Err(RecycleError::message("old"));
         }
         if about.last_used() >= FRESH {
-            // One that fell silent while it was idle leaves time for others, and for a new one.
-            let asked = timeout(self.patience / 4, connection.ping()).await;
-            asked.map_err(|_| RecycleError::message("silent"))??;
+            // So are those that were idle beside one that fell silent. To ask each would leave no time for a new one.
+            if about.last_used() >= self.silent.lock().elapsed() {
+                return Err(RecycleError::message("silent, most likely"));
+            }
+            let Ok(asked) = timeout(self.patience / 4, connection.ping()).await else {
+                *self.silent.lock() = Instant::now();
+                return Err(RecycleError::message("silent"));
+            };
+            asked?;
         }
         Ok(())
     }
