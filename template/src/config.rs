@@ -210,10 +210,14 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
             report(key, error.message());
         }
     }
+    let wrong_already = faults.clone();
     contradictions(&config, |wrong, key, allowed| {
-        // What was left at its default contradicts nothing: who shortens one delay need not name all others.
-        if wrong && original.get(key) != defaults.get(key) {
-            report(key, allowed);
+        // Neither does a default that stands in for a wrong value contradict anything, nor one that was left: who
+        // shortens one delay need not name all others.
+        let stands_in = |key: &str| wrong_already.iter().any(|fault| fault.starts_with(&format!("{key} (")));
+        let stands_in = stands_in(key) || allowed.split([' ', ',']).any(stands_in);
+        if wrong && !stands_in && original.get(key) != defaults.get(key) {
+            fault(faults, key, original.get(key).map_or("default", source), allowed);
         }
     });
     Some(config)

@@ -50,7 +50,12 @@ const ROWS: &[Row] = &[
     ("APP__CACHE__CAPACITY", "0", "cache.capacity", "expected 1 to 100000000"),
     ("APP__CACHE__CAPACITY", "100000001", "cache.capacity", "expected 1 to 100000000"),
     ("APP__JOBS__CONCURRENCY", "1001", "jobs.concurrency", "expected 1 to 1000"),
+    ("APP__JOBS__QUEUE_CAPACITY", "0", "jobs.queue_capacity", "expected 1 to 10000000"),
+    ("APP__JOBS__MAX_ATTEMPTS", "0", "jobs.max_attempts", "expected 1 to "),
     ("APP__HEALTH__FAILURE_THRESHOLD", "0", "health.failure_threshold", "expected 1 to 100"),
+    ("APP__HEALTH__SUCCESS_THRESHOLD", "0", "health.success_threshold", "expected 1 to 100"),
+    ("APP__HTTP__MAX_CONNECTIONS", "0", "http.max_connections", "expected 1 to 1000000"),
+    ("APP__HTTP__MAX_IN_FLIGHT", "0", "http.max_in_flight", "expected 1 to 1000000"),
     ("PORT", "65536", "http.port", "expected 0 to 65535"),
     ("PORT", "80,81", "http.port", WHOLE),
     ("APP__ADMIN__PORT", "-80", "admin.port", WHOLE),
@@ -73,6 +78,15 @@ const ROWS: &[Row] = &[
     ("APP__CACHE__TTL", "99999999999999y", "cache.ttl", DURATION),
     ("APP__CACHE__TTL", "0s", "cache.ttl", "expected 1ms to 86400s"),
     ("APP__HEALTH__TIMEOUT", "1ms", "health.timeout", "expected 10ms to 60s"),
+    ("APP__HEALTH__INTERVAL", "0s", "health.interval", "expected 50ms to 300s"),
+    ("APP__HEALTH__STARTUP_TIMEOUT", "0s", "health.startup_timeout", "expected 10ms to 3600s"),
+    ("APP__HTTP__HEADER_READ_TIMEOUT", "0s", "http.header_read_timeout", "expected "),
+    ("APP__HTTP__BODY_TIMEOUT", "0s", "http.body_timeout", "expected "),
+    ("APP__HTTP__REQUEST_TIMEOUT", "0s", "http.request_timeout", "expected "),
+    ("APP__WEBHOOK__TIMEOUT", "0s", "webhook.timeout", "expected "),
+    ("APP__SHUTDOWN__GRACE_DELAY", "2h", "shutdown.grace_delay", "expected "),
+    ("APP__SHUTDOWN__DRAIN_TIMEOUT", "2h", "shutdown.drain_timeout", "expected "),
+    ("APP__SHUTDOWN__FLUSH_TIMEOUT", "2h", "shutdown.flush_timeout", "expected "),
     ("APP__HTTP__IDLE_TIMEOUT", "2days", "http.idle_timeout", "expected 10ms to 86400s"),
     ("APP__HTTP__MAX_BODY_SIZE", "5", "http.max_body_size", SIZE),
     ("APP__HTTP__MAX_BODY_SIZE", "5 parsecs", "http.max_body_size", SIZE),
@@ -175,14 +189,26 @@ async fn values_that_contradict_each_other_are_named_both() {
 }
 
 #[tokio::test]
+async fn what_stands_in_for_a_wrong_value_contradicts_nothing() {
+    for variables in [
+        // Minutes were meant: it is at most that.
+        [("APP__SHUTDOWN__DRAIN_TIMEOUT", "60"), ("APP__HTTP__REQUEST_TIMEOUT", "30s")],
+        [("APP__HTTP__PORT", "80800"), ("APP__ADMIN__PORT", "8080")],
+        [("APP__HTTP__REQUEST_TIMEOUT", "30"), ("APP__SHUTDOWN__DRAIN_TIMEOUT", "1s")],
+    ] {
+        let launch = Launch::new(&[("APP__WEBHOOK__TIMEOUT", "1s")]);
+        only_fault(launch.set(&variables)).await;
+    }
+}
+
+#[tokio::test]
 async fn webhook_may_name_no_address_inside_however_it_is_written() {
     for host in
         ["127.1", "0x7f000001", "2130706433", "169.254.169.254", "[::ffff:10.0.0.1]", "[64:ff9b::a00:1]"]
     {
         let url = format!("http://{host}/canary");
-        let variables =
-            [("APP__WEBHOOK__URL", url.as_str()), ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "false")];
-        let fault = only_fault(Launch::new(&variables)).await;
+        let launch = Launch::new(&[("APP__WEBHOOK__URL", &url)]);
+        let fault = only_fault(launch.without("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES")).await;
         assert!(
             fault.starts_with("webhook.url (environment APP__WEBHOOK__URL): expected a public"),
             "{fault}"
