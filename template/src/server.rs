@@ -181,6 +181,9 @@ async fn serve_connection(
         () = drain.as_mut() => return,
         () = stop.abort.cancelled() => return,
     };
+    if first == *PREFACE {
+        activity.greeted();
+    }
     let stream = Watched { stream, activity: activity.clone() };
     let (client, noted) = (Client::new(peer.ip()), activity.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -254,4 +257,16 @@ fn sliced(body: Body) -> Body {
         stream::iter(iter::from_fn(next)).map(Ok::<_, axum::Error>)
     };
     Body::from_stream(body.into_data_stream().map_ok(slices).try_flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Client;
+
+    #[test]
+    fn client_is_logged_as_its_network() {
+        let network = |address: &str| Client::new(address.parse().expect("an address")).network.to_string();
+        assert_eq!(network("192.0.2.77"), "192.0.2.0/24");
+        assert_eq!(network("ffff:ffff:ffff:ffff::1"), "ffff:ffff:ffff::/48");
+    }
 }

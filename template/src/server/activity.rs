@@ -89,6 +89,14 @@ impl Activity {
         self.update(|state| (state.hurries, state.since) = (true, None));
     }
 
+    /// Marks it as HTTP/2 whose client has begun: it may have connected ahead of its first request.
+    pub(super) fn greeted(&self) {
+        self.update(|state| {
+            state.multiplexed = true;
+            state.wait_for(Deadline::Idle);
+        });
+    }
+
     /// Marks a request as being handled until the guard is dropped.
     pub(super) fn busy(&self, version: Version) -> Busy {
         let stream = self.update(|state| {

@@ -74,6 +74,7 @@ impl Connection {
         connection.0.write_all(&opening).await.expect("the service takes the preface");
         let settings = connection.frame().await.expect("a frame");
         assert_eq!((settings.kind, settings.flags), (SETTINGS, 0), "{settings:?}");
+        assert!(settings.payload.chunks(6).any(|one| one == MAX_CONCURRENT_STREAMS), "{settings:?}");
         connection
     }
 
@@ -134,6 +135,9 @@ impl Connection {
 /// `ENHANCE_YOUR_CALM`, or else the flood was absorbed.
 const CALM_DOWN: [u8; 4] = 11_u32.to_be_bytes();
 
+/// The setting of this name, of a hundred.
+const MAX_CONCURRENT_STREAMS: [u8; 6] = [0, 3, 0, 0, 0, 100];
+
 /// The setting `INITIAL_WINDOW_SIZE`, of none.
 const NO_INITIAL_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
 
@@ -168,6 +172,14 @@ async fn requests_share_a_connection() {
 }
 
 #[tokio::test]
+async fn client_may_connect_ahead_of_its_first_request() {
+    let app = TestApp::spawn(&[("APP__HTTP__HEADER_READ_TIMEOUT", "300ms")]).await;
+    let mut connection = Connection::open(&app).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(connection.get(1, "/v1/tasks").await, Some(OK));
+}
+
+#[tokio::test]
 async fn authority_with_a_user_in_it_is_refused() {
     let app = TestApp::spawn(&[]).await;
     let mut connection = Connection::open(&app).await;
@@ -177,6 +189,19 @@ async fn authority_with_a_user_in_it_is_refused() {
     connection.send(&encode(HEADERS, END_STREAM | END_HEADERS, 1, &head)).await;
     let answer = connection.frame_of(HEADERS).await.expect("an answer");
     assert_eq!(answer.payload.first(), Some(&BAD_REQUEST), "{answer:?}");
+}
+
+#[tokio::test]
+async fn authority_and_host_that_differ_are_refused() {
+    const HOST: &[u8] = &[0x0f, 0x17];
+    let app = TestApp::spawn(&[]).await;
+    let mut connection = Connection::open(&app).await;
+    for (stream, host, expected) in [(1, "test", OK), (3, "other", BAD_REQUEST)] {
+        let head = [&fields(METHOD_GET, "/v1/tasks")[..], HOST, &text(host)].concat();
+        connection.send(&encode(HEADERS, END_STREAM | END_HEADERS, stream, &head)).await;
+        let answer = connection.frame_of(HEADERS).await.expect("an answer");
+        assert_eq!(answer.payload.first(), Some(&expected), "{host}: {answer:?}");
+    }
 }
 
 #[tokio::test]
@@ -290,6 +315,15 @@ async fn client_that_opens_no_window_for_its_answer_is_dropped() {
         let began = Instant::now();
         while stingy.frame().await.is_some() {}
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    // Nor does it gain time by asking for more.
+    let mut stingy = Connection::open(&app).await;
+    stingy.send(&encode(SETTINGS, 0, 0, &NO_INITIAL_WINDOW)).await;
+    let (began, mut stream) = (Instant::now(), 1);
+    while stingy.try_send(&request(stream, "/v1/tasks")).await {
+        assert!(began.elapsed() < Duration::from_secs(3), "{stream}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream += 2;
     }
     assert_eq!(app.stop().await.code, Some(0));
 }
