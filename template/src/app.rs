@@ -116,12 +116,16 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
     let (trigger, reason) = reason_to_stop(&mut signals, &mut tasks).await;
     heed_another(signals, telemetry);
     service.lifecycle.take(trigger);
-    let finished = service.drain(config, reason).await;
-    Ok(match trigger {
+    Ok(exit(trigger, service.drain(config, reason).await))
+}
+
+/// How the process ends once it has drained.
+fn exit(trigger: Trigger, finished: bool) -> Exit {
+    match trigger {
         Trigger::TaskEnded => Exit::Fault,
         _ if finished => Exit::Clean,
         _ => Exit::DrainCutShort,
-    })
+    }
 }
 
 /// Ends the process at once when it is told to stop once more.
@@ -356,5 +360,23 @@ mod tests {
     fn panic_of_the_wiring_is_a_fault() {
         let result: Result<()> = in_runtime(async { panic!("planted") });
         assert!(result.is_err());
+    }
+
+    #[test]
+    fn what_blocks_a_thread_does_not_hold_up_the_end() {
+        let began = std::time::Instant::now();
+        let blocks = || std::thread::park_timeout(Duration::from_secs(5));
+        let result = in_runtime(async move {
+            tokio::task::spawn_blocking(blocks);
+            Ok(())
+        });
+        assert!(result.is_ok() && began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn end_of_a_task_is_a_fault_however_the_drain_goes() {
+        assert_eq!([true, false].map(|finished| exit(Trigger::TaskEnded, finished)), [Exit::Fault; 2]);
+        assert_eq!(exit(Trigger::StopAsked, true), Exit::Clean);
+        assert_eq!(exit(Trigger::StopAsked, false), Exit::DrainCutShort);
     }
 }

@@ -235,17 +235,51 @@ pub fn healthcheck(config: &crate::config::Config) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lifecycle::Trigger;
+
+    const CONFIG: Config = Config {
+        interval: Duration::from_millis(50),
+        timeout: Duration::from_millis(50),
+        startup_timeout: Duration::from_secs(1),
+        failure_threshold: 2,
+        success_threshold: 3,
+    };
+
+    #[test]
+    fn status_changes_once_enough_results_in_a_row_speak_against_it() {
+        let checks = [Check::new("a", true, || ready(Ok(())))];
+        let health = Health::new(CONFIG, Lifecycle::default(), &checks);
+        let results = [
+            (true, Status::Up),
+            (false, Status::Up),
+            (true, Status::Up),
+            (false, Status::Up),
+            (false, Status::Down),
+            (true, Status::Down),
+            (true, Status::Down),
+            (true, Status::Up),
+        ];
+        for (number, (works, expected)) in results.into_iter().enumerate() {
+            let result = if works { Ok(()) } else { Err("planted".to_owned()) };
+            health.seen.send_modify(|seen| health.weigh(&mut seen.dependencies[0], result));
+            assert_eq!(health.seen.borrow().dependencies[0].status, expected, "after {number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn prober_that_no_longer_runs_is_not_believed() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.take(Trigger::DependenciesUp);
+        let health = Health::new(CONFIG, lifecycle, &[]);
+        let readiness = || health.readiness(&health.seen.borrow());
+        assert_eq!(readiness(), ("ready", false));
+        tokio::time::sleep((CONFIG.interval + CONFIG.timeout) * 3).await;
+        assert_eq!(readiness(), ("unavailable", true));
+    }
 
     #[tokio::test]
     async fn check_that_panics_or_hangs_finds_its_dependency_down() {
-        let config = Config {
-            interval: Duration::from_millis(50),
-            timeout: Duration::from_millis(50),
-            startup_timeout: Duration::from_secs(1),
-            failure_threshold: 1,
-            success_threshold: 1,
-        };
-        let health = Health::new(config, Lifecycle::default(), &[]);
+        let health = Health::new(CONFIG, Lifecycle::default(), &[]);
         let panics = Check::new("a", true, || async { panic!("planted") });
         assert_eq!(health.ask(&panics).await, Err("the check panicked".to_owned()));
         let hangs = Check::new("b", true, std::future::pending);

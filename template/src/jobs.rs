@@ -224,5 +224,6 @@ mod tests {
             let delay = backoff(attempts).as_secs_f64();
             assert!((seconds * 0.5..=seconds * 1.5).contains(&delay), "{attempts}: {delay}");
         }
+        assert!((0..10).any(|_| backoff(9) != backoff(9)), "they come back together");
     }
 }

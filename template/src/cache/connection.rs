@@ -162,3 +162,21 @@ fn lazy(client: &Client, timeout: Duration) -> anyhow::Result<ConnectionManager>
         .set_response_timeout(Some(timeout));
     ConnectionManager::new_lazy_with_config(client.clone(), config).context("redis")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Redis {
+        /// One that is never asked.
+        pub(crate) fn nowhere() -> Self {
+            let url = Some("redis://127.0.0.1:1".into());
+            Self::open(&Config { url, timeout: PAUSE, ttl: PAUSE, namespace: String::new() }).expect("a URL")
+        }
+    }
+
+    #[tokio::test]
+    async fn services_that_share_a_server_share_no_keys() {
+        assert_eq!(Redis::nowhere().key("a"), concat!(env!("CARGO_PKG_NAME"), ":a"));
+    }
+}

@@ -109,5 +109,7 @@ mod tests {
         tokio::time::sleep(ttl * 2).await;
         assert_eq!(missed.least(Uuid::now_v7()), Some(0));
         assert!(missed.all().contains(&(written, 2)), "other replicas have yet to be told");
+        (0..=MOST).for_each(|_| missed.add(Uuid::now_v7(), 1, true, ttl));
+        assert!(missed.tasks.len() <= MOST, "{}", missed.tasks.len());
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayString;
-use axum::http::HeaderMap;
+use hyper::HeaderMap;
 use serde::{Deserialize, Serialize};
 
 tokio::task_local! {
@@ -104,6 +104,9 @@ mod tests {
     fn valid_traceparent_survives_the_round_trip() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(Trace::parse(text).map(|trace| trace.traceparent()).as_deref(), Some(text));
+        let (one, other) = (Trace::begin(true), Trace::begin(true));
+        assert_eq!(Trace::parse(&one.traceparent()), Some(one));
+        assert!(one.trace_id != other.trace_id && one.span_id != other.span_id, "{one:?} {other:?}");
     }
 
     /// The cases are those of the W3C's own test suite.
@@ -113,6 +116,8 @@ mod tests {
         let valid = [
             format!("00-{rest}"),
             format!("00-{ID}-{SPAN}-00"),
+            format!("00-{ID}-{SPAN}-02"),
+            format!("00-{ID}-{SPAN}-03"),
             format!("00-{ID}-{SPAN}-ff"),
             format!("cc-{rest}"),
             format!("cc-{rest}-what-the-future-will-be-like"),
@@ -120,6 +125,8 @@ mod tests {
         for text in valid {
             let trace = Trace::parse(&text).expect("a trace");
             assert_eq!((&*trace.trace_id, &*trace.span_id), (ID, SPAN), "{text}");
+            // The lowest bit of the flags says so, and no other.
+            assert_eq!(trace.sampled, !text.ends_with("-00") && !text.ends_with("-02"), "{text}");
         }
         let invalid = [
             String::new(),

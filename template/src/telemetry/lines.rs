@@ -128,4 +128,12 @@ mod tests {
         let lost = format!("log_lines_dropped_total {}\n", 5000 - kept / line.len());
         assert!(recorder.handle().render().contains(&lost), "{lost}");
     }
+
+    #[test]
+    fn end_does_not_wait_for_a_reader_that_has_stopped() {
+        let (began, nobody_writes) = (std::time::Instant::now(), Lines::default());
+        nobody_writes.finish();
+        assert!((LAST..LAST * 5).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert!(LAST <= Duration::from_secs(1), "within the second that closing has");
+    }
 }

@@ -59,10 +59,7 @@ pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>,
     let writer = lines.clone();
     let layer = match config.format {
         Format::Json => FlatJson(writer).boxed(),
-        Format::Pretty => {
-            let lines = tracing_subscriber::fmt::layer().compact().with_timer(ForPeople);
-            lines.with_writer(move || writer.clone()).boxed()
-        }
+        Format::Pretty => for_people(writer),
     };
     let configured = filter::parse(&config.filter).expect("a filter that was found valid");
     let (lets_through, filter) = Filter::new(configured);
@@ -71,6 +68,11 @@ pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>,
     let lets_through = lets_through.and(filter_fn(|about: &tracing::Metadata<'_>| about.is_event()));
     //@ end
     Ok((layer.with_filter(lets_through).boxed(), lines, filter))
+}
+
+fn for_people(lines: Lines) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let layer = tracing_subscriber::fmt::layer().compact().with_timer(ForPeople);
+    layer.with_writer(move || lines.clone()).boxed()
 }
 
 /// Where a line for people begins: with the request it belongs to, and the time.
@@ -148,5 +150,23 @@ impl Visit for Line {
 
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.field(field.name(), &value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::info;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    #[test]
+    fn line_for_people_begins_with_its_request() {
+        let lines = Lines::default();
+        let log = tracing_subscriber::registry().with(for_people(lines.clone()));
+        let context = Context { request_id: "cause".into(), trace: None };
+        tracing::subscriber::with_default(log, || context.enter(|| info!(count = 2, "planted")));
+        let text = lines.queued();
+        assert!(text.starts_with("[cause] ") && text.contains("planted") && text.contains("count"), "{text}");
     }
 }

@@ -18,6 +18,8 @@ pub(super) fn install_hook() {
 mod tests {
     use std::panic::catch_unwind;
 
+    use metrics::with_local_recorder;
+    use metrics_exporter_prometheus::PrometheusBuilder;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::install_hook;
@@ -31,18 +33,22 @@ mod tests {
         let log = tracing_subscriber::registry().with(FlatJson(lines.clone()));
         let before = std::panic::take_hook();
         install_hook();
-        tracing::subscriber::with_default(log, || {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let panics = || {
             let context = Context { request_id: "cause".into(), trace: None };
             let _ = catch_unwind(|| context.enter(|| panic!("planted")));
             let _ = catch_unwind(|| panic!("{}", "ü".repeat(1_000_000)));
-        });
+        };
+        tracing::subscriber::with_default(log, || with_local_recorder(&recorder, panics));
         std::panic::set_hook(before);
+        assert!(recorder.handle().render().contains("panics_total 2\n"));
         let text = lines.queued();
         assert!(text.lines().all(|line| line.len() < 10_000), "a line is bounded, whatever is told");
         let first = text.lines().next().expect("a line");
         let event: serde_json::Value = serde_json::from_str(first).expect("JSON");
         assert_eq!((&event["message"], &event["request_id"]), (&"panic".into(), &"cause".into()), "{event}");
         assert_eq!((&event["reason"], &event["level"]), (&"planted".into(), &"ERROR".into()), "{event}");
+        assert_eq!(event["category"], "internal", "{event}");
         assert!(
             event["location"].as_str().is_some_and(|at| at.starts_with("src/telemetry/panic.rs:")),
             "{event}"

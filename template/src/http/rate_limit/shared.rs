@@ -173,3 +173,26 @@ impl Shared {
         look(self.ahead.lock().entry(payer).or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn clients_are_forgotten_once_nothing_is_left_of_what_was_taken() {
+        let shared = Shared::new(Redis::nowhere());
+        let payer = (Ipv4Addr::LOCALHOST.into(), "per_client");
+        let waits = shared.of(payer, |ahead| ahead.turn.clone());
+        shared.forget_idle();
+        assert_eq!(shared.ahead.lock().len(), 1, "one waits for its turn");
+        drop(waits);
+        shared.of(payer, |ahead| ahead.until = Some(Instant::now() + LASTS));
+        shared.forget_idle();
+        assert_eq!(shared.ahead.lock().len(), 1, "some may be left");
+        shared.of(payer, |ahead| ahead.until = Some(Instant::now()));
+        shared.forget_idle();
+        assert!(shared.ahead.lock().is_empty());
+    }
+}
