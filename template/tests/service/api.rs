@@ -44,8 +44,10 @@ async fn patch_changes_what_it_names_and_nothing_else() {
         assert_eq!(app.get(&path_of(&task)).await.json(), changed, "what was answered is what is read");
         changed
     };
-    let changed = patch(json!({ "title": "c" })).await;
+    let changed = patch(json!({ "title": " c " })).await;
     assert_eq!((&changed["title"], &changed["description"]), (&json!("c"), &json!("b")), "absent stays");
+    assert_eq!(changed["created_at"], task["created_at"]);
+    assert_ne!(changed["updated_at"], task["updated_at"]);
     let changed = patch(json!({ "description": null })).await;
     assert_eq!((&changed["title"], &changed["description"]), (&json!("c"), &Value::Null), "null removes");
     let changed = patch(json!({})).await;
@@ -86,6 +88,7 @@ async fn second_completion_changes_nothing() {
     let first = app.complete(&task).await.json();
     assert_eq!((&first["status"], &first["version"]), (&json!("completed"), &json!(2)));
     assert!(first["completed_at"].is_string());
+    assert_eq!(first["updated_at"], first["completed_at"]);
     let second = app.complete(&task).await;
     assert_eq!((second.status, second.header("etag")), (200, "\"2\""));
     assert_eq!(second.json(), first);
@@ -107,7 +110,7 @@ async fn deleted_task_is_gone() {
 }
 
 #[tokio::test]
-async fn large_task_takes_the_room_of_several_in_memory() {
+async fn memory_holds_no_more_than_it_may() {
     let app = TestApp::spawn(&[("APP__CACHE__CAPACITY", "8")]).await;
     let large = json!({ "title": "a", "description": "x".repeat(9_000) });
     let large = path_of(&app.post("/v1/tasks", &large).await.json());
@@ -116,6 +119,20 @@ async fn large_task_takes_the_room_of_several_in_memory() {
         app.sample("cache_requests_total{tier=\"memory\",outcome=\"miss\"}").await
     };
     eventually(misses, |misses| *misses > Some(2.0)).await;
+
+    // Of small ones there is room for eight.
+    let mut paths = Vec::new();
+    for _ in 0..32 {
+        paths.push(path_of(&app.create("a").await));
+    }
+    let read = async || {
+        for path in &paths {
+            assert_eq!(app.get(path).await.status, 200);
+        }
+        app.sample("cache_requests_total{tier=\"memory\",outcome=\"miss\"}").await
+    };
+    let before = read().await.unwrap_or_default();
+    eventually(read, |misses| *misses >= Some(before + 100.0)).await;
 }
 
 #[tokio::test]

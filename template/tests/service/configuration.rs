@@ -35,16 +35,30 @@ async fn later_sources_win_and_are_named() {
 async fn development_has_defaults_of_its_own() {
     let local = |environment: &str| {
         let launch = Launch::new(&[("APP_ENV", environment)]);
-        launch.without("APP__HTTP__HOST").without("APP__LOG__FORMAT").without("APP__SHUTDOWN__GRACE_DELAY")
+        let launch = launch.without("APP__HTTP__HOST").without("APP__ADMIN__HOST");
+        launch.without("APP__LOG__FORMAT").without("APP__SHUTDOWN__GRACE_DELAY")
     };
     for environment in ["staging", "production"] {
         let text = explained(local(environment)).await;
-        assert_line(&text, "http.host = \"0.0.0.0\"  # default");
-        assert_line(&text, "shutdown.grace_delay = \"5s\"  # default");
+        for line in [
+            "http.host = \"0.0.0.0\"",
+            "http.header_read_timeout = \"5s\"",
+            "admin.host = \"0.0.0.0\"",
+            "log.format = \"json\"",
+            "shutdown.grace_delay = \"5s\"",
+            "shutdown.drain_timeout = \"20s\"",
+            "shutdown.flush_timeout = \"3s\"",
+            "health.failure_threshold = 2",
+            "webhook.url = \"\"",
+            "cache.ttl = \"30s\"",
+        ] {
+            assert_line(&text, &format!("{line}  # default"));
+        }
     }
     for launch in [local("development"), local("").without("APP_ENV")] {
         let text = explained(launch).await;
         assert_line(&text, "http.host = \"127.0.0.1\"  # default in development");
+        assert_line(&text, "admin.host = \"127.0.0.1\"  # default in development");
         assert_line(&text, "log.format = \"pretty\"  # default in development");
         assert_line(&text, "shutdown.grace_delay = \"0s\"  # default in development");
     }

@@ -116,6 +116,17 @@ async fn metrics_are_those_of_the_document() {
     // The last request is counted once its answer is sent, which its client may see a moment before.
     let told = eventually(metrics, |told| told.len() >= documented.len()).await;
     assert_eq!(told, documented);
+
+    let of_histograms = DOCUMENT.lines().find_map(|line| line.strip_prefix("Histograms have the buckets "));
+    let buckets = of_histograms.expect("a line on buckets").split([',', ' ']).map(str::trim);
+    let buckets: Vec<f64> = buckets.filter_map(|word| word.trim_end_matches('.').parse().ok()).collect();
+    let page = app.metrics().await;
+    let of_tasks = |line: &&str| line.contains("duration_seconds_bucket{") && line.contains("status=\"201\"");
+    let bounds =
+        page.lines().filter(of_tasks).filter_map(|line| line.split("le=\"").nth(1)?.split('"').next());
+    let told: Vec<f64> =
+        bounds.filter_map(|bound| bound.parse().ok()).filter(|bound: &f64| bound.is_finite()).collect();
+    assert_eq!(told, buckets);
 }
 
 #[tokio::test]

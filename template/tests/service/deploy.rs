@@ -186,7 +186,8 @@ async fn probes_and_scrapes_ask_what_is_served() {
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/health/ready");
     let monitor = manifest("ServiceMonitor");
     let metrics = app.admin(text(&monitor["spec"]["endpoints"][0]["path"])).await;
-    assert!(metrics.body.contains("service_info{"), "{metrics:?}");
+    let version = concat!("service_info{version=\"", env!("CARGO_PKG_VERSION"), "\",");
+    assert!(metrics.body.contains(version), "{metrics:?}");
 }
 
 #[tokio::test]

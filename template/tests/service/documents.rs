@@ -93,16 +93,36 @@ fn fits(document: &Value, schema: &str, value: &Value) {
     }
 }
 
+/// What the documents say of a function holds only where somebody calls it.
+#[test]
+fn what_is_to_run_for_ever_is_started() {
+    let code = sources(&root().join("src"));
+    let app = fs::read_to_string(root().join("src/app.rs")).expect("the wiring");
+    let mut found = 0;
+    for (before, after) in code.match_indices("pub async fn ").map(|(at, _)| code.split_at(at)) {
+        let told = before.rsplit("\n\n").next().unwrap_or_default();
+        let name = after["pub async fn ".len()..].split('(').next().unwrap_or_default();
+        if told.contains("for ever") {
+            assert!(app.contains(&format!(".{name}(")), "{name}");
+            found += 1;
+        }
+    }
+    assert!(found >= 4, "{found}");
+}
+
 #[tokio::test]
 async fn docs_page_needs_nothing_from_elsewhere() {
     let app = TestApp::spawn(&[]).await;
     let page = app.get("/docs").await;
     assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
     let mut files = vec![page.body];
-    for name in ["/docs.js", "/docs.css"] {
+    for (name, kind, holds) in
+        [("/docs.js", "text/javascript", "fetch(\"openapi.json\")"), ("/docs.css", "text/css", "{")]
+    {
         assert!(files[0].contains(name.trim_start_matches('/')), "the page uses {name}");
         let file = app.get(name).await;
-        assert_eq!(file.status, 200, "{name}");
+        assert_eq!((file.status, file.header("content-type").split(';').next()), (200, Some(kind)), "{name}");
+        assert!(file.body.contains(holds), "{name}: {}", file.body);
         files.push(file.body);
     }
     for file in files {

@@ -22,7 +22,8 @@ async fn service_that_is_ready_says_so_on_both_listeners() {
 
 #[tokio::test]
 async fn each_listener_serves_only_what_is_its_own() {
-    let app = TestApp::spawn(&[]).await;
+    let app = TestApp::spawn(&[("APP__ADMIN__HOST", "::1")]).await;
+    assert!(app.address.is_ipv4() && app.admin.is_ipv6(), "{app:?}");
     for path in ["/metrics", "/health/live", "/health/ready"] {
         assert_eq!(app.get(path).await.status, 404, "{path} is not public");
     }

@@ -1,6 +1,8 @@
 //! Work outside the request: the webhook of a completed task, delivered as Standard Webhooks says, again and
 //! again until it is taken, and no more once it is.
 
+use std::time::{Duration, Instant};
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
@@ -71,7 +73,8 @@ async fn completed_task_is_told_once_with_id_time_signature_and_trace() {
     let calls = receiver.calls(2).await;
     assert_eq!(calls[1].json()["data"]["id"], other["id"]);
     assert_ne!(calls[1].header("webhook-id"), calls[0].header("webhook-id"));
-    assert!(!calls[1].header("traceparent").is_empty(), "one begins where the caller sent none");
+    let begun = calls[1].header("traceparent");
+    assert!(begun.ends_with("-00"), "one begins where the caller sent none, and is not recorded: {begun}");
     app.stop().await;
     assert_eq!(receiver.calls(2).await.len(), 2);
 }
@@ -119,10 +122,17 @@ async fn receiver_that_comes_back_gets_what_it_missed() {
 
 #[tokio::test]
 async fn delivery_that_is_refused_or_tried_too_often_is_given_up() {
-    for (status, attempts) in [(410, 1), (503, 2)] {
+    // Not before long, too soon, too often: what may pass, as faults of the receiver do.
+    let answers = vec![(400, 1), (410, 1), (408, 2), (409, 2), (425, 2), (503, 2)];
+    //@ if rate_limit
+    let answers = [answers, vec![(429, 2)]].concat();
+    //@ end
+    for (status, attempts) in answers {
         let receiver = Receiver::start().await;
         receiver.answers(status);
         let mut app = calling(&receiver.url, &[("APP__JOBS__MAX_ATTEMPTS", "2")]).await;
+        // An alert can't see the increase that makes a series appear.
+        counted(&app, "failed", 0).await;
         app.complete(&app.create("a").await).await;
         let failed = app.process.event("job.failed").await;
         assert_eq!((&failed["level"], &failed["attempts"]), (&json!("ERROR"), &json!(attempts)), "{status}");
@@ -136,11 +146,12 @@ async fn delivery_that_is_refused_or_tried_too_often_is_given_up() {
 async fn full_queue_refuses_before_anything_is_written() {
     let receiver = Receiver::start().await;
     receiver.answers(None);
-    let limits = [("APP__JOBS__QUEUE_CAPACITY", "1"), ("APP__JOBS__CONCURRENCY", "1")];
+    let limits = [("APP__JOBS__QUEUE_CAPACITY", "1"), ("APP__JOBS__CONCURRENCY", "2")];
     let app = calling(&receiver.url, &limits).await;
+    assert_eq!(app.sample("jobs_queue_depth_max").await, Some(1.0));
     let (mut completed, mut refused) = (None, None);
-    // One runs, one waits; which one is which is decided elsewhere.
-    for number in 1..=3 {
+    // Two run, one waits; which one is which is decided elsewhere.
+    for number in 1..=4 {
         let task = app.create(&number.to_string()).await;
         let answer = app.complete(&task).await;
         if answer.status != 200 {
@@ -149,13 +160,13 @@ async fn full_queue_refuses_before_anything_is_written() {
         }
         completed = Some(answer.json());
     }
-    let (answer, task) = refused.expect("one of three is too many");
+    let (answer, task) = refused.expect("one of four is too many");
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("overloaded")));
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
     assert_eq!(app.get(&path_of(&task)).await.json(), task, "nothing was written");
     assert_eq!(app.patch(&path_of(&task), &json!({ "title": "b" })).await.status, 200, "the rest goes on");
 
-    let completed = completed.expect("two of three have room");
+    let completed = completed.expect("some of four have room");
     let again = app.complete(&completed).await;
     assert_eq!(
         (again.status, again.json()),
@@ -197,7 +208,8 @@ async fn receiver_that_fails_leaves_the_service_ready_and_degraded() {
     app.complete(&app.create("a").await).await;
     eventually(degraded, |degraded| *degraded == Some(json!(true))).await;
     assert_eq!(app.sample("dependency_up{dependency=\"webhook\"}").await, Some(0.0));
-    receiver.answers(204);
+    // It is there: the event is what is wrong.
+    receiver.answers(410);
     eventually(degraded, |degraded| *degraded == Some(json!(false))).await;
 }
 
@@ -216,6 +228,55 @@ async fn queue_tells_how_long_it_is_and_how_old() {
     eventually(gauges, |[depth, age]| *depth >= 1.0 && (1.0..60.0).contains(age)).await;
     receiver.answers(204);
     eventually(gauges, |gauges| *gauges == [0.0, 0.0]).await;
+    // The first one has waited for as long as the second was old.
+    let took = app.sample("job_duration_seconds_sum{job=\"webhook\"}").await;
+    assert!((1.0..60.0).contains(&took.unwrap_or_default()), "{took:?}");
+}
+
+#[tokio::test]
+async fn as_many_jobs_run_at_once_as_may() {
+    let receiver = Receiver::start().await;
+    receiver.answers(None);
+    let slow = [("APP__WEBHOOK__TIMEOUT", "20s"), ("APP__JOBS__CONCURRENCY", "2")];
+    let app = calling(&receiver.url, &slow).await;
+    for title in ["a", "b", "c"] {
+        app.complete(&app.create(title).await).await;
+    }
+    receiver.calls(2).await;
+    //@ if postgres
+    // No other replica takes one meanwhile.
+    let held = "jobs WHERE run_at > now() + interval '45 seconds'";
+    assert_eq!(app.process.database().count(held).await, 2);
+    //@ end
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(receiver.calls(2).await.len(), 2);
+    receiver.answers(204);
+    receiver.calls(3).await;
+}
+
+#[tokio::test]
+async fn jobs_are_run_as_they_come() {
+    let receiver = Receiver::start().await;
+    let app = calling(&receiver.url, &[]).await;
+    let began = Instant::now();
+    for number in 1..=20 {
+        app.complete(&app.create("a").await).await;
+        receiver.calls(number).await;
+    }
+    // And not as somebody comes to look for them.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn job_that_waits_to_be_tried_again_does_not_cut_the_drain_short() {
+    let receiver = Receiver::start().await;
+    receiver.answers(500);
+    let mut app = calling(&receiver.url, &[]).await;
+    app.complete(&app.create("a").await).await;
+    app.process.event("job.retry").await;
+    receiver.answers(204);
+    let ended = app.stop().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
 }
 
 #[tokio::test]

@@ -79,9 +79,13 @@ async fn new_requests_are_served_during_the_grace_delay() {
     assert_eq!(app.connect().await.get("/v1/tasks").await.status, 200, "new connections are taken too");
     let readiness = app.get("/ready").await;
     assert_eq!((readiness.status, readiness.body.as_str()), (503, r#"{"status":"draining"}"#));
+    assert_eq!(readiness.header("retry-after"), "1");
     let readiness = app.admin("/health/ready").await;
     assert_eq!((readiness.status, &readiness.json()["status"]), (503, &"draining".into()));
     assert_eq!(app.get("/health").await.status, 200, "a draining process lives");
+    let port = app.admin.port().to_string();
+    let healthcheck = Launch::new(&[("APP__ADMIN__PORT", &port)]).run("healthcheck").await;
+    assert_eq!(healthcheck.code, Some(0), "{healthcheck:?}");
     assert!(app.metrics().await.contains("service_state{state=\"draining\"} 1"));
     let ended = app.process.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
@@ -132,8 +136,10 @@ async fn what_the_drain_cuts_off_is_logged_before_the_exit() {
         // Where this machine stood still until none of them was heard, it tells nothing.
         if ended.code == Some(3) {
             let cut = ended.event("shutdown.drain_timeout")["in_flight"].as_u64().expect("a number");
-            let logged = names.iter().filter(|name| *name == "http.request").count();
-            return assert!(logged as u64 >= cut, "{logged} of {cut}");
+            let mut logged = ended.log();
+            logged.retain(|line| line["message"] == "http.request");
+            assert!(logged.iter().any(|line| line["status"] == 499), "it is no fault of the service");
+            return assert!(logged.len() as u64 >= cut, "{} of {cut}", logged.len());
         }
     }
     panic!("no drain was cut short");
@@ -261,4 +267,7 @@ async fn healthcheck_tells_a_living_service_from_a_dead_one() {
     let ended = ask(taken.local_addr().expect("an address").port()).await;
     assert_eq!(ended.code, Some(1));
     assert!(!ended.err.is_empty(), "it says why");
+    assert_eq!(ask(app.address.port()).await.code, Some(1), "somebody else answers there");
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    assert_eq!(ask(frozen.local_addr().expect("an address").port()).await.code, Some(1));
 }

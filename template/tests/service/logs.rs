@@ -26,7 +26,9 @@ async fn every_line_is_json_with_time_level_and_message() {
     assert!(log.len() > 8, "{log:#?}");
     for line in log {
         let timestamp = line["timestamp"].as_str().expect("a timestamp");
-        assert!(OffsetDateTime::parse(timestamp, &Rfc3339).is_ok(), "{line}");
+        let age = OffsetDateTime::now_utc() - OffsetDateTime::parse(timestamp, &Rfc3339).expect("a time");
+        assert!((0..60).contains(&age.whole_seconds()), "{line}");
+        assert!(line["target"].as_str().is_some_and(|target| target.starts_with("service::")), "{line}");
         assert!(["INFO", "WARN", "ERROR"].contains(&line["level"].as_str().expect("a level")), "{line}");
         let name = line["message"].as_str().expect("a message");
         let is_name = |text: &str| text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_' | b'.'));
@@ -114,14 +116,21 @@ async fn other_lines_are_written_for_a_while_when_an_operator_asks() {
     for (query, filter) in [("", ""), ("", "service=verbose"), ("?for=2h", "debug"), ("?until=1s", "debug")] {
         assert_eq!(change(query, filter).await, 400, "{query} {filter}");
     }
-    assert_eq!(change("?for=1m", "info,service=debug").await, 204);
+    assert_eq!(change("?for=1ms", "warn").await, 204);
+    let first = app.process.event("log.filter_restored").await;
+    for query in ["", "?for=1h", "?for=1m"] {
+        assert_eq!(change(query, "info,service=debug").await, 204, "{query}");
+    }
     break_off().await;
     app.process.event("connection.failed").await;
-    assert_eq!(change("?for=1ms", "info,service=debug").await, 204);
-    app.process.event("log.filter_restored").await;
+    assert_eq!(change("?for=2ms", "info,service=debug").await, 204);
+    app.process.event_where("log.filter_restored", |line| line["timestamp"] != first["timestamp"]).await;
     break_off().await;
     let ended = app.stop().await;
     let failed = ended.names().iter().filter(|name| *name == "connection.failed").count();
     assert_eq!(failed, 1, "neither before nor after: {:#?}", ended.out);
-    assert_eq!(ended.event("log.filter_changed")["filter"], "info,service=debug");
+    let log = ended.log();
+    let changed = log.iter().filter(|line| line["message"] == "log.filter_changed");
+    let times: Vec<_> = changed.map(|line| line["time"].as_str().unwrap_or_default()).collect();
+    assert_eq!(times, ["1ms", "600s", "3600s", "60s", "2ms"]);
 }

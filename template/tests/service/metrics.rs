@@ -78,6 +78,7 @@ async fn page_has_every_promised_name() {
         |name: &&str| answer.body.contains(&format!("# HELP {} ", name.split('{').next().unwrap_or(name)));
     let bare: Vec<_> = promised().filter(|name| !described(name)).collect();
     assert_eq!(bare, [""; 0], "names without a meaning");
+    assert!(app.sample("tokio_alive_tasks").await > Some(3.0));
 }
 
 #[tokio::test]
@@ -88,7 +89,9 @@ async fn requests_and_errors_are_counted_by_route() {
     }
     app.post("/v1/tasks", &json!({ "title": "" })).await;
     let task = app.create("b").await;
-    app.complete(&task).await;
+    for _ in 0..2 {
+        assert_eq!(app.complete(&task).await.status, 200);
+    }
     app.delete(&path_of(&task)).await;
     let counted = [
         "http_requests_total{method=\"POST\",route=\"/v1/tasks\",status=\"201\"} 4",

@@ -7,7 +7,9 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
+use crate::configuration::{assert_line, explained};
 use crate::misconfiguration::{self, Row, assert_refused};
+use crate::process::Launch;
 use crate::receiver::Receiver;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -17,6 +19,7 @@ async fn traced(endpoint: &str, flush: &str) -> TestApp {
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
         ("OTEL_SERVICE_NAME", "named-by-the-test"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=that-of-the-test"),
         ("APP__OTLP__SAMPLE_RATIO", "1.0"),
         ("APP__SHUTDOWN__FLUSH_TIMEOUT", flush),
     ];
@@ -27,7 +30,7 @@ async fn traced(endpoint: &str, flush: &str) -> TestApp {
 async fn spans_reach_the_collector_before_the_exit() {
     let collector = Receiver::start().await;
     collector.answers(200);
-    let mut app = traced(&format!("http://user:p%40ss@{}", collector.address), "10s").await;
+    let mut app = traced(&format!("http://user:p%40ss@{}/", collector.address), "10s").await;
     let request = app.request(Method::GET, "/v1/tasks").header("x-request-id", "traced");
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
     app.create("a").await;
@@ -46,7 +49,9 @@ async fn spans_reach_the_collector_before_the_exit() {
     for expected in [unhex(TRACE), unhex("b7ad6b7169203331"), unhex(span)] {
         assert!(holds(&sent, &expected), "{expected:x?} was not exported");
     }
-    for expected in ["named-by-the-test", "GET /v1/tasks", "POST /v1/tasks", "http.response.status_code"] {
+    let names = ["named-by-the-test", "that-of-the-test", "GET /v1/tasks", "POST /v1/tasks"];
+    let fields = ["http.request.method", "http.route", "http.response.status_code"];
+    for expected in names.into_iter().chain(fields) {
         assert!(holds(&sent, expected.as_bytes()), "{expected} was not exported");
     }
 }
@@ -67,6 +72,7 @@ async fn caller_that_does_not_sample_is_followed() {
 #[tokio::test]
 async fn what_is_not_sampled_makes_no_spans() {
     let (collector, receiver) = (Receiver::start().await, Receiver::start().await);
+    collector.answers(200);
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
         ("APP__OTLP__SAMPLE_RATIO", "0.0"),
@@ -87,6 +93,23 @@ async fn what_is_not_sampled_makes_no_spans() {
     let request = app.request(Method::GET, &path);
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
     assert!(!app.metrics().await.contains("spans_ended_total 0\n"), "that of a caller who samples");
+    app.stop().await;
+    let sent: Vec<u8> = collector.calls(1).await.iter().flat_map(|call| call.body.to_vec()).collect();
+    assert!(holds(&sent, env!("CARGO_PKG_NAME").as_bytes()), "it has its own name where it is given none");
+}
+
+#[tokio::test]
+async fn some_are_sampled_and_some_are_not() {
+    let collector = Receiver::start().await;
+    collector.answers(200);
+    let half = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()), ("APP__OTLP__SAMPLE_RATIO", "0.5")];
+    let app = TestApp::spawn(&half).await;
+    for _ in 0..100 {
+        // One span each.
+        assert_eq!(app.get("/health").await.status, 200);
+    }
+    let sampled = app.sample("spans_ended_total").await.expect("a number");
+    assert!((10.0..=90.0).contains(&sampled), "{sampled} of 100");
 }
 
 #[tokio::test]
@@ -182,6 +205,16 @@ async fn spans_that_no_collector_takes_are_counted() {
     let taken = eventually(async || spans("exported").await, |taken| *taken > 0.0).await;
     assert!(taken < spans("ended").await, "what was lost stays lost");
     eventually(collector_is_up, |up| *up == Some(1.0)).await;
+}
+
+#[tokio::test]
+async fn all_is_traced_in_development_and_a_tenth_elsewhere() {
+    for (environment, line) in
+        [("development", "1  # default in development"), ("production", "0.1  # default")]
+    {
+        let text = explained(Launch::new(&[("APP_ENV", environment)])).await;
+        assert_line(&text, &format!("otlp.sample_ratio = {line}"));
+    }
 }
 
 #[tokio::test]

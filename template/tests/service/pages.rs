@@ -16,6 +16,11 @@ async fn pages_hold_every_task_once_in_order_of_creation() {
     assert_eq!(sizes, [3, 3, 1]);
     let (_, sizes) = walk(&app, "limit=7", async |_| ()).await;
     assert_eq!(sizes, [7], "a full last page has no cursor");
+    for number in 7..21 {
+        app.create(&format!("task {number}")).await;
+    }
+    let (_, sizes) = walk(&app, "", async |_| ()).await;
+    assert_eq!(sizes, [20, 1], "as long as the document says");
 }
 
 #[tokio::test]

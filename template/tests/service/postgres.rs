@@ -2,6 +2,7 @@
 //! of its own.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use reqwest::Url;
@@ -94,6 +95,12 @@ impl Database {
     /// Allows the owner so many connections, and ends those that are open.
     pub async fn limit_connections(&self, count: i32) {
         administer(format!("ALTER ROLE {} CONNECTION LIMIT {count}", self.name)).await.expect("a limit");
+        self.end_connections().await;
+    }
+
+    /// Lets the owner in no more.
+    pub async fn shut_out_owner(&self) {
+        administer(format!("ALTER ROLE {} NOLOGIN", self.name)).await.expect("a role");
         self.end_connections().await;
     }
 
@@ -283,7 +290,7 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     let (database, receiver) = (Database::create().await, Receiver::start().await);
     receiver.answers(410);
     let variables = [("DATABASE_URL", database.url.as_str()), ("APP__WEBHOOK__URL", receiver.url.as_str())];
-    let app = TestApp::spawn(&variables).await;
+    let mut app = TestApp::spawn(&variables).await;
     let run = async |command: &str| Launch::new(&variables).run(&format!("dead-letters {command}")).await;
     let listed = async || run("list").await.log();
     for (title, count) in [("a", 1), ("b", 2)] {
@@ -296,12 +303,17 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     assert!(letters[0]["failed_at"].is_string(), "{letters:#?}");
     assert_eq!((&letters[0]["job"], &letters[0]["attempts"]), (&json!("webhook"), &json!(1)));
     assert!(letters[0]["reason"].to_string().contains("410"), "{letters:#?}");
+    let other = TestApp::spawn(&variables).await;
+    let depth = async || other.sample("jobs_queue_depth").await;
+    assert_eq!(eventually(depth, Option::is_some).await, Some(0.0), "they take no room");
+    other.stop().await;
 
     receiver.answers(204);
     let id = letters[1]["id"].as_str().expect("an id");
     let ended = run(&format!("requeue {id}")).await;
     assert_eq!((ended.code, ended.out.concat().as_str()), (Some(0), "1 to run again"));
     assert_eq!(receiver.calls(3).await[2].header("webhook-id"), id);
+    assert_eq!(app.process.event("job.done").await["attempts"], 1, "it starts over");
     assert_eq!(run("requeue --all").await.out.concat(), "1 to run again", "the other one is left");
     assert_eq!(letters[0]["id"], receiver.calls(4).await[3].header("webhook-id"));
     eventually(async || database.count("jobs").await, |count| *count == 0).await;
@@ -312,6 +324,43 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     for unclear in ["requeue", "requeue 1", &format!("requeue {id} --all")] {
         assert_eq!(run(unclear).await.code, Some(2), "{unclear}");
     }
+}
+
+#[tokio::test]
+async fn write_is_finished_during_the_drain_though_its_client_has_left() {
+    let patient = [("APP__DATABASE__STATEMENT_TIMEOUT", "20s"), ("APP__HTTP__REQUEST_TIMEOUT", "20s")];
+    let mut app = TestApp::spawn(&patient).await;
+    let task = app.create("a").await;
+    let complete = app.request(reqwest::Method::POST, &format!("{}/complete", path_of(&task)));
+    let lock = app.process.database().lock("tasks").await;
+    let left = complete.timeout(Duration::from_millis(500)).send();
+    let blocked = async { app.process.database().blocked("tasks", 1).await };
+    let (left, ()) = tokio::join!(left, blocked);
+    left.expect_err("it is waited for");
+    app.process.signal(Signal::TERM);
+    app.process.event("shutdown.begin").await;
+    // Longer than what is closed in the end has.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!app.process.has("shutdown.drain_complete"));
+    lock.close().await.expect("the lock is given back");
+    app.process.event("shutdown.drain_complete").await;
+    assert_eq!(app.process.database().count("tasks WHERE completed_at IS NOT NULL").await, 1);
+    assert_eq!(app.process.ended().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn what_others_have_changed_is_seen_once_the_cache_has_let_go_of_it() {
+    let launch = Launch::new(&[("APP__CACHE__TTL", "300ms")]);
+    //@ if redis
+    let launch = launch.set(&[("APP__REDIS__TTL", "300ms"), redis::PATIENT]);
+    //@ end
+    let app = TestApp::launch(launch).await;
+    let path = path_of(&app.create("a").await);
+    assert_eq!(app.get(&path).await.json()["title"], "a");
+    let change = "UPDATE tasks SET title = 'b', version = 2";
+    app.process.database().connect().await.execute(change).await.expect("a change that nobody hears of");
+    // However often it is asked for.
+    eventually(async || app.get(&path).await, |answer| answer.json()["title"] == "b").await;
 }
 
 #[tokio::test]
@@ -354,10 +403,15 @@ async fn stop_before_the_database_is_there_is_clean() {
 #[tokio::test]
 async fn database_that_never_comes_is_a_fault() {
     let patience = [("DATABASE_URL", NOWHERE_ELSE), ("APP__HEALTH__STARTUP_TIMEOUT", "300ms")];
-    let ended = Launch::new(&patience).run("serve").await;
-    assert_eq!(ended.code, Some(1), "{ended:#?}");
-    assert_eq!(ended.event("service.failed")["level"], "ERROR");
-    assert!(!ended.out.join("").contains("nobody"), "the URL may hold a password");
+    for migrates in ["true", "false"] {
+        let launch = Launch::new(&patience).set(&[("APP__DATABASE__MIGRATE_ON_START", migrates)]);
+        let ended = launch.run("serve").await;
+        assert_eq!(ended.code, Some(1), "{ended:#?}");
+        let failed = ended.event("service.failed");
+        assert_eq!(failed["level"], "ERROR");
+        assert!(migrates == "true" || failed["cause"].to_string().contains("postgres ("), "{failed}");
+        assert!(!ended.out.join("").contains("nobody"), "the URL may hold a password");
+    }
 }
 
 /// As [`NOWHERE`], but chosen by the test.
@@ -370,6 +424,7 @@ async fn bad_settings_of_the_database_are_named() {
         ("DATABASE_URL", "canary", "database.url", "expected postgres://user:password@host:port/name"),
         ("DATABASE_URL", "mysql://canary@host/", "database.url", "expected postgres://"),
         ("APP__DATABASE__MAX_CONNECTIONS", "0", "database.max_connections", "expected 1 to 10000"),
+        ("APP__DATABASE__STATEMENT_TIMEOUT", "0s", "database.statement_timeout", "expected 10ms to 600s"),
         (
             "APP__DATABASE__ACQUIRE_TIMEOUT",
             "10s",

@@ -50,6 +50,8 @@ async fn tasks_that_are_not_valid_are_refused_by_field() {
     let cases = [
         (json!({ "title": "" }), "/title"),
         (json!({ "title": " \t " }), "/title"),
+        (json!({ "title": "  " }), "/title"),
+        (json!({ "title": "two\rlines" }), "/title"),
         (json!({ "title": "é".repeat(201) }), "/title"),
         (json!({ "title": "two\nlines" }), "/title"),
         (json!({ "title": "bell \u{7}" }), "/title"),

@@ -47,6 +47,9 @@ impl Launch {
             ("APP__LOG__FORMAT", "json"),
             ("APP__SHUTDOWN__GRACE_DELAY", "0s"),
             ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+            // What the service calls, it calls itself.
+            ("HTTP_PROXY", "http://127.0.0.1:1"),
+            ("http_proxy", "http://127.0.0.1:1"),
         ]);
         //@ if postgres
         let launch = launch.set(&[("DATABASE_URL", crate::postgres::NOWHERE)]);
@@ -211,7 +214,7 @@ impl Process {
         }
     }
 
-    //@ if redis
+    //@ if postgres or redis
     /// Whether an event of this name has been logged.
     pub fn has(&self, name: &str) -> bool {
         events(&self.out.0.borrow()).iter().any(|event| event["message"] == name)

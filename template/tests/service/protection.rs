@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, eventually};
-use crate::wire::NEW_TASK_HEAD;
+use crate::wire::{NEW_TASK_HEAD, Wire};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -69,6 +69,12 @@ async fn body_that_stalls_is_given_up() {
     assert_eq!((answer.status, &answer.json()["category"]), (504, &json!("timeout")));
     let took = began.elapsed();
     assert!(took >= SECOND * 3 / 10 && took < SECOND * 4, "{took:?}");
+    let told = async || {
+        let of = "{method=\"POST\",route=\"/v1/tasks\",status=\"504\"}";
+        app.sample(&format!("http_request_duration_seconds_sum{of}")).await
+    };
+    let seconds = eventually(told, Option::is_some).await.unwrap_or_default();
+    assert!(seconds >= 0.3 && seconds <= took.as_secs_f64(), "{seconds} of {took:?}");
 }
 
 #[tokio::test]
@@ -125,6 +131,17 @@ async fn connections_beyond_the_cap_wait_for_a_place() {
     assert!(tokio::time::timeout(SECOND / 5, &mut request).await.is_err(), "it was not to be served yet");
     drop(first);
     assert_eq!(request.await.status, 200);
+
+    // Or those of the admin port would take the descriptors that the service needs itself.
+    let mut probes = Vec::new();
+    for _ in 0..100 {
+        let mut probe = Wire::connect(app.admin).await;
+        assert_eq!(probe.get("/health/live").await.status, 200);
+        probes.push(probe);
+    }
+    let mut waiting = Wire::connect(app.admin).await;
+    let request = waiting.get("/health/live");
+    assert!(tokio::time::timeout(SECOND / 5, request).await.is_err(), "it was not to be served yet");
 }
 
 #[tokio::test]
@@ -144,6 +161,25 @@ async fn client_that_reads_nothing_is_dropped() {
     }
     eventually(async || app.metrics().await, open(2)).await;
     drop(deaf);
+}
+
+#[tokio::test]
+async fn client_that_reads_slowly_gets_all_and_is_let_go_of() {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "500ms")]).await;
+    for _ in 0..30 {
+        let task = json!({ "title": "long", "description": "x".repeat(10_000) });
+        assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
+    }
+    let mut slow = app.connect().await;
+    for _ in 0..100 {
+        slow.send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    }
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(slow.answer().await.status, 200);
+    }
+    eventually(async || app.sample("http_requests_in_flight").await, |count| *count == Some(0.0)).await;
+    assert_eq!(slow.get("/health").await.status, 200);
 }
 
 #[tokio::test]
@@ -177,13 +213,19 @@ async fn browsers_of_other_origins_are_let_in_only_where_configured() {
     assert_eq!(Answer::to(open.request(Method::OPTIONS, "/v1/tasks")).await.status, 405);
     let preflight = open.request(Method::OPTIONS, "/v1/tasks").header("origin", ours);
     let preflight = Answer::to(preflight.header("access-control-request-method", "PATCH")).await;
+    let methods = preflight.header("access-control-allow-methods");
+    for method in ["GET", "POST", "PATCH", "DELETE"] {
+        assert!(methods.contains(method), "{method}: {methods}");
+    }
     let allowed = preflight.header("access-control-allow-headers");
     for header in ["content-type", "if-match", "x-request-id", "traceparent"] {
         assert!(allowed.contains(header), "{header}: {allowed}");
     }
     let answer = Answer::to(open.request(Method::GET, "/v1/tasks").header("origin", ours)).await;
     let exposed: Vec<&str> = answer.header("access-control-expose-headers").split(',').collect();
-    assert!(exposed.contains(&"etag") && exposed.contains(&"x-request-id"), "{exposed:?}");
+    for header in ["etag", "location", "retry-after", "x-request-id"] {
+        assert!(exposed.contains(&header), "{header}: {exposed:?}");
+    }
     //@ if rate_limit
     assert!(["ratelimit", "ratelimit-policy"].iter().all(|header| exposed.contains(header)), "{exposed:?}");
     //@ end
@@ -194,10 +236,19 @@ async fn every_answer_tells_browsers_to_be_careful() {
     let app = TestApp::spawn(&[]).await;
     for path in ["/v1/tasks", "/nowhere", "/health", "/docs"] {
         let answer = app.get(path).await;
-        for header in ["x-content-type-options", "x-frame-options", "referrer-policy"] {
-            assert!(!answer.header(header).is_empty(), "{path} {header}");
+        let careful = [
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+        ];
+        for (header, value) in careful {
+            assert_eq!(answer.header(header), value, "{path} {header}");
         }
-        assert!(answer.header("content-security-policy").contains("default-src 'none'"), "{path}");
+        let policy: Vec<&str> = answer.header("content-security-policy").split("; ").collect();
+        for own in ["default-src 'none'", "connect-src 'self'", "script-src 'self'", "style-src 'self'"] {
+            assert!(policy.contains(&own), "{path} {own}: {policy:?}");
+        }
     }
 }
 

@@ -123,7 +123,7 @@ async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
     // One customer has a whole /64 to choose from.
     let ask = async |app: &TestApp| {
         let clients = burst(app, |number| format!("10.0.0.{number}")).await;
-        let spread = burst(app, |number| format!("2001:db8:1:2::{number}")).await;
+        let spread = burst(app, |number| format!("2001:db8:1:2:{number}::9")).await;
         (clients, spread, burst(app, |number| format!("2001:db8:1:{number}::9")).await)
     };
     let (_, (clients, spread, others)) = of_one(&trusted, ask).await;
@@ -134,15 +134,23 @@ async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
 
 #[tokio::test]
 async fn writes_have_a_stricter_budget() {
-    let limits = [("APP__RATE_LIMIT__WRITES_PER_SECOND", "1"), ("APP__RATE_LIMIT__WRITES_BURST", "2")];
+    let limits = [
+        ("APP__RATE_LIMIT__WRITES_PER_SECOND", "1"),
+        ("APP__RATE_LIMIT__WRITES_BURST", "2"),
+        ("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1"),
+    ];
     let ask = async |app: &TestApp| {
         let path = path_of(&app.create("a").await);
         let patched = app.patch(&path, &json!({ "title": "b" })).await.status;
         let deleted = app.delete(&path).await.status;
-        ([patched, deleted, app.get(&path).await.status], app.metrics().await)
+        let read = [app.get(&path).await.status, Answer::to(app.request(Method::HEAD, &path)).await.status];
+        let other = app.request(Method::DELETE, &path).header("x-forwarded-for", "9.9.9.9");
+        ([patched, deleted], read, Answer::to(other).await.status, app.metrics().await)
     };
-    let (_, (statuses, metrics)) = of_one(&limits, ask).await;
-    assert_eq!(statuses, [200, 429, 200], "reading goes on");
+    let (_, (writes, read, other, metrics)) = of_one(&limits, ask).await;
+    assert_eq!(writes, [200, 429]);
+    assert_eq!(read, [200, 200], "reading goes on");
+    assert_eq!(other, 204, "each client has a budget of its own");
     assert!(metrics.contains("rate_limited_total{policy=\"writes\"} 1\n"));
 }
 
@@ -158,6 +166,15 @@ async fn all_clients_together_have_a_budget() {
     let (_, (statuses, metrics)) = of_one(&limits, ask).await;
     assert_eq!(statuses, [200, 200, 200, 429, 429]);
     assert!(metrics.contains("rate_limited_total{policy=\"global\"} 2\n"));
+}
+
+#[tokio::test]
+async fn headers_tell_how_a_budget_grows() {
+    let limits =
+        [("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "2"), ("APP__RATE_LIMIT__PER_CLIENT_BURST", "8")];
+    let answer = TestApp::spawn(&limits).await.get("/v1/tasks").await;
+    assert_eq!(answer.header("ratelimit-policy"), r#""per_client";q=8;w=4"#);
+    assert_eq!(answer.header("ratelimit"), r#""per_client";r=7;t=1"#, "half a second is rounded up");
 }
 
 #[tokio::test]
@@ -203,6 +220,31 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
         let ask = async |round| at_once(burst(app, |_| format!("10.0.2.{round}"))).await;
         assert_eq!(tried(ask).await, [200, 200, 200, 429, 429]);
     }
+}
+
+#[tokio::test]
+async fn replicas_share_the_budget_of_all_clients() {
+    let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
+    let shared = [
+        ("REDIS_URL", url.as_str()),
+        ("APP__REDIS__NAMESPACE", &namespace),
+        ("APP__RATE_LIMIT__GLOBAL_PER_SECOND", "1"),
+        ("APP__RATE_LIMIT__GLOBAL_BURST", "3"),
+        ("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1"),
+        crate::redis::PATIENT,
+    ];
+    let (one, other) = (TestApp::spawn(&shared).await, TestApp::spawn(&shared).await);
+    for number in 0..100 {
+        let app = [&one, &other][number % 2];
+        let request =
+            app.request(Method::GET, "/v1/tasks").header("x-forwarded-for", format!("10.0.3.{number}"));
+        let answer = Answer::to(request).await;
+        if answer.status == 429 {
+            assert_eq!(answer.header("ratelimit-policy"), r#""global";q=3;w=3"#);
+            return assert_eq!(app.sample("rate_limited_total{policy=\"global\"}").await, Some(1.0));
+        }
+    }
+    panic!("a hundred requests found a budget of three");
 }
 
 #[tokio::test]

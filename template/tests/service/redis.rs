@@ -82,6 +82,9 @@ async fn service_without_redis_is_ready_and_degraded() {
     eventually(ready, |answer| answer.status == 200 && answer.json()["degraded"] == true).await;
     eventually(async || app.get("/ready").await.json(), |ready| *ready == json!({ "status": "ready" })).await;
     assert!(app.metrics().await.contains("dependency_up{dependency=\"redis\"} 0\n"));
+    app.get(&path_of(&task)).await;
+    let failed = async || app.sample("cache_requests_total{tier=\"redis\",outcome=\"error\"}").await;
+    assert!(failed().await >= Some(1.0));
 
     let began = Instant::now();
     for number in 0..20 {
@@ -179,6 +182,8 @@ async fn replica_forgets_at_once_what_another_has_written() {
     let metrics = two.metrics().await;
     assert!(metrics.contains("cache_requests_total{tier=\"redis\",outcome=\"hit\"} 1\n"), "{metrics}");
     assert!(metrics.contains("cache_requests_total{tier=\"memory\",outcome=\"hit\"} 1\n"), "{metrics}");
+    let missed = one.sample("cache_requests_total{tier=\"redis\",outcome=\"miss\"}").await;
+    assert_eq!(missed, Some(1.0), "which is no error");
 
     assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
     let took = forgotten(&two, &path, "a").await;
@@ -281,6 +286,11 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let stored =
         eventually(stored, |stored| stored.as_deref().is_some_and(&wanted)).await.unwrap_or_default();
     assert!(!stored.contains('{'), "a task where a write may be hidden: {stored}");
+    let left: i64 = redis.clone().pttl(&key).await.expect("a time");
+    assert!(
+        (1..=330_000).contains(&left),
+        "{left} ms, where redis.ttl is 5 minutes and a tenth may be added"
+    );
 }
 
 #[tokio::test]
@@ -334,6 +344,13 @@ async fn replica_whose_write_was_refused_reads_anew() {
     let request = json_body(two.request(Method::PATCH, &path), &json!({ "title": "c" }));
     assert_eq!(Answer::to(request.header("if-match", "\"1\"")).await.status, 412);
     assert_eq!(two.get(&path).await.json()["title"], "b", "or the client would never get past it");
+
+    let path = path_of(&one.create("a").await);
+    assert_eq!(two.get(&path).await.json()["title"], "a");
+    assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    let request = two.request(Method::POST, &format!("{path}/complete"));
+    assert_eq!(Answer::to(request.header("if-match", "\"1\"")).await.status, 412);
+    assert_eq!(two.get(&path).await.json()["title"], "b", "of a completion, too");
 }
 
 #[tokio::test]

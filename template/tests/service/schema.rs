@@ -22,12 +22,36 @@ async fn migrate_brings_the_schema_up_to_date_and_may_be_repeated() {
         let ended = launch().run("migrate").await;
         assert_eq!(ended.code, Some(0), "{ended:#?}");
         assert!(ended.out.join("").contains("up to date"), "{ended:#?}");
+        assert!(ended.out.join("").contains("schema.current"), "{ended:#?}");
     }
     let app = TestApp::launch(launch().set(&[("APP__DATABASE__MIGRATE_ON_START", "false")])).await;
     app.create("a").await;
 
     let ended = Launch::new(&[]).run("migrate").await;
     assert!(ended.code == Some(1) && !ended.err.is_empty(), "no server is a fault, in words: {ended:#?}");
+}
+
+#[tokio::test]
+async fn migration_takes_the_time_that_it_needs() {
+    let database = Database::create().await;
+    migrate(&database, sqlx::migrate!(), newest() - 1).await;
+    database.set("idle_in_transaction_session_timeout = 100").await;
+    let mut lock = database.connect().await;
+    lock.execute("SET idle_in_transaction_session_timeout = 0").await.expect("time");
+    lock.execute("BEGIN; LOCK TABLE jobs, tasks").await.expect("the lock");
+    let impatient = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__STATEMENT_TIMEOUT", "50ms")];
+    let unlocked = async {
+        database.blocked("jobs, tasks", 1).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        lock.close().await.expect("the lock is given back");
+    };
+    let (ended, ()) = tokio::join!(Launch::new(&impatient).run("migrate"), unlocked);
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+}
+
+#[test]
+fn migrations_are_embedded_anew_once_they_change() {
+    assert!(include_str!("../../build.rs").contains("rerun-if-changed=migrations"));
 }
 
 #[tokio::test]
@@ -152,5 +176,7 @@ async fn schema_that_is_behind_is_not_ready_until_it_is_migrated() {
         connection.execute(lose).await.expect("the schema looks old");
         let behind = eventually(async || app.get("/ready").await, |ready| ready.status == 503).await;
         assert_eq!(behind.json(), json!({ "status": "unavailable" }));
+        let ended = app.stop().await;
+        assert!(!ended.names().contains(&"job.claim_failed".to_owned()), "no job runs before all is there");
     }
 }
