@@ -17,6 +17,8 @@ use super::clients::wait_until;
 /// Enough for what the service needs itself: its runtime, its listeners, a pool of connections.
 const LIMIT: usize = 64;
 const CLIENTS: usize = 2 * LIMIT;
+/// Connections where nothing else is configured.
+const DEFAULT: f64 = 10_000.0;
 /// How long they stay.
 const SIEGE: Duration = Duration::from_secs(1);
 /// A listener that can't accept waits 10 ms, then twice as long each time, a second at most; there are two, for as long as
@@ -25,15 +27,29 @@ const LINES: usize = 60;
 /// The second that the service may wait between two tries, and what a busy machine adds.
 const BOUND: Duration = Duration::from_secs(5);
 
-pub fn exhausted(site: &Site<'_>) -> Result<String> {
+/// A service with few descriptors: `limit` is how the shell is told.
+fn limited(site: &Site<'_>, limit: &str) -> Result<Service> {
     let mut command = children::tied(Path::new("sh"));
     // The shell gives its place to the program, so signals reach it.
-    command.arg("-c").arg(format!("ulimit -n {LIMIT} && exec \"$0\"")).arg(&site.program);
+    command.arg("-c").arg(format!("ulimit {limit} {LIMIT} && exec \"$0\"")).arg(&site.program);
     site.bare(&mut command)?;
     // The clients must stay until they leave by themselves.
     command.envs(site.unlimited().iter().copied()).env("APP__HTTP__HEADER_READ_TIMEOUT", "60s");
     let service = Service::launch(&mut command)?;
     service.ready()?;
+    Ok(service)
+}
+
+pub fn exhausted(site: &Site<'_>) -> Result<String> {
+    let service = limited(site, "-S -n")?;
+    let room = service.metric("http_connections_max")?;
+    ensure!(room == Some(DEFAULT), "a soft limit leaves room for {room:?} connections");
+    site.stop(service)?;
+
+    let service = limited(site, "-n")?;
+    service.event("descriptors.few")?;
+    let room = service.metric("http_connections_max")?;
+    ensure!(room == Some(LIMIT as f64 / 2.0), "room for {room:?} connections");
     let mut inside = Connection::open(service.public)?;
     ensure!(inside.request("GET", "/health", "", "")?.status == 200, "not alive");
 

@@ -18,7 +18,7 @@ const REQUESTS: usize = 3_000;
 /// The slower median to the other, and the rounds in which it may come out, each with two new processes: one of a pair
 /// is slower by more now and then, and remains so for all its life, but one that waits for its collector always is.
 const RATIO: f64 = 1.05;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 10;
 /// In MiB, over a service whose collector takes everything.
 const GROWTH: f64 = 16.0;
 const SLOW: Duration = Duration::from_secs(2);

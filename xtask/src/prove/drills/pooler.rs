@@ -67,6 +67,8 @@ pub fn through(site: &Site<'_>) -> Result<String> {
     })?;
     let jobs = CLIENTS * ROUNDS;
     wait_until("every job done", BOUND, || Ok(receiver.told_of() == jobs))?;
+    let calls = receiver.traces().len();
+    ensure!(calls == jobs, "{calls} calls for {jobs} jobs: some were taken twice");
     let others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
     let open: usize = site.servers.query(&database, &format!("SELECT count(*) {others}"))?.trim().parse()?;
     ensure!(!transactions || (1..=SHARED).contains(&open), "{open} connections to the server");

@@ -125,8 +125,9 @@ pub fn followed(site: &Site<'_>) -> Result<String> {
     let path = format!("/v1/tasks/{}", created.json()?["id"].as_str().context("no id")?);
     let read = client.request("GET", &path, &header, "")?;
     let completed = client.request("POST", &format!("{path}/complete"), &header, "")?;
-    let answers = [created.status, read.status, completed.status];
-    ensure!(answers == [201, 200, 200], "answered {answers:?}");
+    let nowhere = client.request("GET", "/nowhere", &header, "")?;
+    let answers = [created.status, read.status, completed.status, nowhere.status];
+    ensure!(answers == [201, 200, 200, 404], "answered {answers:?}");
     let mut slow = Connection::open(service.public)?;
     slow.send(&head("POST", "/v1/tasks", &header, 1))?;
     ensure!(slow.response()?.status == 504, "a body that does not come is no fault");
@@ -150,13 +151,15 @@ fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
 
     let (sent, job) = (receiver.traces(), format!("00-{TRACE}-{}-01", named("webhook")?.id));
     ensure!(sent == [job.as_str()], "the receiver was sent {sent:?}, not {job}");
-    for (name, attribute) in
-        [(GET, "http.response.status_code: Int(200)"), ("webhook", "job.attempt: Int(1)")]
-    {
+    for (name, attribute) in [
+        (GET, "http.response.status_code: Int(200)"),
+        ("webhook", "job.attempt: Int(1)"),
+        ("webhook", "STATUS_CODE_UNSET"),
+    ] {
         let text = &named(name)?.text;
         ensure!(text.contains(attribute), "{name} has no {attribute}:\n{text}");
     }
-    for (status, code) in [("200", "UNSET"), ("504", "ERROR")] {
+    for (status, code) in [("200", "UNSET"), ("404", "UNSET"), ("504", "ERROR")] {
         let answered = format!("http.response.status_code: Int({status})");
         let spans: Vec<_> = spans.iter().filter(|(span, _)| span.text.contains(&answered)).collect();
         let told = spans.iter().all(|(span, _)| span.text.contains(&format!("STATUS_CODE_{code}\n")));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::http::{get, head};
+use crate::http::{Connection, get, head};
 
 use super::Site;
 use super::clients::{narrow, tasks_of, wait_until};
@@ -45,6 +45,12 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     ensure!(read.status == 200, "a small answer was {}", read.status);
     drop(kept);
     wait_until("room again", BOUND, || Ok(get(service.public, &path)?.status == 200))?;
+    // Each answer that was taken leaves room for the next one, also where the connection stays.
+    let mut taking = Connection::open(service.public)?;
+    for number in 0..CLIENTS {
+        let status = taking.request("GET", &path, "", "")?.status;
+        ensure!(status == 200, "after {number} answers that were taken: {status}");
+    }
     site.stop(service)?;
     Ok(format!("{said}; {refused} refused"))
 }
