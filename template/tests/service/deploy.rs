@@ -81,23 +81,34 @@ fn duration(text: &str) -> Duration {
     humantime_serde::re::humantime::parse_duration(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// The variables that a file such as `.env` sets, and those that it only shows in a comment.
-fn variables(name: &str) -> BTreeMap<String, String> {
+/// The variables that a file such as `.env` sets, and perhaps those that it only shows in a comment.
+fn variables(name: &str, shown: bool) -> BTreeMap<String, String> {
     let text = read(name);
-    let lines = text.lines().filter_map(|line| line.trim_start_matches('#').split_once('='));
+    let lines = text.lines().map(|line| line.strip_prefix('#').filter(|_| shown).unwrap_or(line));
+    let lines = lines.filter_map(|line| line.split_once('='));
     let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_lowercase() || c == ' ');
     lines.filter(|(name, _)| is_name(name)).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The variables that a container gets, the secret ones with the values that `.env.example` shows.
-fn environment(container: &Value) -> BTreeMap<String, String> {
-    let examples = variables(".env.example");
-    let from_settings = !list(&container["envFrom"]).is_empty();
-    let mut all = if from_settings { variables(&format!("{FOLDER}/settings.env")) } else { BTreeMap::new() };
+/// The variables that a container gets, and perhaps those that it might; the secret ones with the values that
+/// `.env.example` shows.
+fn environment(container: &Value, shown: bool) -> BTreeMap<String, String> {
+    let examples = variables(".env.example", true);
+    let mut all = BTreeMap::new();
+    for source in list(&container["envFrom"]) {
+        let settings = &yaml(&format!("{FOLDER}/kustomization.yaml"))["configMapGenerator"][0];
+        assert_eq!(source["configMapRef"]["name"], settings["name"], "it is made of the settings");
+        all.extend(variables(&format!("{FOLDER}/{}", text(&settings["envs"][0])), shown));
+    }
     for variable in list(&container["env"]) {
         let (name, reference) = (text(&variable["name"]), &variable["valueFrom"]["secretKeyRef"]);
         assert!(variable["value"].is_null() && reference["name"] == NAME, "{name} is no secret: {variable}");
         assert_eq!(reference["key"], name, "a secret has one name everywhere");
+        assert_eq!(
+            reference["optional"] == true,
+            name.starts_with("APP__WEBHOOK"),
+            "{name} need not be there"
+        );
         let value = examples.get(name).unwrap_or_else(|| panic!("{name} is not in .env.example"));
         all.insert(name.to_owned(), value.clone());
     }
@@ -121,14 +132,14 @@ async fn configured(variables: &BTreeMap<String, String>) -> BTreeMap<String, (S
 
 /// The configuration of the replicas.
 async fn settings() -> BTreeMap<String, String> {
-    let configured = configured(&environment(&container())).await;
+    let configured = configured(&environment(&container(), false)).await;
     configured.into_iter().map(|(key, (value, _))| (key, value)).collect()
 }
 
 #[tokio::test]
 async fn pods_are_given_all_that_they_need_and_no_unknown_variable() {
     for template in templates() {
-        let variables = environment(&template["spec"]["containers"][0]);
+        let variables = environment(&template["spec"]["containers"][0], true);
         let configured = configured(&variables).await;
         for name in variables.keys().filter(|name| *name != "APP_ENV") {
             let used = configured.values().any(|(_, source)| *source == format!("environment {name}"));
@@ -149,17 +160,24 @@ async fn all_agree_on_the_ports() {
     assert_eq!(ports, own.map(|(name, port)| (name, port.to_owned())).into());
     let exposed = format!("\nEXPOSE {} {}\n", settings["http.port"], settings["admin.port"]);
     assert!(read("Dockerfile").contains(&exposed), "Dockerfile: no {exposed}");
-    let published = yaml("compose.yaml")["services"]["service"]["ports"].clone();
+    let services = yaml("compose.yaml")["services"].clone();
+    let published = &services["service"]["ports"];
     for (_, port) in own {
-        let published = list(&published).iter().any(|one| text(one).ends_with(&format!(":{port}")));
+        let published = list(published).iter().any(|one| text(one).ends_with(&format!(":{port}")));
         assert!(published, "compose.yaml: no {port}");
     }
 
-    let service = manifest("Service");
-    for port in list(&service["spec"]["ports"]) {
-        assert_eq!(port["name"], port["targetPort"], "a port of the Service leads to the one of its name");
-        assert!(ports.contains_key(text(&port["name"])), "{port}");
+    let all_published = services.as_object().into_iter().flatten().flat_map(|(_, one)| list(&one["ports"]));
+    for port in all_published {
+        assert!(text(port).starts_with("127.0.0.1:"), "compose.yaml: {port} is open to others");
     }
+
+    let service = manifest("Service");
+    let of_service = list(&service["spec"]["ports"]).iter().map(|port| {
+        assert_eq!(port["name"], port["targetPort"], "a port of the Service leads to the one of its name");
+        (text(&port["name"]), number(&port["port"]))
+    });
+    assert_eq!(of_service.collect::<Vec<_>>(), [("http", 80), ("admin", 9090)]);
     for endpoint in list(&manifest("ServiceMonitor")["spec"]["endpoints"]) {
         assert_eq!(endpoint["port"], "admin");
     }
@@ -170,7 +188,8 @@ async fn all_agree_on_the_ports() {
     assert_eq!(let_in, ["http", "admin"], "what is let in");
     let admin =
         rules.iter().find(|rule| rule["ports"][0]["port"] == "admin").expect("a rule for the admin port");
-    assert!(!list(&admin["from"]).is_empty(), "the admin port is open to all");
+    let namespace = &admin["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"];
+    assert!(namespace.is_string(), "the admin port is open to all");
 }
 
 #[tokio::test]
@@ -229,8 +248,16 @@ async fn probes_fit_the_lifecycle() {
     let period = seconds(&container["readinessProbe"]["periodSeconds"]);
     assert!(period <= setting("health.interval"), "what the prober saw waits for a probe");
     assert!(liveness > readiness * 2, "a replica is ended while it could still be taken out of the Service");
-    let progress = seconds(&manifest("Deployment")["spec"]["progressDeadlineSeconds"]);
+    let deployment = manifest("Deployment");
+    let progress = seconds(&deployment["spec"]["progressDeadlineSeconds"]);
     assert!(progress > startup, "a rollout is given up before a replica is");
+    assert_eq!(
+        deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0,
+        "fewer serve while it goes on"
+    );
+    assert_eq!(manifest("PodDisruptionBudget")["spec"]["maxUnavailable"], 1, "no node could be drained");
+    assert!(number(&container["livenessProbe"]["failureThreshold"]) >= 3, "one slow answer ends a replica");
+    assert!(container["resources"]["requests"]["cpu"].is_string(), "or it would be the limit");
 }
 
 /// Mebibytes, from `512Mi` and the like.
@@ -240,43 +267,131 @@ fn mebibytes(value: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn bodies_of_all_requests_fit_into_memory() {
+async fn what_clients_may_send_fits_into_memory() {
     let settings = settings().await;
     let in_flight: u64 = settings["http.max_in_flight"].parse().expect("a number");
     let body: bytesize::ByteSize = settings["http.max_body_size"].parse().expect("a size");
     let cached: u64 = settings["cache.capacity"].parse().expect("a number");
     let memory = mebibytes(&container()["resources"]["limits"]["memory"]) << 20;
-    // With what else there may be: tasks, and answers that nobody takes.
-    let most = in_flight * body.as_u64() + cached * 2048 + (128 << 20);
+    let connections: u64 = settings["http.max_connections"].parse().expect("a number");
+    // With what else there may be: connections under load, tasks, and answers that nobody takes.
+    let most = in_flight * body.as_u64() + connections * (20 << 10) + cached * 2048 + (128 << 20);
     assert!(most < memory, "{most} bytes are more than {memory}");
+}
+
+#[test]
+fn there_are_as_many_replicas_as_know_of_each_other() {
+    let scaler = manifest("HorizontalPodAutoscaler");
+    let replicas = [number(&scaler["spec"]["minReplicas"]), number(&scaler["spec"]["maxReplicas"])];
+    let most = 1;
+    //@ if postgres
+    let most = most.max(replicas[1]);
+    //@ end
+    assert!(replicas[0] >= 1 && replicas[1] <= most, "{replicas:?}");
 }
 //@ if postgres
 
 #[tokio::test]
 async fn replicas_do_not_use_up_the_database() {
-    let pool: u64 = settings().await["database.max_connections"].parse().expect("a number");
+    let settings = settings().await;
+    assert_eq!(settings["database.migrate_on_start"], "false", "the job does it");
+    let pool: u64 = settings["database.max_connections"].parse().expect("a number");
     let (scaler, deployment) = (manifest("HorizontalPodAutoscaler"), manifest("Deployment"));
     let surge = number(&deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]);
     let replicas = number(&scaler["spec"]["maxReplicas"]) + surge;
-    // PostgreSQL's default of 100, less three that it keeps for superusers.
-    assert!(replicas * pool <= 97, "{replicas} replicas take {pool} connections each");
+    // With that of the health check. PostgreSQL's default of 100, less three that it keeps for superusers.
+    assert!(replicas * (pool + 1) <= 97, "{replicas} replicas take {pool} connections each");
+}
+
+#[test]
+fn migration_is_a_job_that_comes_before_the_rollout() {
+    let mut all = manifests(FOLDER).into_iter().map(|(_, manifest)| manifest);
+    let job = all.find(|one| one["kind"] == "Job").expect("a job");
+    assert_eq!(job["metadata"]["annotations"]["argocd.argoproj.io/hook"], "PreSync");
+    assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["args"], serde_json::json!(["migrate"]));
+    let policy = job_policy();
+    let labels = &job["spec"]["template"]["metadata"]["labels"];
+    assert!(selects(&policy["spec"]["podSelector"]["matchLabels"], labels), "{policy}");
+    assert_eq!(let_out(&policy), [(53, "TCP"), (53, "UDP"), (5432, "TCP")].into());
+}
+
+fn job_policy() -> Value {
+    let mut all = manifests(&format!("{FOLDER}/migration")).into_iter().map(|(_, manifest)| manifest);
+    all.find(|one| one["kind"] == "NetworkPolicy").expect("a policy")
 }
 //@ end
+
+/// The ports and protocols that a policy lets out to.
+fn let_out(policy: &Value) -> BTreeSet<(u64, &str)> {
+    assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]));
+    let ports = list(&policy["spec"]["egress"]).iter().flat_map(|rule| list(&rule["ports"]));
+    ports.map(|port| (number(&port["port"]), port["protocol"].as_str().unwrap_or("TCP"))).collect()
+}
 
 #[test]
 fn policy_lets_out_only_to_what_is_there() {
     let policy = manifest("NetworkPolicy");
-    let egress = list(&policy["spec"]["egress"]).iter().flat_map(|rule| list(&rule["ports"]));
-    let let_out: BTreeSet<u64> = egress.map(|port| number(&port["port"])).collect();
     // Names, and the webhook's receiver.
-    let mut needed = BTreeSet::from([53, 443]);
-    for (name, url) in variables(".env.example") {
+    let mut needed = BTreeSet::from([(53, "TCP"), (53, "UDP"), (443, "TCP")]);
+    for (name, url) in variables(".env.example", true) {
         let host = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
         if let Some(host) = host.filter(|_| !name.starts_with("APP__WEBHOOK")) {
-            needed.insert(host.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"));
+            needed
+                .insert((host.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port"), "TCP"));
         }
     }
-    assert_eq!(let_out, needed);
+    assert_eq!(let_out(&policy), needed);
+    let everywhere =
+        list(&policy["spec"]["egress"]).iter().find(|rule| rule["to"][0]["ipBlock"]["cidr"] == "0.0.0.0/0");
+    let inside = list(&everywhere.expect("a rule for the internet")["to"][0]["ipBlock"]["except"]);
+    for network in ["10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"] {
+        assert!(inside.iter().any(|one| one == network), "{network}: {inside:?}");
+    }
+}
+
+#[test]
+fn compose_leads_to_what_it_starts() {
+    let compose = yaml("compose.yaml");
+    let (services, service) = (&compose["services"], &compose["services"]["service"]);
+    assert_eq!((&service["read_only"], &service["cap_drop"][0]), (&true.into(), &"ALL".into()));
+    assert_eq!(service["security_opt"][0], "no-new-privileges:true");
+    let data = "deploy/grafana/provisioning/datasources/prometheus.yml";
+    let files = vec!["compose.yaml", "deploy/prometheus/prometheus.yml", data];
+    //@ if otlp
+    let files =
+        [files, vec!["deploy/collector.yml", "deploy/grafana/provisioning/datasources/traces.yml"]].concat();
+    //@ end
+    for file in files {
+        let text = read(file);
+        let words = text.split([' ', '"', '[', ']', '/', '@', '\n']).filter_map(|word| word.split_once(':'));
+        for (host, port) in
+            words.filter(|(host, _)| host.starts_with(|first: char| first.is_ascii_lowercase()))
+        {
+            assert!(
+                port.parse::<u16>().is_err() || services[host].is_object(),
+                "{file}: no {host} is started"
+            );
+        }
+    }
+    //@ if otlp
+    let endpoint = text(&service["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"]);
+    let listens = yaml("deploy/collector.yml")["receivers"]["otlp"]["protocols"]["http"]["endpoint"].clone();
+    assert_eq!(endpoint.replace("http://collector", "0.0.0.0"), text(&listens));
+    //@ end
+    //@ if postgres
+    let url = text(&service["environment"]["DATABASE_URL"]).replace("@postgres:", "@127.0.0.1:");
+    assert_eq!(variables(".env.example", false).get("DATABASE_URL"), Some(&url));
+    assert!(
+        url.ends_with(&format!("/{}", text(&services["postgres"]["environment"]["POSTGRES_DB"]))),
+        "{url}"
+    );
+    //@ end
+    let provided = yaml("deploy/grafana/provisioning/dashboards/dashboards.yml")["providers"][0].clone();
+    let mount = format!("./deploy/grafana/dashboards:{}:ro", text(&provided["options"]["path"]));
+    assert!(list(&services["grafana"]["volumes"]).iter().any(|one| *one == mount), "no {mount}");
+    let scraped = yaml("deploy/prometheus/prometheus.yml")["global"]["scrape_interval"].clone();
+    assert_eq!(yaml(data)["datasources"][0]["jsonData"]["timeInterval"], scraped);
+    assert_eq!(manifest("ServiceMonitor")["spec"]["endpoints"][0]["interval"], scraped);
 }
 
 #[test]

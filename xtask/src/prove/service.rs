@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{ChildStdout, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::children::Child;
+use crate::children::{Child, lock};
 use crate::http::metric;
 use crate::servers::tail;
 
@@ -162,8 +162,4 @@ fn follow(stdout: ChildStdout, log: Shared) -> JoinHandle<()> {
 fn address(start: &Value, field: &str) -> Result<SocketAddr> {
     let text = start[field].as_str().with_context(|| format!("service.start has no `{field}`"))?;
     text.parse().with_context(|| format!("`{field}` of service.start is no address: {text}"))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

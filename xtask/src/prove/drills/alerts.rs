@@ -180,7 +180,8 @@ fn everything_is_there(site: &Site<'_>, prometheus: &Prometheus) -> Result<usize
         ensure!(rule.alert || prometheus.series(&rule.name)? > 0, "{} was not recorded", rule.name);
     }
     for query in queries(&site.dir)? {
-        let text = query.text.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        let text = query.text.replace("$__rate_interval", "1m");
+        let text = ["$instance", "$namespace"].iter().fold(text, |text, name| text.replace(name, ".*"));
         ensure!(answered(prometheus, &hastened(&text))?, "{}: nothing answers {text}", query.place);
         asked += 1;
     }
