@@ -57,8 +57,8 @@ pub struct Context {
     pub servers: Servers,
     /// The template as it is now: an edit during the run must not prove half of it.
     pub snapshot: Scratch,
-    /// Alert rules with their tests, as they are in a service of any name, that a variant was held to.
-    pub rules_tested: Mutex<BTreeSet<String>>,
+    /// What was held to its linter, as it is in a service of any name.
+    pub linted: Mutex<BTreeSet<String>>,
     /// Whether instructions are counted, which takes a program of its own.
     pub counts: bool,
     /// The names of the drills to run, or none for all, and how often.
@@ -105,18 +105,9 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     let snapshot = Scratch::new()?;
     generate::snapshot(root, snapshot.path())?;
     let drills = (plan.drills.clone(), plan.times);
-    let (counts, rules_tested) = (plan.counts(), Mutex::default());
-    let context = Context {
-        root: root.to_path_buf(),
-        folder,
-        logs,
-        rules_tested,
-        counts,
-        tools,
-        servers,
-        snapshot,
-        drills,
-    };
+    let (counts, linted) = (plan.counts(), Mutex::default());
+    let context =
+        Context { root: root.to_path_buf(), folder, logs, linted, counts, tools, servers, snapshot, drills };
     let set_up = started.elapsed();
     println!("set-up: {:.1} s", set_up.as_secs_f64());
 

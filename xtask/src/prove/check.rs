@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use crate::children::lock;
 use crate::variant::Variant;
 
 use super::Context;
@@ -167,6 +168,13 @@ pub struct Work<'a> {
     pub context: &'a Context,
     pub subject: &'a mut Subject,
     pub log: PathBuf,
+}
+
+impl Work<'_> {
+    /// Whether no subject before had this text, the names of services aside: what is the same is not linted twice.
+    pub fn is_new(&self, text: &str) -> bool {
+        lock(&self.context.linted).insert(text.replace(&self.subject.name, "service"))
+    }
 }
 
 #[cfg(test)]

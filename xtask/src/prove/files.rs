@@ -68,11 +68,17 @@ impl<'a> Files<'a> {
     }
 
     fn dockerfile(&self) -> Result<()> {
+        if !self.work.is_new(&fs::read_to_string(self.named("Dockerfile")?)?) {
+            return Ok(());
+        }
         self.work.run(self.linter("hadolint").args(["--no-color", "Dockerfile"]))?;
         Ok(())
     }
 
     fn schema(&self, name: &str, file: &Path) -> Result<()> {
+        if !self.work.is_new(&fs::read_to_string(file)?) {
+            return Ok(());
+        }
         let schema = format!("vendor.{name}");
         let mut command = self.linter("check-jsonschema");
         self.work.run(command.args(["--color", "never", "--builtin-schema", &schema]).arg(file))?;
@@ -83,6 +89,10 @@ impl<'a> Files<'a> {
     fn workflows(&self) -> Result<usize> {
         let workflows = files_in(&self.dir.join(".github/workflows"), "yml")?;
         ensure!(!workflows.is_empty(), "no workflow");
+        let texts = workflows.iter().map(fs::read_to_string).collect::<Result<Vec<_>, _>>()?;
+        if !self.work.is_new(&texts.concat()) {
+            return Ok(workflows.len());
+        }
         let mut zizmor = self.linter("zizmor");
         zizmor.args(["--offline", "--no-progress", "--color", "never", "--min-severity", "low", ".github"]);
         self.work.run(&mut zizmor)?;
@@ -109,7 +119,7 @@ impl<'a> Files<'a> {
 
     /// Builds each kustomization as `kubectl apply -k` would, and holds what comes out to the schemas of the API.
     fn manifests(&self) -> Result<usize> {
-        let (mut count, mut own, mut operators) = (0, Vec::new(), Vec::new());
+        let (mut count, mut own, mut operators, mut monitors) = (0, Vec::new(), Vec::new(), String::new());
         for entry in WalkDir::new(self.dir.join("deploy")).sort_by_file_name() {
             let entry = entry?;
             // A component is a part of others.
@@ -129,6 +139,7 @@ impl<'a> Files<'a> {
                 count += 1;
                 if resource["apiVersion"] == OPERATOR {
                     let file = self.scratch.path().join(format!("{count}.json"));
+                    monitors += &resource.to_string();
                     fs::write(&file, resource.to_string())?;
                     operators.push(file);
                 } else {
@@ -138,9 +149,12 @@ impl<'a> Files<'a> {
         }
         self.kubernetes(&own)?;
         ensure!(!operators.is_empty(), "no resource for the Prometheus operator");
-        let file = self.scratch.path().join("alerts.json");
-        fs::write(&file, self.alerts()?.to_string())?;
+        let (file, alerts) = (self.scratch.path().join("alerts.json"), self.alerts()?.to_string());
+        fs::write(&file, &alerts)?;
         operators.push(file);
+        if !self.work.is_new(&(monitors + &alerts)) {
+            return Ok(count + 1);
+        }
         let mut command = Command::new(&self.linters.node);
         command.arg(self.work.context.root.join("xtask/operator.mjs")).arg(&self.linters.modules);
         self.work.run(command.args(&operators))?;
@@ -163,8 +177,11 @@ impl<'a> Files<'a> {
     }
 
     fn kubernetes(&self, resources: &[String]) -> Result<()> {
-        let file = self.scratch.path().join("resources.yaml");
-        fs::write(&file, resources.join("\n---\n"))?;
+        let (file, text) = (self.scratch.path().join("resources.yaml"), resources.join("\n---\n"));
+        if !self.work.is_new(&text) {
+            return Ok(());
+        }
+        fs::write(&file, text)?;
         for version in KUBERNETES {
             let mut command = self.linter("kubernetes-validate");
             let said =

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::check::Work;
-use crate::children::lock;
 
 /// Files, in order, of a folder of the service.
 fn files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
@@ -29,8 +28,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
     for test in &tests {
         let rules = folder.join("rules").join(test.file_name().context("a file")?);
         let both = fs::read_to_string(test)? + &fs::read_to_string(rules)?;
-        // In most variants they differ in the name of the service alone, and days of a service take seconds.
-        if lock(&work.context.rules_tested).insert(both.replace(&work.subject.name, "service")) {
+        if work.is_new(&both) {
             new.push(test);
         }
     }
