@@ -37,6 +37,8 @@ use crate::webhook::Webhook;
 
 /// Connections to the admin listener: probes and scrapes, never a crowd.
 const ADMIN_CONNECTIONS: usize = 100;
+/// How long one of them may be kept: who holds all must not keep probes away for longer than they are patient.
+const ADMIN_IDLE: Duration = Duration::from_secs(5);
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,7 +246,7 @@ impl Service {
         let in_flight = service.in_flight.clone();
         let serving = server::serve(public, api, limits, in_flight, service.public.clone());
         running.spawn(serving.map(|()| "public listener"));
-        let limits = Limits { max_connections: ADMIN_CONNECTIONS, ..limits };
+        let limits = Limits { max_connections: ADMIN_CONNECTIONS, idle: ADMIN_IDLE, ..limits };
         let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
         running.spawn(serving.map(|()| "admin listener"));
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());

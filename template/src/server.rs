@@ -12,7 +12,7 @@ use arrayvec::ArrayString;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::HeaderValue;
-use axum::http::header::CONNECTION;
+use axum::http::header::{CONNECTION, CONTENT_LENGTH};
 use axum::response::Response;
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
 use hyper::Version;
@@ -51,6 +51,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const STREAMS: u32 = 100;
 /// In bytes, of an answer at once: HTTP/2 would keep what the client does not take, where nobody sees it.
 const SLICE: usize = 16 * 1024;
+/// In bytes, of a request head over HTTP/1 and of what is read at once.
+const HEAD: usize = 96 * 1024;
 /// What a client that has connected just before the drain may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 /// What begins HTTP/2 (RFC 9113, 3.4).
@@ -228,7 +230,7 @@ async fn serve_connection(
 fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
     builder.http2().max_concurrent_streams(STREAMS);
     // The builder could find out by itself, but hands on what it has read for that alone. hyper would make room for more,
@@ -244,16 +246,18 @@ fn leaving(mut response: Response, version: Version, mut busy: Busy) -> Response
         // What may still come of it is in the way of the next request, which the client should send elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Held::new(if version < Version::HTTP_2 { body } else { sliced(body) }, busy))
+    if let (Version::HTTP_2, Some(length @ 1..)) = (version, response.body().size_hint().exact()) {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+        response = response.map(sliced);
+    }
+    response.map(|body| Held::new(body, busy))
 }
 
-/// A body in frames of at most [`SLICE`].
+/// A body in frames of at most [`SLICE`], and its last byte by itself: HTTP/2 asks for it once the client has taken all
+/// before it, and lets go of the body only then.
 fn sliced(body: Body) -> Body {
-    if body.size_hint().upper().is_some_and(|length| length <= SLICE as u64) {
-        return body;
-    }
     let slices = |mut frame: Bytes| {
-        let next = move || (!frame.is_empty()).then(|| frame.split_to(frame.len().min(SLICE)));
+        let next = move || (!frame.is_empty()).then(|| frame.split_to((frame.len() - 1).clamp(1, SLICE)));
         stream::iter(iter::from_fn(next)).map(Ok::<_, axum::Error>)
     };
     Body::from_stream(body.into_data_stream().map_ok(slices).try_flatten())

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{RawQuery, State};
+use axum::extract::{DefaultBodyLimit, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::routing::{get, put};
+use bytes::BytesMut;
 use metrics::gauge;
 
 use super::middleware::{identified, passing};
@@ -21,6 +21,8 @@ use crate::telemetry::filter::{self, Filter};
 /// How long another log filter lasts: a forgotten `debug` must not fill the disks.
 const LASTS: Duration = Duration::from_mins(10);
 const LASTS_AT_MOST: Duration = Duration::from_hours(1);
+/// In bytes, of a filter: of a long one the parts are put in order for minutes.
+const LONGEST: usize = 4096;
 
 pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: &InFlight) -> Router {
     let (metrics, store, in_flight) = (telemetry.metrics.clone(), store.clone(), in_flight.clone());
@@ -29,7 +31,8 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
         gauge!("http_requests_in_flight").set(in_flight.len() as f64);
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
-    let filter = put(change_filter).with_state(telemetry.filter.clone());
+    let filter =
+        put(change_filter).layer(DefaultBodyLimit::max(LONGEST)).with_state(telemetry.filter.clone());
     let pages =
         health::admin_routes(health.clone()).route("/metrics", get(page)).route("/log/filter", filter);
     passing(pages.fallback(super::not_found), identified)
@@ -39,7 +42,7 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
 async fn change_filter(
     State(logs): State<Filter>,
     RawQuery(query): RawQuery,
-    body: Result<Bytes, BytesRejection>,
+    body: Result<BytesMut, BytesRejection>,
 ) -> Result<StatusCode, Problem> {
     let body = body?;
     // What is no text is no filter either.

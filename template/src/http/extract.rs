@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use bytes::BytesMut;
 use garde::Validate;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
@@ -40,7 +40,8 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
             return Err(unsupported("The body must be sent without a content-encoding."));
         }
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
-        let bytes = tokio::time::timeout(limit, Bytes::from_request(request, state))
+        // Not `Bytes`, which keeps what came as it came: of a byte that came by itself, the page that it was read into.
+        let bytes = tokio::time::timeout(limit, BytesMut::from_request(request, state))
             .await
             .map_err(|_| Problem::timeout("The body did not arrive in time."))??;
         let value: T = parse(&bytes)?;

@@ -326,11 +326,11 @@ pub fn bound<A: Future<Output = Response>>(
         request.extensions_mut().insert(BodyTimeout(config.body_timeout));
     }
     // A write is acknowledged, whatever room there is.
-    let room = request.method().is_safe().then_some(room);
+    let (room, version) = (request.method().is_safe().then_some(room), request.version());
     let answering = in_time(config.request_timeout, next(request));
     Either::Right(answering.map(move |mut response| {
         drop(place);
-        if room.is_none_or(|room| room.holds(&mut response)) {
+        if room.is_none_or(|room| room.holds(&mut response, version)) {
             return response;
         }
         let detail = "Clients have yet to take as many answers as this service keeps for them.";

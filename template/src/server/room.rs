@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use http_body::Body;
+use hyper::Version;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::SLICE;
@@ -25,9 +26,12 @@ impl Default for Room {
 }
 
 impl Room {
-    /// Takes what `response` needs, if there is as much. One of less than a slice needs no more than its connection.
-    pub fn holds(&self, response: &mut Response) -> bool {
-        let slices = response.body().size_hint().lower() / SLICE as u64;
+    /// Takes what `response` needs, if there is as much. One of less than a slice needs no more than its connection has,
+    /// unless that has many of them.
+    pub fn holds(&self, response: &mut Response, version: Version) -> bool {
+        let length = response.body().size_hint().lower();
+        let many = version == Version::HTTP_2;
+        let slices = if many { length.div_ceil(SLICE as u64) } else { length / SLICE as u64 };
         let Ok(slices @ 1..) = u32::try_from(slices.min(ALL as u64)) else { return true };
         let Ok(taken) = self.0.clone().try_acquire_many_owned(slices) else { return false };
         response.extensions_mut().insert(Taken::new(taken));
@@ -46,12 +50,14 @@ mod tests {
         let room = Room::default();
         let answer = |bytes: usize| Response::new(Body::from(vec![b'x'; bytes]));
         let mut kept: Vec<Response> = (0..64).map(|_| answer(1 << 20)).collect();
-        assert!(kept.iter_mut().all(|answer| room.holds(answer)));
-        assert!(!room.holds(&mut answer(SLICE)), "there is no more room");
-        assert!(room.holds(&mut answer(SLICE - 1)), "a small one needs none");
+        let (one, many) = (Version::HTTP_11, Version::HTTP_2);
+        assert!(kept.iter_mut().all(|answer| room.holds(answer, one)));
+        assert!(!room.holds(&mut answer(SLICE), one), "there is no more room");
+        assert!(room.holds(&mut answer(SLICE - 1), one), "a small one needs none");
+        assert!(!room.holds(&mut answer(1), many), "but of many");
         kept.pop();
-        assert!(room.holds(&mut answer(1 << 20)));
+        assert!(room.holds(&mut answer(1 << 20), one));
         kept.clear();
-        assert!(room.holds(&mut answer(65 << 20)), "one that is larger than all comes alone");
+        assert!(room.holds(&mut answer(65 << 20), one), "one that is larger than all comes alone");
     }
 }

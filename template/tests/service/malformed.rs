@@ -111,6 +111,7 @@ fn heads() -> Vec<Row> {
         ("LF alone", b"GET /health HTTP/1.1\nhost: test\n\n".to_vec(), Answer(200)),
         ("90 lines", head(many(90)), Answer(200)),
         ("200 lines", head(many(200)), Bare(431)),
+        ("line of 200 KB", head(format!("x: {}\r\n", "x".repeat(200_000))), Bare(431)),
         ("line of 1 MB", head(format!("x: {}\r\n", "x".repeat(1_000_000))), Bare(431)),
         ("request id of 8 KB", head(format!("x-request-id: {}\r\n", "x".repeat(8_192))), Answer(200)),
         ("request id beyond ASCII", head(b"x-request-id: \xff\xfe\r\n"), Answer(200)),

@@ -30,7 +30,7 @@ async fn errors_on_the_admin_port_are_problems() {
     };
     problem(&ask(Method::POST, Vec::new()).await, 405, "method_not_allowed");
     problem(&ask(Method::PUT, b"info,\xff=debug".to_vec()).await, 400, "validation");
-    problem(&ask(Method::PUT, vec![b'a'; 3 << 20]).await, 413, "too_large");
+    problem(&ask(Method::PUT, vec![b'a'; 4097]).await, 413, "too_large");
     let mut half = Wire::connect(app.admin).await;
     half.send("PUT /log/filter HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\ninfo").await;
     problem(&half.answer().await, 504, "timeout");

@@ -141,7 +141,31 @@ async fn connections_beyond_the_cap_wait_for_a_place() {
     }
     let mut waiting = Wire::connect(app.admin).await;
     let request = waiting.get("/health/live");
-    assert!(tokio::time::timeout(SECOND / 5, request).await.is_err(), "it was not to be served yet");
+    tokio::pin!(request);
+    assert!(tokio::time::timeout(SECOND / 5, &mut request).await.is_err(), "it was not to be served yet");
+    assert_eq!(request.await.status, 200, "they are not kept for long");
+}
+
+#[tokio::test]
+async fn body_that_comes_byte_by_byte_takes_no_page_for_each() {
+    let app =
+        TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "60s"), ("APP__HTTP__REQUEST_TIMEOUT", "20s")]).await;
+    let memory = async || app.sample("process_resident_memory_bytes").await.expect("the metric");
+    let before = memory().await;
+    let mut uploads = Vec::new();
+    for _ in 0..40 {
+        let mut upload = app.connect().await;
+        upload.send_head(100_000).await;
+        uploads.push(upload);
+    }
+    for _ in 0..1000 {
+        for upload in &mut uploads {
+            upload.send("x").await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let grown = memory().await - before;
+    assert!(grown < 30e6, "{grown} bytes for 40,000");
 }
 
 #[tokio::test]
