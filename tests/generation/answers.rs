@@ -24,7 +24,12 @@ fn a_name_that_cannot_be_used_is_refused() {
         ("test", "is a crate of Rust itself"),
         ("proc-macro", "is a crate of Rust itself"),
         ("deps", "is a folder that cargo builds in"),
+        ("build", "is a folder that cargo builds in"),
+        ("examples", "is a folder that cargo builds in"),
+        ("incremental", "is a folder that cargo builds in"),
         ("on", "is no name in YAML or PostgreSQL"),
+        ("yes", "is no name in YAML or PostgreSQL"),
+        ("template1", "is no name in YAML or PostgreSQL"),
         ("tokio", "is a crate that the service depends on"),
         ("zürich", "is not ASCII"),
         ("9-lives", "doesn't start with a letter"),
@@ -59,6 +64,7 @@ fn a_name_that_is_forced_is_checked_too() {
 #[test]
 fn an_answer_that_cannot_be_used_is_refused() {
     let long = format!("description={}", "x".repeat(121));
+    let long_owner = format!("owner={}", "x".repeat(40));
     let cases = [
         ("postgres=maybe", "was not `true` or `false`"),
         ("otlp=1", "was not `true` or `false`"),
@@ -74,12 +80,25 @@ fn an_answer_that_cannot_be_used_is_refused() {
         ("description=a: b", "can't stand in every file"),
         ("description={{owner}}", "can't stand in every file"),
         ("description=back\\slash", "can't stand in every file"),
+        ("description=- a", "can't stand in every file"),
+        ("description=a $b", "can't stand in every file"),
+        ("description=a #b", "can't stand in every file"),
+        ("description=a & b", "can't stand in every file"),
         (&long, "120 at most"),
+        (&long_owner, "39 at most"),
     ];
     for (answer, wanted) in cases {
         let folder = tempfile::tempdir().unwrap();
         refusal(silent(folder.path(), "order-desk").args(["-d", answer]), folder.path(), wanted);
     }
+}
+
+#[test]
+fn what_is_as_long_as_it_may_be_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let [description, owner] = [("description", 120), ("owner", 39)]
+        .map(|(question, length)| format!("{question}={}", "x".repeat(length)));
+    succeed(silent(folder.path(), &"x".repeat(50)).args(["-d", &description, "-d", &owner]));
 }
 
 /// As far as a hook can tell: it sees a variable only if it knows the name.

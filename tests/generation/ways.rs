@@ -32,6 +32,12 @@ fn the_defaults_need_no_server() {
     same(&files, &service(&["postgres=false", "redis=false", "rate_limit=true", "otlp=true", "owner=acme"]));
 }
 
+/// GitHub tells no difference, and an image's name takes no capitals.
+#[test]
+fn an_owner_is_written_small() {
+    same(&service(&["owner=Harbour"]), &service(&["owner=harbour"]));
+}
+
 #[test]
 fn from_a_repository() {
     let clone = tempfile::tempdir().unwrap();
@@ -96,6 +102,14 @@ fn what_it_says_leads_to_the_service() {
         let (enter, _) = hint.split_once(" && cargo run").unwrap_or_else(|| panic!("no `cd`: {hint}"));
         let shown = succeed(Command::new("sh").args(["-c", &format!("{enter} && pwd")]));
         assert_eq!(text_of(&shown.stdout).trim_end(), wanted.to_str().unwrap(), "{hint}");
+        assert!(said.contains("named after the default owner"), "{said}");
+    }
+    for server in ["postgres=true", "redis=true"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = silent(folder.path(), "order-desk");
+        let said = text_of(&succeed(command.args(["-d", server, "-d", "owner=harbour"])).stdout);
+        assert!(said.contains(" && docker compose up -d --wait && cargo run"), "{said}");
+        assert!(!said.contains("default owner"), "{said}");
     }
 }
 

@@ -41,6 +41,7 @@ impl Queue {
 
     pub fn new(_store: &Store, capacity: usize, _longest_run: Duration) -> Self {
         let places = Arc::new(Semaphore::new(capacity));
+        gauge!("jobs_queue_depth").set(0.0);
         Self { places, state: Mutex::default(), changed: Notify::new() }
     }
 
