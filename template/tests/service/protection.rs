@@ -231,8 +231,11 @@ async fn browsers_of_other_origins_are_let_in_only_where_configured() {
     let ours = "https://app.example.com";
     let closed = TestApp::spawn(&[]).await;
     assert_eq!(ask(&closed, ours).await, ["", ""]);
-    let open = TestApp::spawn(&[("APP__HTTP__CORS_ALLOWED_ORIGINS", ours)]).await;
+    let local = "http://localhost:3000";
+    let both = [ours, local].join(", ");
+    let open = TestApp::spawn(&[("APP__HTTP__CORS_ALLOWED_ORIGINS", both.as_str())]).await;
     assert_eq!(ask(&open, ours).await, [ours, ours]);
+    assert_eq!(ask(&open, local).await, [local, local]);
     assert_eq!(ask(&open, "https://evil.example.com").await, ["", ""]);
     assert_eq!(Answer::to(open.request(Method::OPTIONS, "/v1/tasks")).await.status, 405);
     let preflight = open.request(Method::OPTIONS, "/v1/tasks").header("origin", ours);

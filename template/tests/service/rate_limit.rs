@@ -130,6 +130,11 @@ async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
     assert_eq!(clients, [200; 5], "five clients");
     assert_eq!(spread, [200, 200, 200, 429, 429], "one network");
     assert_eq!(others, [200, 200, 429, 200, 200]);
+
+    // Where all that is told is proxies, the first of them called.
+    let trusted = [THREE.as_slice(), &[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")]].concat();
+    let ask = async |app: &TestApp| burst(app, |number| format!("10.0.0.{number}, 10.9.9.9")).await;
+    assert_eq!(of_one(&trusted, ask).await.1, [200; 5]);
 }
 
 #[tokio::test]
