@@ -50,6 +50,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     for path in changes.keys().filter(|path| !leaving.contains(path.as_path())) {
         nothing_in_the_way(&service.top, path, &leaving)?;
     }
+    no_repository_leaves(&service.top, &changes)?;
     let mut staging = Staging::new(service.staging()?, service.git_folder.join("index.lock"))?;
     share(service, merged, &changes)?;
     stage(service, merged, &changes, &staging)?;
@@ -172,6 +173,21 @@ fn nothing_in_the_way(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Res
         let there = entry.path().strip_prefix(top)?;
         if !entry.file_type().is_dir() && !leaving.contains(there) {
             bail!("{} would take the place of {}, {cure}", path.display(), there.display());
+        }
+    }
+    Ok(())
+}
+
+/// Fails when a submodule would leave: what is not committed or pushed in it is nowhere else.
+fn no_repository_leaves(top: &Path, changes: &Changes<'_>) -> Result<()> {
+    for (path, _) in changes.iter().filter(|(_, (old, _))| old.is_some_and(|old| !old.is_file())) {
+        // Nothing is in it before `git submodule update --init`.
+        if fs::read_dir(top.join(path)).is_ok_and(|mut inside| inside.next().is_some()) {
+            bail!(
+                "{} is a repository of its own, which would make way with all that only it has: `git mv` it elsewhere, \
+                 commit that, then run this again",
+                path.display()
+            );
         }
     }
     Ok(())

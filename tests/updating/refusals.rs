@@ -208,6 +208,21 @@ fn a_file_in_the_way_that_git_does_not_have() {
 }
 
 #[test]
+fn a_repository_of_their_own_in_the_way() {
+    let service = Service::generate(&[]);
+    let docs = service.folder.join("docs");
+    git(&service.folder, &["rm", "--quiet", "-r", "docs"]);
+    git(&service.folder, &["init", "--quiet", "docs"]);
+    commit(&docs, "theirs");
+    commit(&service.folder, "ours");
+    service.write("docs/unpushed", "mine");
+    service.refuses(
+        &["set", "otlp=false"],
+        "docs is a repository of its own, which would make way with all that",
+    );
+}
+
+#[test]
 fn no_cargo_generate() {
     let service = Service::generate(&[]);
     let mut command = service.command(&["set", "redis=true"]);
