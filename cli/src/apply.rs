@@ -32,8 +32,8 @@ const OWNER: &str = "pid";
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// There once git's lock is held.
 const LOCKED: &str = "locked";
-/// The message of the commit to come.
-const MESSAGE: &str = "message";
+/// The message of the commit to come, in git's own folder, where it goes.
+const MESSAGE: &str = "slipway-message";
 /// The files to come, and those that were there.
 const NEW: &str = "new";
 const OLD: &str = "old";
@@ -54,7 +54,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     let mut staging = Staging::new(service.staging()?, service.git_folder.join("index.lock"))?;
     share(service, merged, &changes)?;
     stage(service, merged, &changes, &staging)?;
-    fs::write(staging.folder.join(MESSAGE), message)?;
+    fs::write(service.git_folder.join(MESSAGE), message)?;
     fs::write(staging.folder.join(JOURNAL), journal(&changes))?;
     unchanged(service, &leaving, &staging)?;
     signals::check()?;
@@ -75,7 +75,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
         return Err(error);
     }
     staging.done = true;
-    fs::rename(staging.folder.join(MESSAGE), service.git_folder.join("MERGE_MSG"))?;
+    fs::rename(service.git_folder.join(MESSAGE), service.git_folder.join("MERGE_MSG"))?;
     drop(staging);
     // Only spares git a look at each new file.
     let _ = service.git.shielded().output(&["update-index", "-q", "--refresh"], &[]);
@@ -100,7 +100,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    let lock = git_folder.join("index.lock");
+    let (lock, message) = (git_folder.join("index.lock"), git_folder.join(MESSAGE));
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
     let let_go = locked && !pending;
     let journal = fs::read(staging.join(JOURNAL)).ok().map(|journal| read_journal(&journal));
@@ -117,13 +117,14 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
             );
         }
         // It was done but for this.
-        _ if let_go => _ = fs::rename(staging.join(MESSAGE), git_folder.join("MERGE_MSG")),
+        _ if let_go => _ = fs::rename(&message, git_folder.join("MERGE_MSG")),
         Some(paths) => {
             undo(top, &staging, &paths)?;
             complain!("slipway: an earlier run was killed half-way; it is undone");
         }
         None => {}
     }
+    let _ = fs::remove_file(message);
     if locked && pending {
         fs::remove_file(lock)?;
     }
@@ -231,6 +232,8 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.done {
+            // First, or who comes after a kill takes a lock that is gone for a change that is done.
+            let _ = fs::remove_file(self.lock.with_file_name(MESSAGE));
             let _ = fs::remove_file(&self.lock);
         }
         let _ = fs::remove_dir_all(&self.folder);
@@ -411,7 +414,7 @@ mod tests {
     fn what_is_missing_comes_back_where_gits_lock_was_removed() {
         let folder = tempfile::tempdir().unwrap();
         let (top, git) = (folder.path().join("top"), folder.path().join("git"));
-        write(&git, &[("slipway/pid", "1"), ("slipway/locked", ""), ("slipway/message", "")]);
+        write(&git, &[("slipway/pid", "1"), ("slipway/locked", ""), ("slipway-message", "")]);
         write(&git, &[("slipway/journal", "+a/changed\0-b/gone\0+c/new\0"), ("slipway/new/c/new", "new")]);
         write(&git, &[("slipway/old/a/changed", "old"), ("slipway/old/b/gone", "old")]);
         // Restored and worked on since.

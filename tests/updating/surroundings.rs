@@ -1,7 +1,7 @@
 //! Where services live: below others, in workspaces, with other line endings, next to files that git doesn't have.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 use crate::support::{Service, commit, contents, generated, git, template};
@@ -70,13 +70,24 @@ fn a_member_of_a_workspace_whose_lock_is_above() {
 #[test]
 fn a_work_tree_of_its_own() {
     let mut service = Service::generate(&[]);
-    let other = service.parent.path().join("other");
-    git(&service.folder, &["worktree", "add", "--quiet", other.to_str().unwrap()]);
-    let before = contents(&service.folder);
-    let first = std::mem::replace(&mut service.folder, other);
-    service.run(&["set", "redis=true"], 0);
-    assert!(service.read("slipway.toml").contains("redis = true"));
-    assert_eq!(contents(&first), before, "the other one is left alone");
+    let first = service.folder.clone();
+    let before = contents(&first);
+    let device = |folder: &str| fs::metadata(folder).unwrap().dev();
+    // Also where it is on another file system than git's own folder.
+    let here = device(first.to_str().unwrap());
+    let far = ["/dev/shm", env!("CARGO_TARGET_TMPDIR")].into_iter().find(|folder| device(folder) != here);
+    let far = tempfile::tempdir_in(far.expect("a second file system")).unwrap();
+    for (parent, name) in [(service.parent.path().to_owned(), "near"), (far.path().to_owned(), "far")] {
+        let other = parent.join(name);
+        git(&first, &["worktree", "add", "--quiet", other.to_str().unwrap()]);
+        service.folder = other;
+        service.run(&["set", "redis=true"], 0);
+        assert!(service.read("slipway.toml").contains("redis = true"));
+        git(&service.folder, &["commit", "--quiet", "--no-edit"]);
+        assert_eq!(git(&service.folder, &["log", "-1", "--format=%s"]), "Set redis = true");
+        assert_eq!(git(&service.folder, &["status", "--porcelain"]), "");
+        assert_eq!(contents(&first), before, "the other one is left alone");
+    }
 }
 
 #[test]
