@@ -85,11 +85,13 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
 /// Undoes what a run left that was killed amid its renames.
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     let staging = service::staging(top, git_folder)?;
-    let Ok(owner) = File::open(staging.join(OWNER)) else {
-        // Ours and nothing begun in it yet, or someone else's, or not there at all.
-        let _ = fs::remove_dir(&staging);
-        return Ok(());
-    };
+    let _ = fs::remove_dir_all(gone(&staging));
+    // Its owner is the first in it: without one it is empty, or what a kill left of one that was on its way out.
+    let ours = [JOURNAL, LOCKED, NEW, OLD].iter().any(|part| is_there(&staging.join(part)));
+    if fs::remove_dir(&staging).is_err() && ours && !is_there(&staging.join(OWNER)) {
+        clear(&staging)?;
+    }
+    let Ok(owner) = File::open(staging.join(OWNER)) else { return Ok(()) };
     let deadline = Instant::now() + LAST_WRITES;
     while let Err(held) = owner.try_lock() {
         if Instant::now() > deadline {
@@ -128,8 +130,20 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     if locked && pending {
         fs::remove_file(lock)?;
     }
-    fs::remove_dir_all(&staging)?;
+    clear(&staging)?;
     Ok(())
+}
+
+/// Removes a staging folder, at one stroke for who comes after a kill: of half of one they would undo what is done.
+fn clear(staging: &Path) -> io::Result<()> {
+    let gone = gone(staging);
+    fs::rename(staging, &gone)?;
+    fs::remove_dir_all(gone)
+}
+
+/// Where it lies meanwhile.
+fn gone(staging: &Path) -> PathBuf {
+    staging.with_extension("gone")
 }
 
 /// The files that differ, or are in conflict, by their paths from the top of the work tree.
@@ -236,7 +250,7 @@ impl Drop for Staging {
             let _ = fs::remove_file(self.lock.with_file_name(MESSAGE));
             let _ = fs::remove_file(&self.lock);
         }
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = clear(&self.folder);
     }
 }
 

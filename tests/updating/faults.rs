@@ -134,6 +134,16 @@ fn a_kill_at_every_step() {
 }
 
 #[test]
+fn what_a_kill_left_of_a_cleanup_goes() {
+    let service = Service::generate(&[]);
+    let before = state(&service);
+    service.write(".git/slipway/journal", "+src/app.rs\0");
+    service.write(".git/slipway.gone/old/src/app.rs", "");
+    service.run(&["status"], 0);
+    assert_eq!(state(&service), before);
+}
+
+#[test]
 fn what_is_saved_or_committed_meanwhile_is_kept() {
     let service = Service::generate(&[]);
     let steps = steps(&service);
