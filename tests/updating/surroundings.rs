@@ -141,7 +141,10 @@ fn line_endings_that_were_committed() {
     let ours = service.read("src/lib.rs").replace("//! The service", "//! Our service");
     service.write("src/lib.rs", &ours);
     commit(&service.folder, "crlf");
-    service.run(&["set", "redis=true"], 0);
+    let settings = service.parent.path().join("gitconfig");
+    fs::write(&settings, "[grep]\npatternType = fixed\n[color]\ngrep = always\n").unwrap();
+    let mut command = service.command(&["set", "redis=true"]);
+    crate::support::said(command.env("GIT_CONFIG_GLOBAL", &settings), 0);
     let mut files = contents(&service.folder);
     for (path, (text, _)) in &mut files {
         assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{path}");

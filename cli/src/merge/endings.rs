@@ -42,7 +42,9 @@ pub fn follow(git: &Git, service: &Service, folders: &[&Path]) -> Result<()> {
 
 /// The files of `service` in which each line ends with a carriage return too.
 fn carried(git: &Git, service: &Service) -> Result<BTreeSet<PathBuf>> {
-    let said = git.output(&["grep", "-l", "-I", "-z", "-e", "\r$", &service.tree, "--"], &[])?;
+    // Whatever patterns and colours someone likes to search with.
+    let said =
+        git.output(&["grep", "-G", "--no-color", "-l", "-I", "-z", "-e", "\r$", &service.tree, "--"], &[])?;
     if !matches!(said.status.code(), Some(0 | 1)) {
         bail!("git could not search for line endings: {}", git::last_words(&said.stderr));
     }
