@@ -32,7 +32,7 @@ enum Source {
     /// No repository, or one without a release: its one version is what is there.
     Folder(Checkout),
     /// A repository with releases, each a tag `v<version>`.
-    Repository { url: String, tags: BTreeMap<Version, String> },
+    Repository { url: String, tags: BTreeMap<Version, String>, format: &'static str },
 }
 
 /// One version of the template, on disk.
@@ -84,7 +84,9 @@ impl Template {
     pub fn checkout(&self, version: &Version) -> Result<Checkout> {
         match &self.source {
             Source::Folder(checkout) if checkout.version == *version => Ok(checkout.again()),
-            Source::Repository { url, tags } if tags.contains_key(version) => fetched(url, &tags[version]),
+            Source::Repository { url, tags, format } if tags.contains_key(version) => {
+                fetched(url, &tags[version], format)
+            }
             _ => {
                 let versions: Vec<String> = self.versions().iter().map(ToString::to_string).collect();
                 let newer =
@@ -102,7 +104,7 @@ impl Template {
     pub fn checkout_revision(&self, revision: &str) -> Result<Checkout> {
         match &self.source {
             Source::Folder(_) => bail!("{} has no revisions to choose from, leave out --from", self.address),
-            Source::Repository { url, .. } => fetched(url, revision),
+            Source::Repository { url, format, .. } => fetched(url, revision, format),
         }
     }
 }
@@ -171,16 +173,16 @@ fn source(address: &str) -> Result<Source> {
     } else {
         bail!("there is no template at {address}: no such folder, and it is no URL");
     };
-    let tags = tags(&url)?;
+    let (tags, format) = tags(&url)?;
     if tags.is_empty() {
-        return Ok(Source::Folder(fetched(&url, "HEAD")?));
+        return Ok(Source::Folder(fetched(&url, "HEAD", format)?));
     }
-    Ok(Source::Repository { url, tags })
+    Ok(Source::Repository { url, tags, format })
 }
 
-/// The tags that are versions.
-fn tags(url: &str) -> Result<BTreeMap<Version, String>> {
-    let said = Git::at(Path::new("/")).output(&["ls-remote", "--tags", "--refs", "--", url], &[])?;
+/// The tags that are versions, and the format of the objects.
+fn tags(url: &str) -> Result<(BTreeMap<Version, String>, &'static str)> {
+    let said = Git::at(Path::new("/")).output(&["ls-remote", "--", url, "HEAD", "refs/tags/v*"], &[])?;
     if !said.status.success() {
         bail!(
             "the template at {url} can't be reached: {}; check the address and the network, or name a clone with \
@@ -189,17 +191,22 @@ fn tags(url: &str) -> Result<BTreeMap<Version, String>> {
         );
     }
     let listed = String::from_utf8_lossy(&said.stdout);
-    let names = listed.lines().filter_map(|line| line.split_once('\t')).map(|(_, name)| name);
-    Ok(names
-        .filter_map(|name| Some((Version::parse(name.strip_prefix("refs/tags/v")?).ok()?, name.to_owned())))
-        .collect())
+    let refs = || listed.lines().filter_map(|line| line.split_once('\t'));
+    // Not what `init.defaultObjectFormat` says here: the length of an id tells.
+    let format = if refs().any(|(id, _)| id.len() == 64) { "sha256" } else { "sha1" };
+    let tags = refs()
+        .filter_map(|(_, name)| {
+            Some((Version::parse(name.strip_prefix("refs/tags/v")?).ok()?, name.to_owned()))
+        })
+        .collect();
+    Ok((tags, format))
 }
 
 /// `revision` of the template at `url`, without its history.
-fn fetched(url: &str, revision: &str) -> Result<Checkout> {
+fn fetched(url: &str, revision: &str, format: &str) -> Result<Checkout> {
     let ours = TempDir::with_prefix("slipway-")?;
     let (repository, folder) = (ours.path().join("git"), ours.path().join("template"));
-    Git::at(ours.path()).run(&["init", "--quiet", "--bare", "git"])?;
+    Git::at(ours.path()).run(&["init", "--quiet", "--bare", &format!("--object-format={format}"), "git"])?;
     fs::create_dir(&folder)?;
     let git = Git::bare(&repository).with_index(&ours.path().join("index"));
     git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, revision])

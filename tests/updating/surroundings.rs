@@ -188,6 +188,7 @@ fn whatever_their_settings_are() {
     crate::support::said(
         command
             .env("GIT_CONFIG_GLOBAL", &settings)
+            .env("GIT_DEFAULT_HASH", "sha256")
             .env("GIT_DIR", "/nowhere")
             .env("GIT_INDEX_FILE", "/nowhere"),
         0,
