@@ -121,9 +121,11 @@ struct Outcome {
     messages: Vec<Message>,
 }
 
-/// The merge itself. New files follow a folder that the service renamed, as git does it where nothing else is set.
+/// The merge itself. New files follow a folder that the service renamed, as git does it where nothing else is set;
+/// git itself fails on `merge.renormalize` where there is no work tree.
 fn merge_tree(git: &Git, label: &str) -> Result<Outcome> {
-    let settings = ["-c", "merge.renames=true", "-c", "merge.directoryRenames=true"];
+    let settings = ["merge.renames=true", "merge.directoryRenames=true", "merge.renormalize=false"];
+    let settings = settings.map(|setting| ["-c", setting]).concat();
     let call = ["merge-tree", "--write-tree", "--messages", "-z", OURS, label];
     let said = git.output(&[&settings[..], &call[..]].concat(), &[])?;
     if !matches!(said.status.code(), Some(0 | 1)) {

@@ -174,7 +174,7 @@ fn modes_are_kept() {
 
 /// Settings that people have, each of which changes what git prints or refuses.
 const SETTINGS: &str = "[safe]\nbareRepository = explicit\n[color]\nui = always\n[core]\nautocrlf = true\npager = false\n\
-                        [merge]\nrenames = false\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
+                        [merge]\nrenames = false\nrenormalize = true\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
                         external = false\n[status]\nshort = true\nbranch = true\n[init]\ndefaultBranch = trunk\n";
 
 #[test]
