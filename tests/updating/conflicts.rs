@@ -43,6 +43,17 @@ fn dependencies_are_no_conflict_for_being_neighbours() {
     assert!(!manifest.contains("governor"), "{manifest}");
 }
 
+#[test]
+fn a_remark_of_theirs_outlives_the_dependency_that_it_stood_above() {
+    let service = Service::generate(&["redis=true"]);
+    service.replace("Cargo.toml", "\nredis = ", "\n# Pinned by us.\nredis = ");
+    service.replace("Cargo.toml", "\ngovernor = ", "\nitoa = \"1\"\ngovernor = ");
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=false"], 0);
+    let manifest = service.read("Cargo.toml");
+    assert!(manifest.contains("\n# Pinned by us.\nitoa = \"1\"\n"), "{manifest}");
+}
+
 /// It says more than versions, so git's merge of its lines has to do.
 #[test]
 fn a_lock_that_is_not_understood_is_no_conflict_either() {

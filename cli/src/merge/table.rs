@@ -1,6 +1,6 @@
 //! TOML merged by its keys: two neighbouring lines of `[dependencies]` contradict each other to git, not to cargo.
 
-use toml_edit::{DocumentMut, Item, Table};
+use toml_edit::{Decor, DocumentMut, Item, Key, RawString, Table};
 
 /// `ours` with what changed from `base` to `theirs`; nothing when both changed one key, or when the template changed
 /// more than keys say.
@@ -24,7 +24,7 @@ fn take(base: &Table, ours: &mut Table, theirs: &Table) -> Option<()> {
             continue;
         }
         match ours.get(name) {
-            Some(item) if same(item, was) => drop(ours.remove(name)),
+            Some(item) if same(item, was) => remove(base, ours, name)?,
             Some(_) => return None,
             None => {}
         }
@@ -56,6 +56,29 @@ fn take(base: &Table, ours: &mut Table, theirs: &Table) -> Option<()> {
             _ => return None,
         }
     }
+    Some(())
+}
+
+/// Removes `name` from `ours`. What its owner has written above it goes to what follows; nothing when nothing does.
+fn remove(base: &Table, ours: &mut Table, name: &str) -> Option<()> {
+    let above = |table: &Table| -> String {
+        let decor = match table.get(name) {
+            Some(Item::Table(table)) => Some(table.decor()),
+            _ => table.key(name).map(Key::leaf_decor),
+        };
+        decor.and_then(Decor::prefix).and_then(RawString::as_str).unwrap_or_default().to_owned()
+    };
+    let (was, is) = (above(base), above(ours));
+    let next = ours.iter().skip_while(|(key, _)| *key != name).nth(1);
+    let next = next.filter(|(_, item)| item.is_value()).map(|(key, _)| key.to_owned());
+    ours.remove(name);
+    if was.trim() == is.trim() {
+        return Some(());
+    }
+    let mut next = ours.key_mut(&next?)?;
+    let decor = next.leaf_decor_mut();
+    let below = decor.prefix().and_then(RawString::as_str).unwrap_or_default();
+    decor.set_prefix(is + below);
     Some(())
 }
 
@@ -105,6 +128,18 @@ mod tests {
         let base = format!("{BASE}{}", target("unix"));
         assert_eq!(merge(&base, &base, BASE).as_deref(), Some(BASE));
         assert_eq!(merge(&base, &format!("{base}{}", target("windows")), BASE), None);
+    }
+
+    #[test]
+    fn a_remark_of_theirs_goes_to_what_follows() {
+        let ours = BASE.replace("a = \"1\"", "\n# mine\na = \"1\"");
+        let wanted = ours.replace("a = \"1\"\n", "");
+        assert_eq!(merge(BASE, &ours, &BASE.replace("a = \"1\"\n", "")), Some(wanted));
+        // Nothing does.
+        let ours = BASE.replace("b =", "# mine\nb =");
+        assert_eq!(merge(BASE, &ours, &BASE.replace("b = \"1\"\n", "")), None);
+        let base = format!("{BASE}\n[lints]\nc = \"1\"\n");
+        assert_eq!(merge(&base, &base.replace("[lints]", "# mine\n[lints]"), BASE), None);
     }
 
     #[test]
