@@ -140,6 +140,14 @@ fn the_record_keeps_what_its_owner_wrote_into_it() {
     let (record, _) = wanted.get_mut("slipway.toml").unwrap();
     *record = record.replace(theirs, ours);
     is(&service, &wanted);
+    // A line that nothing is known of.
+    let service = self::service(&[]);
+    service.write("slipway.toml", &(service.read("slipway.toml") + "# Ours.\n"));
+    commit(&service.folder, "ours");
+    service.run(&["update"], 0);
+    *wanted.get_mut("slipway.toml").unwrap() =
+        (fresh("0.3.0", &[])["slipway.toml"].0.clone() + "# Ours.\n", false);
+    is(&service, &wanted);
 }
 
 #[test]

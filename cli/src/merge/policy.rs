@@ -11,7 +11,7 @@ use super::stages::Stages;
 use super::{Merged, Sides, lock, table};
 use crate::git::Git;
 use crate::ownership::Ownership;
-use crate::record;
+use crate::record::{self, Record};
 use crate::service::Service;
 use crate::tree::{self, Entry, Files};
 
@@ -60,7 +60,8 @@ pub fn settle(
         let seed = sides.ownership.is_seed(&path);
         match &stages {
             Stages { base: Some(base), ours: Some(ours), theirs: Some(theirs) } => {
-                match one_of_three(&git, sides, &path, [base, ours, theirs], merged)? {
+                let by_lines = if found.contains(&path) { None } else { merged.files.get(&path).cloned() };
+                match one_of_three(&git, sides, &path, [base, ours, theirs], by_lines.as_ref(), merged)? {
                     Some(text) => {
                         let entry = Entry { mode: ours.mode.clone(), id: tree::store(&git, &text)? };
                         merged.files.insert(path.clone(), entry);
@@ -88,12 +89,13 @@ pub fn settle(
     Ok(())
 }
 
-/// The one file that comes of three, or nothing when someone has to decide.
+/// The one file that comes of three, or nothing when someone has to decide; `by_lines` is what git made of them.
 fn one_of_three(
     git: &Git,
     sides: &Sides<'_>,
     path: &Path,
     stages: [&Entry; 3],
+    by_lines: Option<&Entry>,
     merged: &mut Merged,
 ) -> Result<Option<Vec<u8>>> {
     let [base, ours, theirs] = stages.map(|entry| tree::content(git, &entry.id));
@@ -104,10 +106,17 @@ fn one_of_three(
         lock::merge(base, ours, theirs)
     } else if path == Path::new(record::FILE) {
         // What it records is what was asked for; all else in it is the owner's.
-        table::merge(base, ours, theirs).or_else(|| table::merge(base, theirs, ours)).or_else(|| {
-            merged.notes.push(format!("{} is the template's: look at what you had in it", path.display()));
-            Some(theirs.to_owned())
-        })
+        let by_lines = by_lines.map(|entry| tree::content(git, &entry.id)).transpose()?;
+        let by_lines = by_lines.and_then(|text| String::from_utf8(text).ok());
+        table::merge(base, ours, theirs)
+            .or_else(|| by_lines.filter(|text| record_alike(text, theirs)))
+            .or_else(|| table::merge(base, theirs, ours))
+            .or_else(|| {
+                merged
+                    .notes
+                    .push(format!("{} is the template's: look at what you had in it", path.display()));
+                Some(theirs.to_owned())
+            })
     } else if path.ends_with(MANIFEST) {
         table::merge(base, ours, theirs)
     } else {
@@ -118,6 +127,12 @@ fn one_of_three(
         return favouring_ours(merged, bytes.each_ref()).map(Some);
     }
     Ok(text.map(String::into_bytes))
+}
+
+/// Whether both record the same.
+fn record_alike(one: &str, other: &str) -> bool {
+    let read = |text| Record::parse(text).map(|record| (record.version, record.answers)).ok();
+    read(one).is_some_and(|one| read(other) == Some(one))
 }
 
 /// Merges as git does, with the owner's lines wherever both sides changed the same.
