@@ -255,16 +255,19 @@ fn a_removed_example_is_not_brought_back() {
 
 #[test]
 fn their_readme_wins_where_an_update_meets_it() {
-    let service = service(&[]);
-    let path = service.folder.join("README.md");
-    // In Latin-1.
-    let text = service.read("README.md").replace(REMARK, "Our imports point ?;");
-    let text: Vec<u8> = text.bytes().map(|byte| if byte == b'?' { 0xFC } else { byte }).collect();
-    fs::write(&path, &text).unwrap();
-    commit(&service.folder, "ours");
-    let said = service.run(&["update"], 0);
-    assert!(said.contains("README.md: where the template changed your lines, yours stay"), "{said}");
-    assert_eq!(fs::read(&path).unwrap(), text);
+    let latin_1 = |text: &str| text.chars().map(|letter| u8::try_from(letter).unwrap_or(b'?')).collect();
+    // To git it is no text.
+    let utf_16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for encoded in [&latin_1 as &dyn Fn(&str) -> Vec<u8>, &utf_16] {
+        let service = service(&[]);
+        let path = service.folder.join("README.md");
+        let text = encoded(&service.read("README.md").replace(REMARK, "Our imports point \u{fc};"));
+        fs::write(&path, &text).unwrap();
+        commit(&service.folder, "ours");
+        let said = service.run(&["update"], 0);
+        assert!(said.contains("README.md: where the template changed your lines, yours stay"), "{said}");
+        assert!(fs::read(&path).unwrap() == text);
+    }
 }
 
 #[test]

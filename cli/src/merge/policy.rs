@@ -138,6 +138,10 @@ fn record_alike(one: &str, other: &str) -> bool {
 /// Merges as git does, with the owner's lines wherever both sides changed the same.
 fn favouring_ours(merged: &Merged, [base, ours, theirs]: [&Vec<u8>; 3]) -> Result<Vec<u8>> {
     let files = [("base", base), ("ours", ours), ("theirs", theirs)];
+    // As git tells that it is no text, such as UTF-16, which it merges not at all.
+    if files.iter().any(|(_, content)| content.iter().take(8000).any(|byte| *byte == 0)) {
+        return Ok(ours.clone());
+    }
     for (name, content) in files {
         fs::write(merged.scratch.file(name), content)?;
     }
