@@ -140,6 +140,11 @@ fn line_endings_that_were_committed() {
     }
     let ours = service.read("src/lib.rs").replace("//! The service", "//! Our service");
     service.write("src/lib.rs", &ours);
+    // What is merged by its meaning as well.
+    service.replace("Cargo.toml", "\ngovernor = ", "\nitoa = \"1\"\r\ngovernor = ");
+    service.write("slipway.toml", &(service.read("slipway.toml") + "# Ours.\r\n"));
+    let (name, older, newer) = ("name = \"orders\"\r\n", "version = \"0.1.0\"", "version = \"0.2.0\"");
+    service.replace("Cargo.lock", &format!("{name}{older}"), &format!("{name}{newer}"));
     commit(&service.folder, "crlf");
     let settings = service.parent.path().join("gitconfig");
     fs::write(&settings, "[grep]\npatternType = fixed\n[color]\ngrep = always\n").unwrap();
@@ -153,6 +158,12 @@ fn line_endings_that_were_committed() {
     let fresh = tempfile::tempdir().unwrap();
     let mut wanted = contents(&generated(template(), fresh.path(), &["redis=true"]));
     wanted.get_mut("src/lib.rs").unwrap().0 = ours.replace("\r\n", "\n");
+    wanted.get_mut("slipway.toml").unwrap().0 += "# Ours.\n";
+    let (lock, name) = (&mut wanted.get_mut("Cargo.lock").unwrap().0, "name = \"orders\"\n");
+    *lock = lock.replace(&format!("{name}{older}"), &format!("{name}{newer}"));
+    let manifest = &mut files.get_mut("Cargo.toml").unwrap().0;
+    assert!(manifest.contains("\nredis = "), "{manifest}");
+    manifest.clone_from(&wanted["Cargo.toml"].0);
     assert_eq!(files.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
     for (path, content) in &wanted {
         assert_eq!(&files[path], content, "{path}");

@@ -33,11 +33,22 @@ pub fn follow(git: &Git, service: &Service, folders: &[&Path]) -> Result<()> {
             }
             // Text alone: in anything else a line feed is no end of a line.
             if let Ok(text) = String::from_utf8(fs::read(entry.path())?) {
-                fs::write(entry.path(), text.replace("\r\n", "\n").replace('\n', "\r\n"))?;
+                fs::write(entry.path(), carry(&text))?;
             }
         }
     }
     Ok(())
+}
+
+/// `text` with a carriage return at each line's end.
+pub fn carry(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\n', "\r\n")
+}
+
+/// Whether each line of `content` ends with a carriage return too.
+pub fn are_carried(content: &[u8]) -> bool {
+    let mut ends = content.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    ends.next().is_some_and(|line| line.ends_with(b"\r\n")) && ends.all(|line| line.ends_with(b"\r\n"))
 }
 
 /// The files of `service` in which each line ends with a carriage return too.
@@ -53,11 +64,7 @@ fn carried(git: &Git, service: &Service) -> Result<BTreeSet<PathBuf>> {
         // `<tree>:<path>`
         let path = Path::new(OsStr::from_bytes(name.get(service.tree.len() + 1..).unwrap_or_default()));
         let Some(entry) = service.files.get(path) else { continue };
-        let content = tree::content(git, &entry.id)?;
-        if content
-            .split_inclusive(|byte| *byte == b'\n')
-            .all(|line| line.ends_with(b"\r\n") || !line.ends_with(b"\n"))
-        {
+        if are_carried(&tree::content(git, &entry.id)?) {
             found.insert(path.to_owned());
         }
     }

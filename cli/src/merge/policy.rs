@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::stages::Stages;
-use super::{Merged, Sides, lock, table};
+use super::{Merged, Sides, endings, lock, table};
 use crate::git::Git;
 use crate::ownership::Ownership;
 use crate::record::{self, Record};
@@ -100,8 +100,9 @@ fn one_of_three(
 ) -> Result<Option<Vec<u8>>> {
     let [base, ours, theirs] = stages.map(|entry| tree::content(git, &entry.id));
     let bytes = [base?, ours?, theirs?];
-    let texts = bytes.each_ref().map(|bytes| String::from_utf8_lossy(bytes));
-    let [base, ours, theirs] = texts.each_ref().map(|text| &**text);
+    // What goes by meaning knows one ending of a line; the owner's comes back in the end.
+    let texts = bytes.each_ref().map(|bytes| String::from_utf8_lossy(bytes).replace("\r\n", "\n"));
+    let [base, ours, theirs] = texts.each_ref().map(String::as_str);
     let text = if path.ends_with(LOCK) {
         lock::merge(base, ours, theirs)
     } else if path == Path::new(record::FILE) {
@@ -126,7 +127,8 @@ fn one_of_three(
         merged.notes.push(format!("{}: where the template changed your lines, yours stay", path.display()));
         return favouring_ours(merged, bytes.each_ref()).map(Some);
     }
-    Ok(text.map(String::into_bytes))
+    let carried = endings::are_carried(&bytes[1]);
+    Ok(text.map(|text| if carried { endings::carry(&text) } else { text }.into_bytes()))
 }
 
 /// Whether both record the same.
