@@ -226,6 +226,10 @@ fn what_they_changed_renamed_or_removed_takes_part() {
     let client = service.read("src/http/client.rs");
     service.write("src/http/client.rs", &format!("{client}// Ours.\n"));
     git(&service.folder, &["mv", "src/lifecycle.rs", "src/states.rs"]);
+    // Of the example, under a new name: where lines meet, theirs stay.
+    git(&service.folder, &["mv", "src/task.rs", "src/berth.rs"]);
+    let berth = format!("// Ours.\n{}", service.read("src/berth.rs"));
+    service.write("src/berth.rs", &berth);
     git(&service.folder, &["rm", "--quiet", "clippy.toml", "deny.toml"]);
     commit(&service.folder, "ours");
     service.run(&["update"], 0);
@@ -235,6 +239,7 @@ fn what_they_changed_renamed_or_removed_takes_part() {
         "theirs, under the new name"
     );
     assert!(service.read("src/states.rs").starts_with("//! The one state machine"), "new, under their name");
+    assert_eq!(service.read("src/berth.rs"), berth);
     for gone in ["src/lifecycle.rs", "src/http/client.rs", "clippy.toml", "deny.toml"] {
         assert!(!service.folder.join(gone).exists(), "{gone} is back");
     }

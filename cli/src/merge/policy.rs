@@ -57,11 +57,21 @@ pub fn settle(
     }
     let git = merged.scratch.git.clone();
     for (path, stages) in merged.conflicts.clone() {
-        let seed = sides.ownership.is_seed(&path);
+        // By the name that it was generated under, if its owner gave it another.
+        let renamed = stages.base.as_ref().filter(|_| !recorded.contains_key(&path));
+        let generated = renamed.and_then(|base| recorded.iter().find(|(_, entry)| *entry == base));
+        let seed = sides.ownership.is_seed(generated.map_or(&path, |(path, _)| path));
         match &stages {
             Stages { base: Some(base), ours: Some(ours), theirs: Some(theirs) } => {
                 let by_lines = if found.contains(&path) { None } else { merged.files.get(&path).cloned() };
-                match one_of_three(&git, sides, &path, [base, ours, theirs], by_lines.as_ref(), merged)? {
+                match one_of_three(
+                    &git,
+                    sides.update && seed,
+                    &path,
+                    [base, ours, theirs],
+                    by_lines.as_ref(),
+                    merged,
+                )? {
                     Some(text) => {
                         let entry = Entry { mode: ours.mode.clone(), id: tree::store(&git, &text)? };
                         merged.files.insert(path.clone(), entry);
@@ -92,7 +102,7 @@ pub fn settle(
 /// The one file that comes of three, or nothing when someone has to decide; `by_lines` is what git made of them.
 fn one_of_three(
     git: &Git,
-    sides: &Sides<'_>,
+    ours_win: bool,
     path: &Path,
     stages: [&Entry; 3],
     by_lines: Option<&Entry>,
@@ -123,7 +133,7 @@ fn one_of_three(
     } else {
         None
     };
-    if text.is_none() && sides.update && sides.ownership.is_seed(path) {
+    if text.is_none() && ours_win {
         merged.notes.push(format!("{}: where the template changed your lines, yours stay", path.display()));
         return favouring_ours(merged, bytes.each_ref()).map(Some);
     }
