@@ -54,6 +54,19 @@ fn a_remark_of_theirs_outlives_the_dependency_that_it_stood_above() {
     assert!(manifest.contains("\n# Pinned by us.\nitoa = \"1\"\n"), "{manifest}");
 }
 
+#[test]
+fn a_crate_by_a_name_of_theirs_has_the_packages_that_it_needs() {
+    let service = Service::generate(&[]);
+    for (path, table) in [("Cargo.toml", "[package]"), ("Cargo.lock", "[[package]]")] {
+        let named = |name| format!("{table}\nname = \"{name}\"");
+        service.replace(path, &named("orders"), &named("berths"));
+    }
+    commit(&service.folder, "ours");
+    service.run(&["set", "redis=true"], 0);
+    let lock = service.read("Cargo.lock");
+    assert!(lock.contains("name = \"redis\"") && lock.contains("name = \"berths\""), "{lock}");
+}
+
 /// It says more than versions, so git's merge of its lines has to do.
 #[test]
 fn a_lock_that_is_not_understood_is_no_conflict_either() {

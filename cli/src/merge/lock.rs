@@ -35,13 +35,19 @@ struct Lock {
 /// The lock of a service whose lock is `ours`, after what changed from `base` to `theirs`. Nothing where one isn't
 /// as cargo writes it, or says more than versions.
 pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
-    let (base, ours, theirs) = (Lock::parse(base)?, Lock::parse(ours)?, Lock::parse(theirs)?);
+    let (mut base, ours, mut theirs) = (Lock::parse(base)?, Lock::parse(ours)?, Lock::parse(theirs)?);
     if ours.head != theirs.head {
         return None;
     }
+    // The service's crate may have another name by now.
+    let only_in = |one: &Lock, other: &Lock| -> Vec<Class> {
+        one.crates().filter(|class| !other.packages.contains_key(*class)).cloned().collect()
+    };
+    if let ([was], [is]) = (&*only_in(&base, &ours), &*only_in(&ours, &base)) {
+        (base, theirs) = (base.renamed(was, is), theirs.renamed(was, is));
+    }
     let mut packages = BTreeMap::new();
-    let mut waiting: Vec<Class> =
-        ours.packages.keys().filter(|(_, source, _)| source.is_none()).cloned().collect();
+    let mut waiting: Vec<Class> = ours.crates().cloned().collect();
     while let Some(class) = waiting.pop() {
         if packages.contains_key(&class) {
             continue;
@@ -106,6 +112,19 @@ impl Lock {
             }
         }
         Some(Self { head: text.split("[[package]]").next()?.to_owned(), packages })
+    }
+
+    /// Those of the service.
+    fn crates(&self) -> impl Iterator<Item = &Class> {
+        self.packages.keys().filter(|(_, source, _)| source.is_none())
+    }
+
+    /// The same with one of them under another name.
+    fn renamed(mut self, was: &Class, is: &Class) -> Self {
+        if let Some((id, package)) = self.packages.remove(was) {
+            self.packages.insert(is.clone(), (Id { name: is.0.clone(), ..id }, package));
+        }
+        self
     }
 
     fn to_text(&self) -> String {
