@@ -174,9 +174,13 @@ fn read_journal(journal: &[u8]) -> Vec<(PathBuf, bool)> {
 /// Fails when a new file would take the place of one that git doesn't know.
 fn nothing_in_the_way(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Result<()> {
     let cure = "which is not in git: move it or commit it, then run this again";
-    for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
-        let there = fs::symlink_metadata(top.join(above));
-        if there.is_ok_and(|there| !there.is_dir()) && !leaving.contains(above) {
+    let above: Vec<&Path> = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).collect();
+    for above in above.into_iter().rev() {
+        if fs::symlink_metadata(top.join(above)).is_ok_and(|there| !there.is_dir()) {
+            // What a link leads to stays where it is when the link leaves.
+            if leaving.contains(above) {
+                return Ok(());
+            }
             bail!("{} would go below {}, {cure}", path.display(), above.display());
         }
     }

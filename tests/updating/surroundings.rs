@@ -107,6 +107,20 @@ fn what_git_does_not_have_is_left_alone() {
     }
 }
 
+#[test]
+fn what_a_link_of_theirs_leads_to_is_left_alone() {
+    let service = Service::generate(&[]);
+    let (docs, elsewhere) = (service.folder.join("docs"), service.parent.path().join("elsewhere"));
+    fs::rename(&docs, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &docs).unwrap();
+    commit(&service.folder, "ours");
+    let before = contents(&elsewhere);
+    let said = service.run(&["set", "otlp=false"], 1);
+    assert!(said.contains("docs~yours"), "{said}");
+    assert_eq!(fs::read_link(service.folder.join("docs~yours")).unwrap(), elsewhere);
+    assert_eq!(contents(&elsewhere), before);
+}
+
 fn commit_tracked(service: &Service) {
     git(&service.folder, &["commit", "--quiet", "--message", "set"]);
 }
