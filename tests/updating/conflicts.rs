@@ -89,6 +89,8 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
         "        let checks = store.checks().into_iter().rev().collect();\n",
     );
     service.replace("config/default.toml", "# Tasks kept in memory.", "# Berths kept in memory.");
+    // Theirs, but an answer is not given for nothing.
+    service.replace("README.md", "| `src/cache.rs` |", "| our `src/cache.rs` |");
     service.replace(
         "src/app.rs",
         "        let writes = TaskTracker::new();\n",
@@ -102,6 +104,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     let said = service.run(&["set", "redis=true"], 1);
     for wanted in [
         "CONFLICT (content): Merge conflict in src/app.rs",
+        "CONFLICT (content): Merge conflict in README.md",
         "<<<<<<<",
         "git add",
         "git commit",
@@ -118,7 +121,8 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
         "the template's side is there too"
     );
     assert_eq!(git(&service.folder, &["ls-files", "--unmerged", "src/app.rs"]).lines().count(), 3);
-    assert!(service.read(".git/MERGE_MSG").contains("# Conflicts:\n#\tsrc/app.rs\n"));
+    assert!(git(&service.folder, &["show", ":2:src/app.rs"]).contains("let ours"), "as git numbers them");
+    assert!(service.read(".git/MERGE_MSG").contains("# Conflicts:\n#\tREADME.md\n#\tsrc/app.rs\n"));
     // All else is merged and staged.
     assert!(service.folder.join("src/cache/shared.rs").exists());
     service.refuses(&["set", "otlp=false"], "changed since the last commit");

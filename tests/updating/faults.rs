@@ -192,6 +192,28 @@ find "$disk" -maxdepth 1 -name 'slipway-*'
 git fsck --no-dangling --no-progress
 "#;
 
+/// `script` where it may mount what nobody else sees.
+fn mounting(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+    command
+}
+
+#[test]
+fn a_swap_that_fails_half_way() {
+    let service = Service::generate(&[]);
+    let before = state(&service);
+    // Nothing can take the place of what is mounted.
+    let mut command = mounting("mount --bind Cargo.toml Cargo.toml && exec \"$@\"");
+    let program = service.command(&SET);
+    command.arg(program.get_program()).args(program.get_args()).current_dir(&service.folder);
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let said = said(&mut command, 2);
+    assert!(said.starts_with("error: ") && said.contains("Cargo.toml can't be moved"), "{said}");
+    assert_eq!(state(&service), before);
+    assert_eq!(git(&service.folder, &["status", "--porcelain"]), "");
+}
+
 #[test]
 fn a_full_disk() {
     let service = Service::generate(&[]);
@@ -199,18 +221,9 @@ fn a_full_disk() {
     let program = service.command(&SET);
     let mut refused = 0;
     for room in (0..).map(|step| step * 300) {
-        let mut command = Command::new("unshare");
-        command.args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            FULL_DISK,
-            "sh",
-            &room.to_string(),
-        ]);
-        command.arg(disk.path()).arg(&service.folder).arg(program.get_program()).args(program.get_args());
+        let mut command = mounting(FULL_DISK);
+        command.arg(room.to_string()).arg(disk.path()).arg(&service.folder);
+        command.arg(program.get_program()).args(program.get_args());
         command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let output = command.output().unwrap();
         let (said, failed) = (

@@ -1,6 +1,7 @@
 //! Bad days: each is refused with its cause and its cure, and everything stays as it was.
 
 use std::fs;
+use std::process::Stdio;
 
 use crate::support::{Service, commit, git, said, slipway, template};
 
@@ -87,6 +88,20 @@ fn answers_that_there_are_not() {
     );
     let said = said(&mut service.command(&["set", "redis"]), 2);
     assert!(said.contains("write QUESTION=ANSWER, like redis=true"), "{said}");
+}
+
+#[test]
+fn a_new_service_that_cannot_be() {
+    let parent = tempfile::tempdir().unwrap();
+    for (arguments, wanted) in
+        [(&["fn"][..], "fn"), (&["orders", "foo=1"], "there is no question \"foo\"; there are")]
+    {
+        let mut command = slipway();
+        command.arg("new").args(arguments).arg("--template").arg(template()).current_dir(&parent);
+        let said = said(command.stdin(Stdio::null()), 2);
+        assert!(said.contains(wanted), "{said}");
+        assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+    }
 }
 
 #[test]
@@ -182,6 +197,17 @@ fn something_that_git_has_not_finished() {
     git(&service.folder, &["bisect", "start"]);
     service.refuses(&["update", "--to", "0.0.1"], "a bisection is in progress here");
     git(&service.folder, &["bisect", "reset"]);
+    for (name, what) in [
+        ("CHERRY_PICK_HEAD", "a cherry-pick"),
+        ("REVERT_HEAD", "a revert"),
+        ("rebase-merge", "a rebase"),
+        ("rebase-apply", "a rebase"),
+    ] {
+        let unfinished = service.folder.join(".git").join(name);
+        fs::write(&unfinished, "").unwrap();
+        service.refuses(&["set", "redis=true"], &format!("{what} is in progress here"));
+        fs::remove_file(unfinished).unwrap();
+    }
     service.write(".git/index.lock", "");
     service.refuses(&["set", "redis=true"], "another git is at work here");
 }

@@ -121,6 +121,18 @@ fn what_a_link_of_theirs_leads_to_is_left_alone() {
     assert_eq!(contents(&elsewhere), before);
 }
 
+#[test]
+fn what_is_left_out_of_a_sparse_checkout_is_merged_too() {
+    let service = Service::generate(&[]);
+    git(&service.folder, &["sparse-checkout", "set", "--no-cone", "/*", "!/docs/"]);
+    assert!(!service.folder.join("docs").exists());
+    service.run(&["set", "otlp=false"], 0);
+    assert_eq!(git(&service.folder, &["diff", "--name-only"]), "");
+    commit_tracked(&service);
+    git(&service.folder, &["sparse-checkout", "disable"]);
+    service.is_generated(&["otlp=false"]);
+}
+
 fn commit_tracked(service: &Service) {
     git(&service.folder, &["commit", "--quiet", "--message", "set"]);
 }
@@ -199,25 +211,24 @@ fn modes_are_kept() {
 
 /// Settings that people have, each of which changes what git prints or refuses.
 const SETTINGS: &str = "[safe]\nbareRepository = explicit\n[color]\nui = always\n[core]\nautocrlf = true\npager = false\n\
-                        [merge]\nrenames = false\nrenormalize = true\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
+                        [merge]\nrenames = false\ndirectoryRenames = false\nrenormalize = true\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
                         external = false\n[status]\nshort = true\nbranch = true\n[init]\ndefaultBranch = trunk\n";
 
 #[test]
 fn whatever_their_settings_are() {
-    let service = Service::generate(&[]);
+    let service = Service::generate(&["otlp=false"]);
     git(&service.folder, &["mv", "src/jobs.rs", "src/work.rs"]);
+    let rules = ["tests", "checks"].map(|name| service.folder.join("deploy/prometheus").join(name));
+    fs::rename(&rules[0], &rules[1]).unwrap();
     commit(&service.folder, "ours");
     let settings = service.parent.path().join("gitconfig");
     fs::write(&settings, SETTINGS).unwrap();
-    let mut command = service.command(&["set", "redis=true", "otlp=false"]);
-    crate::support::said(
-        command
-            .env("GIT_CONFIG_GLOBAL", &settings)
-            .env("GIT_DEFAULT_HASH", "sha256")
-            .env("GIT_DIR", "/nowhere")
-            .env("GIT_INDEX_FILE", "/nowhere"),
-        0,
-    );
+    let mut command = service.command(&["set", "redis=true", "otlp=true"]);
+    command.env("GIT_CONFIG_GLOBAL", &settings).env("GIT_DEFAULT_HASH", "sha256");
+    for name in ["COMMON_DIR", "DIR", "INDEX_FILE", "OBJECT_DIRECTORY", "WORK_TREE"] {
+        command.env(format!("GIT_{name}"), "/nowhere");
+    }
+    crate::support::said(&mut command, 0);
     assert!(service.read("src/work.rs").contains("\r\n"), "as git writes files here");
     assert!(!service.folder.join("src/jobs.rs").exists(), "renames are followed");
     for (path, (text, executable)) in contents(&service.folder) {
@@ -225,6 +236,8 @@ fn whatever_their_settings_are() {
         assert!(!executable, "{path}");
     }
     fs::rename(service.folder.join("src/work.rs"), service.folder.join("src/jobs.rs")).unwrap();
+    assert!(rules[1].join("redis.yml").exists() && !rules[0].exists(), "those of folders as well");
+    fs::rename(&rules[1], &rules[0]).unwrap();
     commit(&service.folder, "set");
-    service.is_generated(&["redis=true", "otlp=false"]);
+    service.is_generated(&["redis=true"]);
 }

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use xtask::generate;
 use xtask::owner::remove_example;
 
-use crate::support::{Service, commit, contents, generated, git, release, replace, repository, version};
+use crate::support::{
+    Service, commit, contents, generated, git, release, replace, repository, said, slipway, version,
+};
 
 const MIGRATION: &str = "migrations/0003_priorities.sql";
 const LISTS: &str = "tests/service/lists.rs";
@@ -104,9 +107,20 @@ fn an_untouched_service_becomes_what_the_release_generates() {
     let answers = ["postgres=true", "owner=harbour"];
     for to in ["0.2.0", "0.3.0"] {
         let service = service(&answers);
-        let said = service.run(&["update", "--to", to], 0);
+        let said = service.run(&["update", "--to", &format!("v{to}")], 0);
         assert!(said.contains("new question `region`"), "{said}");
         is(&service, &fresh(to, &answers));
+    }
+}
+
+#[test]
+fn a_new_service_is_of_the_newest_release_unless_told() {
+    for (arguments, version) in [(&[][..], "0.3.0"), (&["--version", "v0.2.0"], "0.2.0")] {
+        let parent = tempfile::tempdir().unwrap();
+        let mut command = slipway();
+        command.args(["new", "orders", "--template"]).arg(releases()).args(arguments);
+        said(command.current_dir(parent.path()).stdin(Stdio::null()), 0);
+        assert!(contents(&parent.path().join("orders")) == fresh(version, &[]), "{version}");
     }
 }
 
@@ -246,6 +260,19 @@ fn what_they_changed_renamed_or_removed_takes_part() {
 }
 
 #[test]
+fn a_conflict_is_told_before_it_is_made() {
+    let service = service(&[]);
+    service.replace("src/lifecycle.rs", "//! The state machine", "//! Our state machine");
+    commit(&service.folder, "ours");
+    let before = service.state();
+    let said = service.run(&["status"], 0);
+    assert!(said.contains("  conflict in src/lifecycle.rs\n"), "{said}");
+    let said = service.run(&["update", "--dry-run"], 1);
+    assert!(said.contains("you and the template would be in conflict in 1 file."), "{said}");
+    assert_eq!(service.state(), before);
+}
+
+#[test]
 fn a_removed_example_is_not_brought_back() {
     let service = service(&["postgres=true"]);
     remove_example(&service.folder).unwrap();
@@ -272,6 +299,10 @@ fn their_readme_wins_where_an_update_meets_it() {
         let said = service.run(&["update"], 0);
         assert!(said.contains("README.md: where the template changed your lines, yours stay"), "{said}");
         assert!(fs::read(&path).unwrap() == text);
+        assert!(
+            service.read(".git/MERGE_MSG").contains("\n\n- README.md: where"),
+            "and for those who review it"
+        );
     }
 }
 
@@ -296,4 +327,8 @@ fn what_was_no_release_is_named_by_its_branch() {
     service.refuses(&["update"], "has no version 0.3.0-early; it has 0.1.0, 0.2.0, 0.3.0");
     service.run(&["update", "--from", "early"], 0);
     is(&service, &fresh("0.3.0", &[]));
+    // Also where the record says that it is the newest already.
+    commit(&service.folder, "update");
+    let said = service.run(&["update", "--from", "early"], 0);
+    assert!(said.contains("Update to slipway 0.3.0: nothing changes"), "{said}");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use xtask::machine;
 
-use crate::support::{Service, git, said, slipway, template, version};
+use crate::support::{Service, git, release, repository, said, slipway, template, version};
 
 #[test]
 fn an_answer_changes_as_if_it_had_been_given_at_first() {
@@ -101,6 +101,23 @@ fn new_is_cargo_generate_with_the_newest_release() {
     assert!(folder.join(".git").is_dir(), "it begins as a repository");
     let service = Service { folder, parent, template: template().to_owned() };
     service.is_generated(&["redis=true", "owner=harbour"]);
+}
+
+#[test]
+fn a_template_may_be_a_bare_repository_one_without_releases_or_with_other_ids() {
+    let mut service = Service::generate(&[]);
+    let parent = tempfile::tempdir().unwrap();
+    let at = |name: &str| parent.path().join(name).to_str().unwrap().to_owned();
+    for (kind, name) in [("--bare", "bare"), ("--no-tags", "untagged")] {
+        git(parent.path(), &["clone", "--quiet", kind, template().to_str().unwrap(), name]);
+    }
+    git(parent.path(), &["init", "--quiet", "--object-format=sha256", "other"]);
+    xtask::generate::snapshot(repository(), at("other").as_ref()).unwrap();
+    release(at("other").as_ref(), &version());
+    for name in ["bare", "untagged", "other"] {
+        service.template = at(name).into();
+        service.run(&["set", "redis=true", "--dry-run"], 0);
+    }
 }
 
 /// As behind `| head -0`, on both outputs.
