@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -101,6 +102,11 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
             );
         }
         thread::sleep(Duration::from_millis(20));
+    }
+    // It may have ended well meanwhile and taken its folder along; another one's may be there by now.
+    let same = |there: Metadata| Ok::<_, io::Error>(there.ino() == owner.metadata()?.ino());
+    if !fs::metadata(staging.join(OWNER)).and_then(same).unwrap_or(false) {
+        return recover(top, git_folder);
     }
     let (lock, message) = (git_folder.join("index.lock"), git_folder.join(MESSAGE));
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());

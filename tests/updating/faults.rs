@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::support::{Service, contents, generator, git, said};
 
@@ -131,6 +132,19 @@ fn a_kill_at_every_step() {
         }
         assert_eq!(state(&service), before, "step {at}");
     }
+}
+
+#[test]
+fn who_comes_meanwhile_waits_for_its_turn() {
+    let service = Service::generate(&[]);
+    let steps = steps(&service);
+    let mut first = broken_off(&service, steps - 2, "sleep 1").stdout(Stdio::null()).spawn().unwrap();
+    while !service.folder.join(".git/slipway/pid").exists() {
+        assert_eq!(first.try_wait().unwrap(), None);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    service.run(&["status"], 0);
+    assert_eq!(first.wait().unwrap().code(), Some(0));
 }
 
 #[test]
