@@ -88,7 +88,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     let staging = service::staging(top, git_folder)?;
     let _ = fs::remove_dir_all(gone(&staging));
     // Its owner is the first in it: without one it is empty, or what a kill left of one that was on its way out.
-    let ours = [JOURNAL, LOCKED, NEW, OLD].iter().any(|part| is_there(&staging.join(part)));
+    let ours = [JOURNAL, LOCKED].iter().any(|part| is_there(&staging.join(part)));
     if fs::remove_dir(&staging).is_err() && ours && !is_there(&staging.join(OWNER)) {
         clear(&staging)?;
     }
@@ -143,8 +143,13 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
 /// Removes a staging folder, at one stroke for who comes after a kill: of half of one they would undo what is done.
 fn clear(staging: &Path) -> io::Result<()> {
     let gone = gone(staging);
-    fs::rename(staging, &gone)?;
-    fs::remove_dir_all(gone)
+    match fs::rename(staging, &gone) {
+        // Another one has come first.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed?,
+    }
+    let _ = fs::remove_dir_all(gone);
+    Ok(())
 }
 
 /// Where it lies meanwhile.

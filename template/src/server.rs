@@ -246,8 +246,12 @@ fn leaving(mut response: Response, version: Version, mut busy: Busy) -> Response
         // What may still come of it is in the way of the next request, which the client should send elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if let (Version::HTTP_2, Some(length @ 1..)) = (version, response.body().size_hint().exact()) {
-        response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+    let length = response.body().size_hint().exact();
+    if version == Version::HTTP_2 && length != Some(0) {
+        // Which slices don't tell.
+        if let Some(length) = length {
+            response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+        }
         response = response.map(sliced);
     }
     response.map(|body| Held::new(body, busy))

@@ -59,8 +59,12 @@ pub fn settle(
     for (path, stages) in merged.conflicts.clone() {
         // By the name that it was generated under, if its owner gave it another.
         let renamed = stages.base.as_ref().filter(|_| !recorded.contains_key(&path));
-        let generated = renamed.and_then(|base| recorded.iter().find(|(_, entry)| *entry == base));
-        let seed = sides.ownership.is_seed(generated.map_or(&path, |(path, _)| path));
+        let mut generated: Vec<_> =
+            recorded.iter().filter(|(_, entry)| renamed == Some(entry)).map(|(path, _)| path).collect();
+        if generated.is_empty() {
+            generated.push(&path);
+        }
+        let seed = generated.into_iter().all(|path| sides.ownership.is_seed(path));
         match &stages {
             Stages { base: Some(base), ours: Some(ours), theirs: Some(theirs) } => {
                 let by_lines = if found.contains(&path) { None } else { merged.files.get(&path).cloned() };

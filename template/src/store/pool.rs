@@ -75,7 +75,7 @@ pub(super) struct Connector {
     pub(super) options: PgConnectOptions,
     /// How long a caller waits for a connection, and one that was given back in doubt for the server.
     pub(super) patience: Duration,
-    /// When one was last found that had fallen silent while it was idle.
+    /// When one was last asked that had fallen silent while it was idle.
     silent: Mutex<Instant>,
 }
 
@@ -109,15 +109,18 @@ impl managed::Manager for Connector {
             return Err(RecycleError::message("old"));
         }
         if about.last_used() >= FRESH {
-            // So are those that were idle beside one that fell silent. To ask each would leave no time for a new one.
+            // So, most likely, are those that were lent before one was asked that had fallen silent. To ask each would leave
+            // no time for a new one.
             if about.last_used() >= self.silent.lock().elapsed() {
                 return Err(RecycleError::message("silent, most likely"));
             }
-            let Ok(asked) = timeout(self.patience / 4, connection.ping()).await else {
-                *self.silent.lock() = Instant::now();
+            let asked = Instant::now();
+            let Ok(answered) = timeout(self.patience / 4, connection.ping()).await else {
+                let mut silent = self.silent.lock();
+                *silent = asked.max(*silent);
                 return Err(RecycleError::message("silent"));
             };
-            asked?;
+            answered?;
         }
         Ok(())
     }

@@ -264,7 +264,7 @@ async fn jobs_are_run_as_they_come() {
         receiver.calls(number).await;
     }
     // And not as somebody comes to look for them.
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

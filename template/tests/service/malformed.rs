@@ -341,13 +341,8 @@ fn bodies() -> Vec<Row> {
         ("title of spaces of all kinds", body("{\"title\":\"\u{a0}\u{2003}\u{3000}\"}"), Answer(422)),
         ("two values", body("{\"title\":\"a\"}{\"title\":\"b\"}"), Answer(400)),
         ("junk after the value", body("{\"title\":\"a\"}\0"), Answer(400)),
-        ("body of the limit", body(format!("{TASK:<width$}", width = 1 << 20)), Answer(201)),
+        ("body of the limit", body([TASK, &" ".repeat((1 << 20) - TASK.len())].concat()), Answer(201)),
         ("body beyond the limit", body(" ".repeat((1 << 20) + 1)), Answer(413)),
-        (
-            "type in capitals",
-            sent("POST", "/v1/tasks", "content-type: Application/JSON;charset=utf-8\r\n", TASK),
-            Answer(201),
-        ),
     ]
 }
 

@@ -177,14 +177,18 @@ async fn connection_that_the_server_has_ended_is_not_lent() {
 async fn connection_that_fell_silent_while_it_was_idle_costs_no_request() {
     let database = Database::create().await;
     let (url, proxy) = database.behind_proxy().await;
-    let app =
-        TestApp::spawn(&[("DATABASE_URL", url.as_str()), ("APP__DATABASE__MAX_CONNECTIONS", "20")]).await;
+    let app = TestApp::spawn(&[
+        ("DATABASE_URL", url.as_str()),
+        ("APP__DATABASE__MAX_CONNECTIONS", "14"),
+        ("APP__DATABASE__ACQUIRE_TIMEOUT", "4s"),
+    ])
+    .await;
     let lock = database.lock("tasks").await;
     let unlocked = async {
-        database.blocked("tasks", 20).await;
+        database.blocked("tasks", 14).await;
         lock.close().await.expect("the lock is given back");
     };
-    let (pages, ()) = tokio::join!(join_all((0..20).map(|_| app.get("/v1/tasks"))), unlocked);
+    let (pages, ()) = tokio::join!(join_all((0..14).map(|_| app.get("/v1/tasks"))), unlocked);
     assert!(pages.iter().all(|page| page.status == 200), "{pages:?}");
     // Those that are open now are silent for good.
     proxy.freeze();

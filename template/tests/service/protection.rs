@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
@@ -133,12 +134,12 @@ async fn connections_beyond_the_cap_wait_for_a_place() {
     assert_eq!(request.await.status, 200);
 
     // Or those of the admin port would take the descriptors that the service needs itself.
-    let mut probes = Vec::new();
-    for _ in 0..100 {
+    let probe = async |_| {
         let mut probe = Wire::connect(app.admin).await;
         assert_eq!(probe.get("/health/live").await.status, 200);
-        probes.push(probe);
-    }
+        probe
+    };
+    let _probes = join_all((0..100).map(probe)).await;
     let mut waiting = Wire::connect(app.admin).await;
     let request = waiting.get("/health/live");
     tokio::pin!(request);
@@ -158,14 +159,14 @@ async fn body_that_comes_byte_by_byte_takes_no_page_for_each() {
         upload.send_head(100_000).await;
         uploads.push(upload);
     }
-    for _ in 0..1000 {
+    for _ in 0..400 {
         for upload in &mut uploads {
             upload.send("x").await;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let grown = memory().await - before;
-    assert!(grown < 30e6, "{grown} bytes for 40,000");
+    assert!(grown < 15e6, "{grown} bytes for 16,000");
 }
 
 #[tokio::test]
@@ -189,7 +190,7 @@ async fn client_that_reads_nothing_is_dropped() {
 
 #[tokio::test]
 async fn client_that_reads_slowly_gets_all_and_is_let_go_of() {
-    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "500ms")]).await;
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "1500ms")]).await;
     for _ in 0..30 {
         let task = json!({ "title": "long", "description": "x".repeat(10_000) });
         assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
@@ -199,7 +200,7 @@ async fn client_that_reads_slowly_gets_all_and_is_let_go_of() {
         slow.send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
     }
     for _ in 0..100 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(40)).await;
         assert_eq!(slow.answer().await.status, 200);
     }
     eventually(async || app.sample("http_requests_in_flight").await, |count| *count == Some(0.0)).await;

@@ -68,7 +68,7 @@ impl<'a> Files<'a> {
     }
 
     fn dockerfile(&self) -> Result<()> {
-        if !self.work.is_new(&fs::read_to_string(self.named("Dockerfile")?)?) {
+        if !self.work.is_new("hadolint", &fs::read_to_string(self.named("Dockerfile")?)?) {
             return Ok(());
         }
         self.work.run(self.linter("hadolint").args(["--no-color", "Dockerfile"]))?;
@@ -76,7 +76,7 @@ impl<'a> Files<'a> {
     }
 
     fn schema(&self, name: &str, file: &Path) -> Result<()> {
-        if !self.work.is_new(&fs::read_to_string(file)?) {
+        if !self.work.is_new(name, &fs::read_to_string(file)?) {
             return Ok(());
         }
         let schema = format!("vendor.{name}");
@@ -89,8 +89,10 @@ impl<'a> Files<'a> {
     fn workflows(&self) -> Result<usize> {
         let workflows = files_in(&self.dir.join(".github/workflows"), "yml")?;
         ensure!(!workflows.is_empty(), "no workflow");
-        let texts = workflows.iter().map(fs::read_to_string).collect::<Result<Vec<_>, _>>()?;
-        if !self.work.is_new(&texts.concat()) {
+        let dependabot = self.dir.join(".github/dependabot.yml");
+        let all = workflows.iter().chain(Some(&dependabot).filter(|file| file.is_file()));
+        let texts = all.map(fs::read_to_string).collect::<Result<Vec<_>, _>>()?;
+        if !self.work.is_new("zizmor", &texts.concat()) {
             return Ok(workflows.len());
         }
         let mut zizmor = self.linter("zizmor");
@@ -152,7 +154,7 @@ impl<'a> Files<'a> {
         let (file, alerts) = (self.scratch.path().join("alerts.json"), self.alerts()?.to_string());
         fs::write(&file, &alerts)?;
         operators.push(file);
-        if !self.work.is_new(&(monitors + &alerts)) {
+        if !self.work.is_new("operator", &(monitors + &alerts)) {
             return Ok(count + 1);
         }
         let mut command = Command::new(&self.linters.node);
@@ -178,7 +180,7 @@ impl<'a> Files<'a> {
 
     fn kubernetes(&self, resources: &[String]) -> Result<()> {
         let (file, text) = (self.scratch.path().join("resources.yaml"), resources.join("\n---\n"));
-        if !self.work.is_new(&text) {
+        if !self.work.is_new("kubernetes", &text) {
             return Ok(());
         }
         fs::write(&file, text)?;

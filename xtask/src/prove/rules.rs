@@ -28,7 +28,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
     for test in &tests {
         let rules = folder.join("rules").join(test.file_name().context("a file")?);
         let both = fs::read_to_string(test)? + &fs::read_to_string(rules)?;
-        if work.is_new(&both) {
+        if work.is_new("promtool", &both) {
             new.push(test);
         }
     }
