@@ -4,15 +4,17 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, geteuid};
 
-use crate::children::Child;
+use crate::children::{Child, lock};
 use crate::servers::tail;
 
 mod cargo_deny;
@@ -108,8 +110,15 @@ impl Tools {
             say(&format!("installing {} with apt-get", missing.join(", ")));
             install(&missing)?;
         }
+        // The compiler keeps the processors busy, all else waits for its registry.
+        let (cargo_generate, rotel, linters) = thread::scope(|scope| {
+            let built = scope.spawn(|| cargo_generate(root, say));
+            let rotel = wanted.rotel.then(|| rotel::set_up(root, say)).transpose();
+            let linters = (wanted.linters || wanted.images).then(|| linters::set_up(root, say)).transpose();
+            (built.join().unwrap_or_else(|cause| panic::resume_unwind(cause)), rotel, linters)
+        });
         Ok(Self {
-            cargo_generate: cargo_generate(root, say)?,
+            cargo_generate: cargo_generate?,
             postgres: postgres_bin().context("no PostgreSQL server was found: install postgresql")?,
             redis: redis_server().context("no redis-server was found: install redis-server")?,
             haproxy: daemon("haproxy").context("no haproxy was found: install haproxy")?,
@@ -117,8 +126,8 @@ impl Tools {
             prometheus: on_path("prometheus").context("no Prometheus was found: install prometheus")?,
             promtool: on_path("promtool").context("no promtool was found: install prometheus")?,
             schemathesis: wanted.schemathesis.then(|| schemathesis::set_up(root, say)).transpose()?,
-            rotel: wanted.rotel.then(|| rotel::set_up(root, say)).transpose()?,
-            linters: (wanted.linters || wanted.images).then(|| linters::set_up(root, say)).transpose()?,
+            rotel: rotel?,
+            linters: linters?,
             cargo_deny: wanted.images.then(|| cargo_deny::set_up(root, say)).transpose()?,
             valgrind: wanted.valgrind.then(|| needed("valgrind")).transpose()?,
             wrk: wanted.wrk.then(|| needed("wrk")).transpose()?,
@@ -242,8 +251,10 @@ try() { apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends
 try "$@" || { apt-get -q update && try "$@"; }
 "#;
 
-/// Installs Debian packages, if this user may.
+/// Installs Debian packages, if this user may. One after the other: apt's lists have a lock that nobody waits for.
 fn install(packages: &[&str]) -> Result<()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = lock(&ALONE);
     let cure = format!("install {}, then run this again", packages.join(" and "));
     if on_path("apt-get").is_none() {
         bail!("{} missing, and there is no apt-get: {cure}", packages.join(", "));
