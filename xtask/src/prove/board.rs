@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::children::lock;
 
 use super::check::{Check, Outcome, Subject};
 use super::plan::Plan;
@@ -31,7 +33,7 @@ impl Board {
     }
 
     pub fn busy(&self, subject: &Subject, step: &'static str) {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = lock(&self.busy);
         busy.insert(subject.title.clone(), step);
         if self.terminal {
             let now: Vec<String> = busy.iter().map(|(who, what)| format!("{who}: {what}")).collect();
@@ -77,7 +79,7 @@ impl Board {
     }
 
     fn clear(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, &'static str>> {
-        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = lock(&self.busy);
         if self.terminal {
             print!("\r\x1b[2K");
         }

@@ -171,7 +171,8 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Whether no subject before had this text for that linter, the names of services aside: what is the same is not linted twice.
+    /// Whether no subject before had this text for that linter, the names of services aside: what is the same is not
+    /// linted twice.
     pub fn is_new(&self, linter: &str, text: &str) -> bool {
         lock(&self.context.linted).insert(linter.to_owned() + &text.replace(&self.subject.name, "service"))
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use walkdir::WalkDir;
 
-use crate::children::Scratch;
+use crate::children::{Scratch, lock};
 use crate::generate::{self, Request};
 use crate::machine;
 use crate::owner;
@@ -105,7 +105,7 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
     thread::scope(|scope| {
         for _ in 0..LANES {
             scope.spawn(|| {
-                while let Some(from) = { locked(&waiting).pop_front() } {
+                while let Some(from) = { lock(&waiting).pop_front() } {
                     for to in services.iter().filter(|to| to.variant != from.variant) {
                         let call = Call {
                             program: &program,
@@ -113,9 +113,11 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
                             template: work.context.snapshot.path(),
                         };
                         match from.becomes(to, &call) {
-                            Ok(()) => *locked(&count) += 1,
-                            Err(error) => locked(&failures)
-                                .push(format!("{} to {}: {error:#}", from.variant, to.variant)),
+                            Ok(()) => *lock(&count) += 1,
+                            Err(error) => {
+                                lock(&failures)
+                                    .push(format!("{} to {}: {error:#}", from.variant, to.variant));
+                            }
                         }
                     }
                 }
@@ -127,7 +129,7 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
         fs::write(&work.log, failures.join("\n"))?;
         bail!("{} transitions failed, such as {first}", failures.len());
     }
-    let (count, planned) = (*locked(&count), services.len() * (services.len() - 1));
+    let (count, planned) = (*lock(&count), services.len() * (services.len() - 1));
     ensure!(count == planned, "{count} of {planned} transitions were made");
     let time = started.elapsed();
     // Twice, as of generation: a machine that others share may be half as fast as one of one's own.
@@ -267,11 +269,6 @@ fn contents(folder: &Path) -> Result<Files> {
         }
     }
     Ok(files)
-}
-
-/// A thread that panics takes the step down with it; what the lock guards is whole even then.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

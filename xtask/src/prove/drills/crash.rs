@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::children::lock;
 use crate::http::Connection;
 use crate::prove::service::Service;
 
@@ -102,7 +103,7 @@ fn round(site: &Site<'_>, service: Service, database: &str) -> Result<BTreeSet<S
 
 impl Scene {
     fn acknowledged(&self) -> usize {
-        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.acknowledged).len()
     }
 }
 
@@ -115,7 +116,7 @@ fn client(scene: &Scene) -> Result<()> {
         };
         ensure!(answer.status == 200, "completing answered {}: {}", answer.status, answer.body);
         let id = path.rsplit('/').next().context("a path without an id")?.to_owned();
-        scene.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        lock(&scene.acknowledged).insert(id);
     }
     Ok(())
 }

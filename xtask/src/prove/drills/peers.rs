@@ -5,12 +5,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+
+use crate::children::lock;
 
 /// Accepts on a free port until it is dropped, a thread a connection.
 struct Listening {
@@ -52,12 +54,12 @@ struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
     fn set(&self, open: bool) {
-        *locked(&self.0.0) = open;
+        *lock(&self.0.0) = open;
         self.0.1.notify_all();
     }
 
     fn pass(&self) {
-        let open = locked(&self.0.0);
+        let open = lock(&self.0.0);
         drop(self.0.1.wait_while(open, |open| !*open).unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -99,16 +101,16 @@ impl Receiver {
 
     /// How many tasks it was told of, and answered for.
     pub fn told_of(&self) -> usize {
-        locked(&self.calls).told.len()
+        lock(&self.calls).told.len()
     }
 
     pub fn told(&self) -> Told {
-        locked(&self.calls).told.clone()
+        lock(&self.calls).told.clone()
     }
 
     /// The `traceparent` of each call.
     pub fn traces(&self) -> Vec<String> {
-        locked(&self.calls).traces.clone()
+        lock(&self.calls).traces.clone()
     }
 }
 
@@ -125,7 +127,7 @@ fn receive(stream: TcpStream, gate: &Gate, calls: &Mutex<Calls>) -> Result<()> {
         let told: Value = serde_json::from_slice(&body)?;
         let id = told["data"]["id"].as_str().context("a webhook without its task")?;
         let mut header = |name: &str| headers.remove(name).unwrap_or_default();
-        let mut calls = locked(calls);
+        let mut calls = lock(calls);
         calls.told.entry(id.to_owned()).or_default().insert(header("webhook-id"));
         calls.traces.push(header("traceparent"));
         drop(calls);
@@ -199,7 +201,7 @@ impl Way {
         let listening = Listening::start(move |client| {
             let server = TcpStream::connect(&server)?;
             let ends = [client.try_clone()?, server.try_clone()?];
-            locked(&kept).as_mut().context("it is cut")?.extend(ends);
+            lock(&kept).as_mut().context("it is cut")?.extend(ends);
             let (from, to, back) = (client.try_clone()?, server.try_clone()?, opens.clone());
             thread::spawn(move || carry(from, to, &back));
             carry(server, client, &opens);
@@ -225,14 +227,14 @@ impl Way {
     }
 
     pub fn cut(&self) {
-        for end in locked(&self.open).take().into_iter().flatten() {
+        for end in lock(&self.open).take().into_iter().flatten() {
             let _ = end.shutdown(Shutdown::Both);
         }
     }
 
     /// Lets through again what comes; what was frozen first of all.
     pub fn mend(&self) {
-        locked(&self.open).get_or_insert_default();
+        lock(&self.open).get_or_insert_default();
         self.gate.set(true);
     }
 
@@ -257,8 +259,4 @@ fn carry(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
     }
     gate.pass();
     let _ = to.shutdown(Shutdown::Write);
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
