@@ -10,7 +10,7 @@ use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::configuration::{assert_line, explained};
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::process::Launch;
-use crate::receiver::Receiver;
+use crate::receiver::{Call, Receiver};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -44,7 +44,7 @@ async fn spans_reach_the_collector_before_the_exit() {
     // user:p@ss
     assert!(calls.iter().all(|call| call.header("authorization") == "Basic dXNlcjpwQHNz"), "{calls:#?}");
     assert!(calls.iter().all(|call| call.header("content-type") == "application/x-protobuf"));
-    let sent: Vec<u8> = calls.iter().flat_map(|call| call.body.to_vec()).collect();
+    let sent = exported(&calls);
     let span = line["span_id"].as_str().expect("a span");
     for expected in [unhex(TRACE), unhex("b7ad6b7169203331"), unhex(span)] {
         assert!(holds(&sent, &expected), "{expected:x?} was not exported");
@@ -65,7 +65,7 @@ async fn caller_that_does_not_sample_is_followed() {
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-00"))).await;
     app.create("a").await;
     assert_eq!(app.stop().await.code, Some(0));
-    let sent: Vec<u8> = collector.calls(1).await.iter().flat_map(|call| call.body.to_vec()).collect();
+    let sent = exported(&collector.calls(1).await);
     assert!(holds(&sent, b"POST /v1/tasks") && !holds(&sent, &unhex(TRACE)));
 }
 
@@ -94,7 +94,7 @@ async fn what_is_not_sampled_makes_no_spans() {
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
     assert!(!app.metrics().await.contains("spans_ended_total 0\n"), "that of a caller who samples");
     app.stop().await;
-    let sent: Vec<u8> = collector.calls(1).await.iter().flat_map(|call| call.body.to_vec()).collect();
+    let sent = exported(&collector.calls(1).await);
     assert!(holds(&sent, env!("CARGO_PKG_NAME").as_bytes()), "it has its own name where it is given none");
 }
 
@@ -228,6 +228,11 @@ async fn bad_settings_of_the_export_are_named() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "//canary", "otlp.endpoint", misconfiguration::URL),
     ];
     assert_refused(rows).await;
+}
+
+/// All that a collector was sent.
+fn exported(calls: &[Call]) -> Vec<u8> {
+    calls.iter().flat_map(|call| call.body.to_vec()).collect()
 }
 
 fn holds(bytes: &[u8], part: &[u8]) -> bool {

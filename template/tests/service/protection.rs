@@ -169,13 +169,19 @@ async fn body_that_comes_byte_by_byte_takes_no_page_for_each() {
     assert!(grown < 15e6, "{grown} bytes for 16,000");
 }
 
-#[tokio::test]
-async fn client_that_reads_nothing_is_dropped() {
-    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
+/// A service whose pages are long, and which waits so long for a client to take some of one.
+async fn with_long_pages(body_timeout: &str) -> TestApp {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", body_timeout)]).await;
     for _ in 0..30 {
         let task = json!({ "title": "long", "description": "x".repeat(10_000) });
         assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
     }
+    app
+}
+
+#[tokio::test]
+async fn client_that_reads_nothing_is_dropped() {
+    let app = with_long_pages("300ms").await;
     let open = |count: usize| move |text: &String| text.contains(&format!("http_connections {count}\n"));
     // This test's own connections, one to each listener, and the third.
     let mut deaf = app.connect().await;
@@ -190,11 +196,7 @@ async fn client_that_reads_nothing_is_dropped() {
 
 #[tokio::test]
 async fn client_that_reads_slowly_gets_all_and_is_let_go_of() {
-    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "1500ms")]).await;
-    for _ in 0..30 {
-        let task = json!({ "title": "long", "description": "x".repeat(10_000) });
-        assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
-    }
+    let app = with_long_pages("1500ms").await;
     let mut slow = app.connect().await;
     for _ in 0..100 {
         slow.send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
