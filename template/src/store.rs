@@ -124,7 +124,8 @@ impl Store {
             .extra_float_digits(None)
             // Queries are measured under their names; their text in the log would say less.
             .disable_statement_logging();
-        let pool = Pool::open(options, config.max_connections, config.acquire_timeout);
+        let acquire_timeout = config.acquire_timeout;
+        let pool = Pool::open(options, config.max_connections, acquire_timeout, acquire_timeout);
         let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
         Ok(Self { pool, patience, slow })
     }
@@ -133,7 +134,8 @@ impl Store {
     /// own: a pool that is used up would take all replicas out at once, when each of them is needed.
     pub fn checks(&self) -> Vec<Check> {
         let connector = self.pool.connector();
-        let pool = Pool::open(connector.options.clone(), 1, connector.patience);
+        // What it is refused with is told at once: the prober tries again by itself.
+        let pool = Pool::open(connector.options.clone(), 1, connector.patience, Duration::ZERO);
         let store = Self { pool, ..self.clone() };
         vec![Check::new("postgres", true, move || store.clone().schema_is_current())]
     }
@@ -296,9 +298,16 @@ impl Store {
         query: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
     ) -> sqlx::Result<T> {
         let mut leased = self.acquire().await?;
-        let result = self.timed(name, query(leased.connection())).await?;
-        leased.give_back();
-        Ok(result)
+        let result = self.timed(name, query(leased.connection())).await;
+        match &result {
+            Ok(_) => leased.give_back(),
+            // A former primary: after a failover the same name may lead to another server.
+            Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("25006") => {
+                leased.give_up()
+            }
+            Err(_) => {}
+        }
+        result
     }
 
     async fn acquire(&self) -> Result<Leased, sqlx::Error> {

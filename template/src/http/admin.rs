@@ -48,7 +48,7 @@ async fn change_filter(
     // What is no text is no filter either.
     let text = str::from_utf8(&body).unwrap_or_default();
     let filter = filter::parse(text).ok_or_else(|| {
-        Problem::bad_request("The body must be a filter, such as info,service::jobs=debug.")
+        Problem::bad_request("The body must be a filter, such as info,service::server=debug.")
     })?;
     let time = match query.as_deref().map(|query| query.strip_prefix("for=").map(humantime::parse_duration)) {
         None => LASTS,

@@ -27,11 +27,17 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Connects when it is first used, so that the service starts before its database.
-    pub(super) fn open(options: PgConnectOptions, max_connections: u32, patience: Duration) -> Self {
+    /// Connects when it is first used, so that the service starts before its database. Where that refuses, it is tried
+    /// again for as long as `insistence`.
+    pub(super) fn open(
+        options: PgConnectOptions,
+        most: u32,
+        patience: Duration,
+        insistence: Duration,
+    ) -> Self {
         let silent = Mutex::new(Instant::now());
-        let connections = managed::Pool::builder(Connector { options, patience, silent })
-            .max_size(max_connections as usize)
+        let connections = managed::Pool::builder(Connector { options, patience, insistence, silent })
+            .max_size(most as usize)
             // The last one used is the freshest, and those that are not needed come of age.
             .queue_mode(QueueMode::Lifo)
             .build()
@@ -75,6 +81,7 @@ pub(super) struct Connector {
     pub(super) options: PgConnectOptions,
     /// How long a caller waits for a connection, and one that was given back in doubt for the server.
     pub(super) patience: Duration,
+    insistence: Duration,
     /// When one was last asked that had fallen silent while it was idle.
     silent: Mutex<Instant>,
 }
@@ -90,15 +97,21 @@ impl managed::Manager for Connector {
     type Type = PgConnection;
     type Error = sqlx::Error;
 
-    /// Tries again while the server starts or has no place: who waits for it decides for how long.
+    /// Tries again while the server starts or has no place, and says so while there is someone to hear it.
     async fn create(&self) -> sqlx::Result<PgConnection> {
+        let began = Instant::now();
         loop {
             // Boxed: 14 KB, which no future that awaits a connection should carry.
-            match Box::pin(PgConnection::connect_with(&self.options)).await {
-                Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => {}
-                Err(sqlx::Error::Database(refusal))
-                    if matches!(refusal.code().as_deref(), Some("53300" | "57P03")) => {}
-                result => return result,
+            let result = Box::pin(PgConnection::connect_with(&self.options)).await;
+            let passes = match &result {
+                Err(sqlx::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
+                Err(sqlx::Error::Database(refusal)) => {
+                    matches!(refusal.code().as_deref(), Some("53300" | "57P03"))
+                }
+                _ => false,
+            };
+            if !passes || began.elapsed() + 2 * PAUSE > self.insistence {
+                return result;
             }
             sleep(PAUSE).await;
         }

@@ -50,7 +50,7 @@ impl Filter {
     }
 }
 
-/// The filter that `text` describes, such as `info,service::jobs=debug`.
+/// The filter that `text` describes, such as `info,service::server=debug`.
 pub fn parse(text: &str) -> Option<Targets> {
     // Any other text, such as a level misspelt, would be taken for the name of a target that nothing has, and silence
     // the log.

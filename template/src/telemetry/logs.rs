@@ -49,7 +49,7 @@ fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Format, D::Error
 }
 
 fn is_filter(filter: &str, (): &()) -> garde::Result {
-    let expected = "expected levels such as \"info\" or \"info,service::jobs=debug\"";
+    let expected = "expected levels such as \"info\" or \"info,service::server=debug\"";
     filter::parse(filter).map(drop).ok_or_else(|| garde::Error::new(expected))
 }
 

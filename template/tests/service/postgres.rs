@@ -106,8 +106,12 @@ impl Database {
 
     /// Changes a setting of the database for all connections, also those that are open: they are ended.
     pub async fn set(&self, setting: &str) {
-        self.alter(&format!("SET {setting}")).await;
+        self.set_for_new_connections(setting).await;
         self.end_connections().await;
+    }
+
+    pub async fn set_for_new_connections(&self, setting: &str) {
+        self.alter(&format!("SET {setting}")).await;
     }
 
     /// Lets nobody in, or everybody.
