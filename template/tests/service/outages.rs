@@ -392,7 +392,7 @@ async fn read_only_server_refuses_writes_and_goes_on_reading() {
 #[tokio::test]
 async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     let database = Database::create().await;
-    let app = watchful(&[("DATABASE_URL", &database.owned().await)]).await;
+    let mut app = watchful(&[("DATABASE_URL", &database.owned().await)]).await;
     let task = app.create("a").await;
     database.limit_connections(0).await;
     turns_ready(&app, 503).await;
