@@ -213,7 +213,8 @@ async fn serve_connection(
             }
             deadline = activity.expired() => {
                 debug!(?deadline, "connection.timed_out");
-                if told || deadline != Deadline::Idle {
+                // One answer that is not taken must not cost the others of a connection which a proxy shares.
+                if told || !matches!(deadline, Deadline::Idle | Deadline::Untaken) {
                     break;
                 }
             }

@@ -73,9 +73,10 @@ pub enum Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        // Class 08: no connection, as a pooler says; 28 and 3D: none for this user or database; 40: rolled back; 53: out
-        // of resources; 55: locked; 57: ended by an operator or a timeout; 25006: read-only; 42P01, 42703: not migrated yet.
-        let passing = ["08", "28", "3D", "40", "53", "55", "57", "25006", "42P01", "42703"];
+        // Class 08: no connection, as a pooler says; 28 and 3D: none for this user or database; 40: rolled back; 53:
+        // out of resources; 55: locked; 57 and 25P03: ended by an operator or a timeout; 25006: read-only; 42P01,
+        // 42703: not migrated yet.
+        let passing = ["08", "28", "3D", "40", "53", "55", "57", "25P03", "25006", "42P01", "42703"];
         match &error {
             sqlx::Error::Database(refusal) => match refusal.code() {
                 Some(code) if passing.iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
@@ -119,7 +120,14 @@ impl Store {
         let statement_timeout = config.statement_timeout.as_millis().to_string();
         let options = options(url)?
             .application_name(env!("CARGO_PKG_NAME"))
-            .options([("statement_timeout", statement_timeout)])
+            .options([
+                ("statement_timeout", &*statement_timeout),
+                // A replica that has vanished tells nobody: its locks would outlast it by hours.
+                ("idle_in_transaction_session_timeout", &*statement_timeout),
+                ("tcp_keepalives_idle", "30"),
+                ("tcp_keepalives_interval", "10"),
+                ("tcp_keepalives_count", "3"),
+            ])
             // Of no use here, and more than pgbouncer lets through.
             .extra_float_digits(None)
             // Queries are measured under their names; their text in the log would say less.

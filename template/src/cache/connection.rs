@@ -8,7 +8,10 @@ use anyhow::Context as _;
 use garde::Validate;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, PubSub};
-use redis::{AsyncCommands, Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation};
+use redis::{
+    AsyncCommands, Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
+    ServerErrorKind,
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tracing::warn;
@@ -140,7 +143,9 @@ impl Redis {
             }
             return;
         };
-        state.failures += 1;
+        // It became a replica, and its name may lead elsewhere by now: what it is asked successfully would hide that for ever.
+        let demoted = reason.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
+        state.failures = if demoted { FAILURES.max(state.failures + 1) } else { state.failures + 1 };
         if state.failures == FAILURES {
             warn!(command, %reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
         }
@@ -173,6 +178,17 @@ mod tests {
             let url = Some("redis://127.0.0.1:1".into());
             Self::open(&Config { url, timeout: PAUSE, ttl: PAUSE, namespace: String::new() }).expect("a URL")
         }
+    }
+
+    /// Its connection would stay, and each look-up that it answers would close the breaker.
+    #[tokio::test]
+    async fn server_that_became_a_replica_is_left_at_once() {
+        let redis = Redis::nowhere();
+        let refused = |kind| RedisError::from((ErrorKind::Server(kind), "refused"));
+        redis.note::<()>("store", &Err(refused(ServerErrorKind::ExecAbort)));
+        assert!(redis.connection().is_some());
+        redis.note::<()>("store", &Err(refused(ServerErrorKind::ReadOnly)));
+        assert!(redis.connection().is_none());
     }
 
     #[tokio::test]

@@ -49,15 +49,17 @@ static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Stores a task, or that there is none, in place of what was found before it was loaded, and of nothing else: a fill
-/// that raced a write, or comes after all was flushed, must not win. Tells whether this version or a later one is there.
+/// that raced a write, comes after all was flushed, or was read from a server that lags, must not win. Tells whether this
+/// version or a later one is there.
 static FILL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local there = redis.call('GET', KEYS[1])
-         if there == ARGV[1] then
+         local version = there and tonumber(string.match(there, '^%d+') or 0)
+         if there == ARGV[1] and version <= tonumber(ARGV[2]) then
              redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
              return true
          end
-         return there and tonumber(string.match(there, '^%d+') or 0) >= tonumber(ARGV[2])",
+         return there and version >= tonumber(ARGV[2])",
     )
 });
 

@@ -70,8 +70,9 @@ pub(super) struct Body<'a> {
     category: Category,
     /// Also in the header `x-request-id`, and in each log line of the request.
     request_id: &'a str,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    errors: &'a [FieldError],
+    /// Of the category `validation`; empty where no field is to blame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors: Option<&'a [FieldError]>,
 }
 
 impl Problem {
@@ -154,7 +155,7 @@ impl IntoResponse for Problem {
             detail: &self.detail,
             category: self.category,
             request_id: &context.request_id,
-            errors: &self.errors,
+            errors: (self.category == Category::Validation).then_some(&self.errors),
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let kind = [(header::CONTENT_TYPE, "application/problem+json"), (header::CACHE_CONTROL, "no-store")];

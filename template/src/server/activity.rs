@@ -86,7 +86,10 @@ impl Activity {
 
     /// Waits no longer than it must: a client that says nothing further must not hold up the stop.
     pub(super) fn hurry(&self) {
-        self.update(|state| (state.hurries, state.since) = (true, None));
+        self.update(|state| {
+            (state.hurries, state.since) = (true, None);
+            state.untaken.values_mut().for_each(|since| *since = Instant::now());
+        });
     }
 
     /// Marks it as HTTP/2 whose client has begun: it may have connected ahead of its first request.
@@ -149,6 +152,7 @@ pub(super) enum Deadline {
     HeaderRead,
     Idle,
     StalledWrite,
+    Untaken,
     Lingering,
 }
 
@@ -159,7 +163,7 @@ impl State {
         } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
-            (*since + limits.stalled_write, Deadline::StalledWrite)
+            (*since + limits.stalled_write, Deadline::Untaken)
         } else if self.requests > 0 {
             // Some moment to look again: with HTTP/2, requests are handled in tasks of their own.
             (now + LOOK_AGAIN.min(limits.idle), Deadline::Busy)

@@ -98,6 +98,7 @@ const ROWS: &[Row] = &[
     ("APP__HTTP__TRUSTED_PROXIES", "10.0.0.0/33", "http.trusted_proxies", NETWORK),
     ("APP__HTTP__TRUSTED_PROXIES", "10.0.0.0/8;::1", "http.trusted_proxies", NETWORK),
     ("APP__HTTP__CORS_ALLOWED_ORIGINS", "*", "http.cors_allowed_origins", ORIGIN),
+    ("APP__HTTP__CORS_ALLOWED_ORIGINS", "https://*.a.example", "http.cors_allowed_origins", ORIGIN),
     ("APP__HTTP__CORS_ALLOWED_ORIGINS", "null", "http.cors_allowed_origins", ORIGIN),
     ("APP__HTTP__CORS_ALLOWED_ORIGINS", "ftp://a", "http.cors_allowed_origins", ORIGIN),
     ("APP__HTTP__CORS_ALLOWED_ORIGINS", "https://a,https://b/", "http.cors_allowed_origins", ORIGIN),

@@ -213,6 +213,20 @@ async fn transaction_that_began_too_late_takes_no_write_with_it() {
 }
 
 #[tokio::test]
+async fn locks_of_a_replica_that_vanished_do_not_outlast_it_for_long() {
+    let database = Database::create().await;
+    let (url, proxy) = database.behind_proxy().await;
+    let quick = ("APP__DATABASE__STATEMENT_TIMEOUT", "1s");
+    let app = TestApp::spawn(&[("DATABASE_URL", url.as_str()), quick]).await;
+    let task = app.create("a").await;
+    // From here on the server hears nothing on that connection, not even that it was closed.
+    proxy.hold("COMMIT");
+    assert_unavailable(&app.complete(&task).await);
+    eventually(async || database.open_transactions().await, |count| *count == 0).await;
+    assert_eq!(database.count("tasks WHERE status = 'open'").await, 1);
+}
+
+#[tokio::test]
 async fn completion_that_changes_nothing_leaves_no_transaction() {
     let app = TestApp::spawn(&[("APP__DATABASE__STATEMENT_TIMEOUT", "60s")]).await;
     let database = app.process.database();

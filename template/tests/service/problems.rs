@@ -17,6 +17,7 @@ pub fn problem(answer: &Answer, status: u16, category: &str) -> Value {
     }
     assert_eq!((&problem["status"], &problem["category"]), (&json!(status), &json!(category)));
     assert_eq!(problem["request_id"], answer.header("x-request-id"));
+    assert_eq!(problem["errors"].is_array(), category == "validation", "{problem}");
     problem
 }
 

@@ -194,6 +194,21 @@ async fn replica_forgets_at_once_what_another_has_written() {
     eventually(async || two.get(&path).await.status, |status| *status == 404).await;
 }
 
+//@ if postgres
+#[tokio::test]
+async fn what_a_server_that_lags_has_replaces_nothing_newer() {
+    let (one, two) = replicas(&[PATIENT]).await;
+    let path = path_of(&one.create("a").await);
+    assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
+    let mut connection = one.process.database().connect().await;
+    // As a standby that has yet to hear of the change.
+    connection.execute("UPDATE tasks SET title = 'a', version = 1").await.expect("the change");
+    assert_eq!(two.get(&path).await.json()["title"], "a");
+    connection.execute("UPDATE tasks SET title = 'b', version = 2").await.expect("the change");
+    assert_eq!(one.get(&path).await.json()["title"], "b", "which it has acknowledged");
+}
+
+//@ end
 #[tokio::test]
 async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
     let (url, proxy) = behind_proxy().await;
