@@ -48,16 +48,17 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     let changes = changes(service, merged);
     let leaving: BTreeSet<&Path> =
         changes.iter().filter(|(_, (old, _))| old.is_some()).map(|(path, _)| path.as_path()).collect();
-    for path in changes.keys().filter(|path| !leaving.contains(path.as_path())) {
-        nothing_in_the_way(&service.top, path, &leaving)?;
-    }
     no_repository_leaves(&service.top, &changes)?;
     let mut staging = Staging::new(service.staging()?, service.git_folder.join("index.lock"))?;
     share(service, merged, &changes)?;
     stage(service, merged, &changes, &staging)?;
     fs::write(service.git_folder.join(MESSAGE), message)?;
     fs::write(staging.folder.join(JOURNAL), journal(&changes))?;
+    // The last to be asked, since people save while we work.
     unchanged(service, &leaving, &staging)?;
+    for path in changes.keys().filter(|path| !leaving.contains(path.as_path())) {
+        nothing_in_the_way(&service.top, path, &leaving)?;
+    }
     signals::check()?;
 
     // From here on Ctrl-C comes too late; it takes milliseconds.
@@ -325,12 +326,19 @@ fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &St
     Ok(())
 }
 
-/// Fails when one of the files that are to go is not as it is committed: someone saved or committed it while we
-/// worked, or git was told not to look at it.
+/// Fails when one of the files that are to go is not as it is committed, or anything is staged: someone saved, staged or
+/// committed it while we worked, or git was told not to look at it.
 fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) -> Result<()> {
     let head = format!("HEAD:{}", service.prefix.display());
     if service.git.line(&["rev-parse", &head])? != service.tree {
         bail!("something was committed or checked out meanwhile: run this again");
+    }
+    let staged = service.git.run(&["diff-index", "--cached", "--name-only", "-z", "HEAD"])?;
+    if let Some(path) = staged.split(|byte| *byte == 0).find(|path| !path.is_empty()) {
+        bail!(
+            "{} was staged meanwhile: `git commit` or `git stash` it, then run this again",
+            Path::new(OsStr::from_bytes(path)).display()
+        );
     }
     // What isn't there was left out of a sparse checkout.
     let there = leaving.iter().filter(|path| fs::symlink_metadata(service.top.join(path)).is_ok());

@@ -164,15 +164,35 @@ fn what_is_saved_or_committed_meanwhile_is_kept() {
     let settings = service.folder.join("config/default.toml");
     let before = fs::read_to_string(&settings).unwrap();
     let save = format!("echo '# mine' >> {}", settings.display());
-    let commit = format!("{save}; git -C {} commit --quiet --all --message mine", service.folder.display());
-    for (fault, cause) in
-        [(save, "config/default.toml differs from what is committed"), (commit, "meanwhile")]
-    {
+    let git_in = format!("env -u GIT_DIR -u GIT_INDEX_FILE git -C {}", service.folder.display());
+    let stage = format!("{save}; {git_in} add --update");
+    let commit = format!("{save}; {git_in} commit --quiet --all --message mine");
+    for (fault, cause) in [
+        (save, "config/default.toml differs from what is committed"),
+        (stage, "config/default.toml was staged meanwhile: `git commit` or `git stash` it"),
+        (commit, "meanwhile: run this again"),
+    ] {
         let output = broken_off(&service, steps / 2, &fault).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(2) && said.contains(cause), "{said}");
         assert_eq!(fs::read_to_string(&settings).unwrap(), format!("{before}# mine\n"));
         git(&service.folder, &["checkout", "--quiet", "--force", "HEAD"]);
+    }
+}
+
+#[test]
+fn what_is_made_meanwhile_where_a_new_file_goes_is_kept() {
+    let service = Service::generate(&[]);
+    let mine = service.folder.join("src/cache/shared.rs");
+    let steps = steps(&service);
+    // Up to the last program before files change places.
+    for at in steps - 3..steps {
+        let make = format!("mkdir -p {0} && echo mine > {0}/shared.rs", mine.parent().unwrap().display());
+        let output = broken_off(&service, at, &make).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("would take the place of src/cache/shared.rs, which is not in git"), "{said}");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "mine\n", "step {at} of {steps}");
+        fs::remove_file(&mine).unwrap();
     }
 }
 
