@@ -43,6 +43,35 @@ fn dependencies_are_no_conflict_for_being_neighbours() {
     assert!(!manifest.contains("governor"), "{manifest}");
 }
 
+/// Far enough from the template's for git to see no conflict, and no manifest with both.
+#[test]
+fn a_dependency_that_both_add_is_there_once() {
+    let service = Service::generate(&[]);
+    service.run(&["set", "redis=true"], 0);
+    let manifest = service.read("Cargo.toml");
+    let theirs = manifest.lines().find(|line| line.starts_with("redis = ")).unwrap().to_owned();
+    git(&service.folder, &["reset", "--quiet", "--merge"]);
+    for (ours, code) in [("redis = \"1\"", 1), (&theirs, 0)] {
+        service.replace("Cargo.toml", "[dependencies]\n", &format!("[dependencies]\n{ours}\n"));
+        commit(&service.folder, "ours");
+        let said = service.run(&["set", "redis=true"], code);
+        let open = git(&service.folder, &["diff", "--name-only", "--diff-filter=U"]);
+        if code == 1 {
+            let cause = "Cargo.toml has the lines of both sides and can't be read, line ";
+            assert!(said.contains(cause) && said.contains(": duplicate key: keep one of them"), "{said}");
+            assert_eq!(open, "Cargo.toml");
+            assert!(
+                service.read("Cargo.toml").contains(&format!("[dependencies]\n{ours}\n")),
+                "ours is there"
+            );
+        } else {
+            assert_eq!(open, "");
+        }
+        assert_eq!(service.read("Cargo.toml").matches("\nredis = ").count(), 1 + usize::from(code == 1));
+        git(&service.folder, &["reset", "--quiet", "--hard", "HEAD~"]);
+    }
+}
+
 #[test]
 fn a_remark_of_theirs_outlives_the_dependency_that_it_stood_above() {
     let service = Service::generate(&["redis=true"]);

@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use toml_edit::DocumentMut;
 
 use super::stages::Stages;
-use super::{Merged, Sides, endings, lock, table};
+use super::{Merged, Message, Sides, endings, lock, table};
 use crate::git::Git;
 use crate::ownership::Ownership;
 use crate::record::{self, Record};
@@ -43,19 +44,10 @@ pub fn settle(
     recorded: &Files,
     wanted: &Files,
 ) -> Result<()> {
-    let found: BTreeSet<PathBuf> = merged.conflicts.keys().cloned().collect();
-    // By their meaning even where git saw no conflict: lines of a lock may fit and be wrong together.
-    for path in [LOCK, record::FILE].map(Path::new) {
-        let stages = Stages {
-            base: recorded.get(path).cloned(),
-            ours: service.files.get(path).cloned(),
-            theirs: wanted.get(path).cloned(),
-        };
-        if stages.ours != stages.base && stages.theirs != stages.base && stages.ours != stages.theirs {
-            merged.conflicts.entry(path.to_owned()).or_insert(stages);
-        }
-    }
     let git = merged.scratch.git.clone();
+    let found: BTreeSet<PathBuf> = merged.conflicts.keys().cloned().collect();
+    let unread = unread(&git, merged)?;
+    by_meaning(merged, service, recorded, wanted, unread.is_some());
     for (path, stages) in merged.conflicts.clone() {
         // By the name that it was generated under, if its owner gave it another.
         let renamed = stages.base.as_ref().filter(|_| !recorded.contains_key(&path));
@@ -81,6 +73,10 @@ pub fn settle(
                         merged.files.insert(path.clone(), entry);
                     }
                     None if found.contains(&path) => continue,
+                    None if path == Path::new(MANIFEST) => {
+                        merged.messages.extend(unread.as_deref().map(two_of_one));
+                        continue;
+                    }
                     // Then as git has it.
                     None => {}
                 }
@@ -101,6 +97,39 @@ pub fn settle(
         merged.conflicts.remove(&path);
     }
     Ok(())
+}
+
+/// Adds what goes by its meaning even where git saw no conflict: lines of a lock may fit and be wrong together, and so
+/// do two of a manifest for one dependency.
+fn by_meaning(merged: &mut Merged, service: &Service, recorded: &Files, wanted: &Files, manifest: bool) {
+    let manifest = manifest.then_some(MANIFEST);
+    for path in [LOCK, record::FILE].into_iter().chain(manifest).map(Path::new) {
+        let stages = Stages {
+            base: recorded.get(path).cloned(),
+            ours: service.files.get(path).cloned(),
+            theirs: wanted.get(path).cloned(),
+        };
+        if stages.ours != stages.base && stages.theirs != stages.base && stages.ours != stages.theirs {
+            merged.conflicts.entry(path.to_owned()).or_insert(stages);
+        }
+    }
+}
+
+/// Why the manifest can't be read as git merged it.
+fn unread(git: &Git, merged: &Merged) -> Result<Option<String>> {
+    let Some(entry) = merged.files.get(Path::new(MANIFEST)) else { return Ok(None) };
+    let text = String::from_utf8_lossy(&tree::content(git, &entry.id)?).into_owned();
+    let Err(error) = text.parse::<DocumentMut>() else { return Ok(None) };
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    Ok(Some(format!("line {}: {}", before.matches('\n').count() + 1, error.message())))
+}
+
+/// What to say of it where the lines themselves were no conflict.
+fn two_of_one(cause: &str) -> Message {
+    let text = format!(
+        "CONFLICT (content): {MANIFEST} has the lines of both sides and can't be read, {cause}: keep one of them"
+    );
+    Message { paths: vec![MANIFEST.into()], text }
 }
 
 /// The one file that comes of three, or nothing when someone has to decide; `by_lines` is what git made of them.
