@@ -86,12 +86,15 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
 
 /// Undoes what a run left that was killed amid its renames.
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
-    let staging = service::staging(top, git_folder)?;
-    let _ = fs::remove_dir_all(gone(&staging));
+    service::stagings(top, git_folder).iter().try_for_each(|staging| recover_from(staging, top, git_folder))
+}
+
+fn recover_from(staging: &Path, top: &Path, git_folder: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(gone(staging));
     // Its owner is the first in it: without one it is empty, or what a kill left of one that was on its way out.
     let ours = [JOURNAL, LOCKED].iter().any(|part| is_there(&staging.join(part)));
-    if fs::remove_dir(&staging).is_err() && ours && !is_there(&staging.join(OWNER)) {
-        clear(&staging)?;
+    if fs::remove_dir(staging).is_err() && ours && !is_there(&staging.join(OWNER)) {
+        clear(staging)?;
     }
     let Ok(owner) = File::open(staging.join(OWNER)) else { return Ok(()) };
     let deadline = Instant::now() + LAST_WRITES;
@@ -107,7 +110,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     // It may have ended well meanwhile and taken its folder along; another one's may be there by now.
     let same = |there: Metadata| Ok::<_, io::Error>(there.ino() == owner.metadata()?.ino());
     if !fs::metadata(staging.join(OWNER)).and_then(same).unwrap_or(false) {
-        return recover(top, git_folder);
+        return recover_from(staging, top, git_folder);
     }
     let (lock, message) = (git_folder.join("index.lock"), git_folder.join(MESSAGE));
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
@@ -128,7 +131,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
         // It was done but for this.
         _ if let_go => _ = fs::rename(&message, git_folder.join("MERGE_MSG")),
         Some(paths) => {
-            undo(top, &staging, &paths)?;
+            undo(top, staging, &paths)?;
             complain!("slipway: an earlier run was killed half-way; it is undone");
         }
         None => {}
@@ -137,7 +140,7 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     if locked && pending {
         fs::remove_file(lock)?;
     }
-    clear(&staging)?;
+    clear(staging)?;
     Ok(())
 }
 

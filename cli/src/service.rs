@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -100,16 +100,21 @@ impl Service {
         )
     }
 
-    /// Where changes are prepared: on the file system of the work tree, so that they need only be moved.
+    /// Where changes are prepared: where they need only be moved from. A trial tells, since two mounts of one file
+    /// system are apart too.
     pub fn staging(&self) -> Result<PathBuf> {
-        staging(&self.top, &self.git_folder)
+        let [near, far] = stagings(&self.top, &self.git_folder);
+        fs::create_dir(&near).with_context(|| format!("{} can't be made", near.display()))?;
+        let moved = fs::rename(&near, &far);
+        fs::remove_dir(if moved.is_ok() { &far } else { &near })?;
+        let apart = moved.is_err_and(|error| error.kind() == ErrorKind::CrossesDevices);
+        Ok(if apart { far } else { near })
     }
 }
 
-/// The folder that changes to `top` are prepared in.
-pub fn staging(top: &Path, git_folder: &Path) -> Result<PathBuf> {
-    let near = fs::metadata(top)?.dev() == fs::metadata(git_folder)?.dev();
-    Ok(if near { git_folder.join("slipway") } else { top.join(".slipway") })
+/// The folders that changes to `top` may be prepared in.
+pub fn stagings(top: &Path, git_folder: &Path) -> [PathBuf; 2] {
+    [git_folder.join("slipway"), top.join(".slipway")]
 }
 
 /// The template's address; a path counts from the folder with the record, wherever below it this was called.

@@ -233,19 +233,32 @@ fn mounting(script: &str) -> Command {
     command
 }
 
+/// `slipway set` behind `mounts`.
+fn set_behind(service: &Service, mounts: &str) -> Command {
+    let mut command = mounting(&format!("{mounts} && exec \"$@\""));
+    let program = service.command(&SET);
+    command.arg(program.get_program()).args(program.get_args()).current_dir(&service.folder);
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
 #[test]
 fn a_swap_that_fails_half_way() {
     let service = Service::generate(&[]);
     let before = state(&service);
     // Nothing can take the place of what is mounted.
-    let mut command = mounting("mount --bind Cargo.toml Cargo.toml && exec \"$@\"");
-    let program = service.command(&SET);
-    command.arg(program.get_program()).args(program.get_args()).current_dir(&service.folder);
-    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let said = said(&mut command, 2);
+    let said = said(&mut set_behind(&service, "mount --bind Cargo.toml Cargo.toml"), 2);
     assert!(said.starts_with("error: ") && said.contains("Cargo.toml can't be moved"), "{said}");
     assert_eq!(state(&service), before);
     assert_eq!(git(&service.folder, &["status", "--porcelain"]), "");
+}
+
+/// One file system is not enough: nothing is renamed from one mount of it to another.
+#[test]
+fn a_git_folder_behind_a_mount_of_its_own() {
+    let service = Service::generate(&[]);
+    said(&mut set_behind(&service, "mount --bind .git .git"), 0);
+    service.is_generated(&SET[1..]);
 }
 
 #[test]
