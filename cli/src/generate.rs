@@ -61,13 +61,20 @@ fn command(template: &Checkout, name: &str) -> Command {
     command
 }
 
-/// Why cargo-generate refused, without its colours and pictures.
+/// Why cargo-generate refused, without its colours and pictures, the place in a hook and the cure of a folder that it
+/// leaves, which is none of the caller's here.
 fn reason(output: &Output) -> String {
-    let said = [&*output.stderr, &*output.stdout].concat();
-    let said = String::from_utf8_lossy(&said);
-    let plain: Vec<String> = said.lines().map(plain).filter(|line| !line.is_empty()).collect();
-    let from = plain.iter().rposition(|line| line.starts_with("Error:") || line.contains("rror:"));
-    plain.get(from.unwrap_or_default()..).unwrap_or_default().join(" ")
+    let lines = |said: &[u8]| -> Vec<String> {
+        String::from_utf8_lossy(said).lines().map(plain).filter(|line| !line.is_empty()).collect()
+    };
+    let error = |lines: &[String]| {
+        let from = lines.iter().rposition(|line| line.contains("rror:"))?;
+        Some(lines[from..].join(" "))
+    };
+    let (failed, told) = (lines(&output.stderr), lines(&output.stdout));
+    let said = error(&failed).or_else(|| error(&told)).unwrap_or_else(|| [failed, told].concat().join(" "));
+    let said = said.rsplit_once(" (line ").map_or(&*said, |(said, _)| said);
+    said.strip_suffix(" (remove the empty folder before the next try)").unwrap_or(said).to_owned()
 }
 
 fn plain(line: &str) -> String {

@@ -82,10 +82,13 @@ fn answers_that_there_are_not() {
     let known = "there are description, owner, postgres, redis, rate_limit, otlp";
     service.refuses(&["set", "rediss=true"], &format!("there is no question \"rediss\"; {known}"));
     service.refuses(&["set", "redis=maybe"], "redis can't be \"maybe\": allowed are true and false");
-    service.refuses(
-        &["set", "owner=two words"],
-        "the owner \"two words\" is no GitHub organisation or user; allowed are",
+    let refused = said(&mut service.command(&["set", "owner=two words"]), 2);
+    let wanted = format!(
+        "error: cargo-generate made nothing of version {}: Runtime error: the owner \"two words\" is no GitHub organisation \
+         or user; allowed are letters, digits and hyphens, no hyphen first or last, 39 at most\n",
+        crate::support::version()
     );
+    assert_eq!(refused, wanted);
     let said = said(&mut service.command(&["set", "redis"]), 2);
     assert!(said.contains("write QUESTION=ANSWER, like redis=true"), "{said}");
 }
