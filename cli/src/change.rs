@@ -61,7 +61,11 @@ pub fn set(asked: &[(String, String)], from: Option<&str>, common: &Common) -> R
     let mut answers = recorded.answers.clone();
     answers.extend(asked);
     if answers == service.record.answers {
-        say!("{} has these answers already", service.record.name);
+        say!(
+            "{} has these answers already. If one was written into {FILE} by hand, its files are not there: put back \
+             what was there, commit it, then run this again",
+            service.record.name
+        );
         return Ok(Exit::Done);
     }
     let changed: Vec<String> = answers
@@ -85,7 +89,7 @@ fn open(service: &Service, common: &Common) -> Result<Template> {
 pub fn recorded(service: &Service, template: &Template, from: Option<&str>) -> Result<State> {
     let template = match from {
         Some(revision) => template.checkout_revision(revision)?,
-        None => template.checkout(&service.record.version)?,
+        None => template.recorded(&service.record.version)?,
     };
     let answers = service.record.answers.clone();
     template.accepts(&answers).context(FILE)?;

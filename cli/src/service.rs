@@ -68,12 +68,14 @@ impl Service {
 
         let folder = recorded(&here, &top)?;
         let prefix = folder.strip_prefix(top.canonicalize()?)?.to_owned();
-        if !git.output(&["rev-parse", "--verify", "--quiet", "HEAD"], &[])?.status.success() {
+        let head = format!("HEAD:{}", prefix.display());
+        let committed = git.output(&["rev-parse", "--verify", "--quiet", &head], &[])?;
+        if !committed.status.success() {
             bail!(
                 "nothing is committed yet: `git add .` and `git commit` the service as it is, then run this again"
             );
         }
-        let tree = git.line(&["rev-parse", &format!("HEAD:{}", prefix.display())])?;
+        let tree = String::from_utf8_lossy(&committed.stdout).trim_end().to_owned();
         let files = tree::read(&git, &tree)?;
         let Some(entry) = files.get(Path::new(record::FILE)) else {
             bail!("{} is not committed: `git add` and `git commit` it, then run this again", record::FILE);

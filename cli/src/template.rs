@@ -87,17 +87,31 @@ impl Template {
             Source::Repository { url, tags, format } if tags.contains_key(version) => {
                 fetched(url, &tags[version], format)
             }
-            _ => {
-                let versions: Vec<String> = self.versions().iter().map(ToString::to_string).collect();
-                let newer =
-                    if version > self.newest() { ", which is newer than all that it has" } else { "" };
-                bail!(
-                    "the template at {} has no version {version}{newer}; it has {}",
-                    self.address,
-                    versions.join(", ")
-                )
-            }
+            _ => bail!(self.lacks(version)),
         }
+    }
+
+    /// The `version` that a service records, on disk.
+    pub fn recorded(&self, version: &Version) -> Result<Checkout> {
+        let cure = match self.source {
+            Source::Folder(_) => "name a repository that has it with --template",
+            Source::Repository { .. } => {
+                "name the branch or tag that the service was generated from: `slipway update --from NAME`, with --dry-run \
+                 to see what it would change, or `slipway set … --from NAME`"
+            }
+        };
+        ensure!(self.versions().contains(&version), "{}; {cure}", self.lacks(version));
+        self.checkout(version)
+    }
+
+    fn lacks(&self, version: &Version) -> String {
+        let versions: Vec<String> = self.versions().iter().map(ToString::to_string).collect();
+        let newer = if version > self.newest() { ", which is newer than all that it has" } else { "" };
+        format!(
+            "the template at {} has no version {version}{newer}; it has {}",
+            self.address,
+            versions.join(", ")
+        )
     }
 
     /// A branch or tag on disk, whatever version it says that it is.

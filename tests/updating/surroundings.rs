@@ -35,6 +35,15 @@ fn a_service_in_a_monorepo() {
 }
 
 #[test]
+fn a_service_in_a_monorepo_that_is_not_committed_yet() {
+    let service = in_a_monorepo();
+    git(service.parent.path(), &["rm", "--quiet", "-r", "--cached", "services/orders"]);
+    git(service.parent.path(), &["commit", "--quiet", "--message", "without"]);
+    let cause = "error: nothing is committed yet: `git add .` and `git commit` the service as it is";
+    service.refuses(&["set", "redis=true"], cause);
+}
+
+#[test]
 fn a_conflict_in_a_monorepo() {
     let service = in_a_monorepo();
     service.replace(

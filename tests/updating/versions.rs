@@ -324,7 +324,12 @@ fn what_was_no_release_is_named_by_its_branch() {
     git(&folder, &["init", "--quiet"]);
     commit(&folder, "generated");
     let service = Service { parent, folder, template: clone.path().to_owned() };
-    service.refuses(&["update"], "has no version 0.3.0-early; it has 0.1.0, 0.2.0, 0.3.0");
+    let cause = "has no version 0.3.0-early; it has 0.1.0, 0.2.0, 0.3.0, 0.4.0-preview.1; name the branch or tag that the \
+                 service was generated from: `slipway update --from NAME`";
+    for command in [&["update"][..], &["set", "redis=true"]] {
+        service.refuses(command, cause);
+    }
+    assert!(said(&mut service.command(&["status"]), 2).contains(cause));
     service.run(&["update", "--from", "early"], 0);
     is(&service, &fresh("0.3.0", &[]));
     // Also where the record says that it is the newest already.

@@ -34,7 +34,11 @@ fn owner_and_description_change_too() {
 fn what_is_so_already_changes_nothing() {
     let service = Service::generate(&["redis=true"]);
     let before = service.state();
-    assert!(service.run(&["set", "redis=true"], 0).contains("already"));
+    let said = service.run(&["set", "redis=true"], 0);
+    assert!(
+        said.contains("has these answers already. If one was written into slipway.toml by hand"),
+        "{said}"
+    );
     assert!(service.run(&["update"], 0).contains("already"));
     assert_eq!(service.state(), before);
 }
