@@ -45,7 +45,11 @@ pub fn interactive(template: &Checkout, name: &str, answers: &Answers, silent: b
     if silent {
         command.arg("--silent");
     }
-    Ok(command.status().context(CURE)?.success())
+    let done = command.status().context(CURE)?.success();
+    if !done {
+        signals::check()?;
+    }
+    Ok(done)
 }
 
 fn command(template: &Checkout, name: &str) -> Command {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Service, contents, generator, git, said};
+use crate::support::{Service, contents, generator, git, said, slipway, template};
 
 const SET: [&str; 3] = ["set", "redis=true", "postgres=true"];
 
@@ -97,6 +97,17 @@ fn ctrl_c_at_every_step() {
         assert_eq!(state(&service), before, "step {at} of {steps}");
     }
     assert!(interrupted + 2 >= steps, "{interrupted} of {steps} were interrupted");
+}
+
+#[test]
+fn ctrl_c_at_the_questions_of_a_new_service() {
+    let parent = tempfile::tempdir().unwrap();
+    wrap(parent.path(), "cargo-generate", &generator(), "kill -s INT 0; sleep 0.05");
+    let mut command = slipway();
+    command.args(["new", "orders", "--template"]).arg(template()).current_dir(&parent);
+    command.env("CARGO_GENERATE", parent.path().join("cargo-generate")).stdin(Stdio::null());
+    let said = said(command.process_group(0), 130);
+    assert!(said.contains("interrupted"), "{said}");
 }
 
 #[test]
