@@ -127,7 +127,7 @@ fn change(
     if dry_run {
         show(service, &merged)?;
     } else {
-        apply::apply(service, &merged, &message(title, &merged))?;
+        apply::apply(service, &merged, &message(service, title, &merged)?)?;
     }
     for note in &merged.notes {
         say!("note: {note}");
@@ -158,19 +158,20 @@ fn change(
 }
 
 /// The message of the commit to come.
-fn message(title: &str, merged: &Merged) -> String {
+fn message(service: &Service, title: &str, merged: &Merged) -> Result<String> {
     let mut message = format!("{title}\n");
     for (at, note) in merged.notes.iter().enumerate() {
         let gap = if at == 0 { "\n" } else { "" };
         let _ = writeln!(message, "{gap}- {note}");
     }
     if !merged.conflicts.is_empty() {
-        message += "\n# Conflicts:\n";
-        for path in merged.conflicts.keys() {
-            let _ = writeln!(message, "#\t{}", path.display());
-        }
+        let files = merged.conflicts.keys().map(|path| format!("\t{}\n", path.display()));
+        let list = format!("Conflicts:\n{}", files.collect::<String>());
+        // Behind the sign that a comment has here.
+        let list = service.git.feed(&["stripspace", "--comment-lines"], list.as_bytes())?;
+        let _ = write!(message, "\n{}", String::from_utf8_lossy(&list));
     }
-    message
+    Ok(message)
 }
 
 /// Prints the difference that `merged` makes.

@@ -226,13 +226,15 @@ fn fetched(url: &str, revision: &str, format: &str) -> Result<Checkout> {
     git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, revision])
         .with_context(|| format!("the template at {url} could not be fetched at {revision}"))?;
     git.run(&["read-tree", "FETCH_HEAD"])?;
-    // As it is committed, whatever line endings this machine prefers.
+    // As it is committed, whatever line endings this machine and its user prefer.
     let prefix = format!("--prefix={}/", folder.display());
     git.run(&[
         "-c",
         "core.autocrlf=false",
         "-c",
         "core.eol=lf",
+        "-c",
+        "core.attributesFile=/dev/null",
         "-c",
         "core.bare=false",
         "--work-tree=.",

@@ -130,6 +130,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     assert!(own.values().map(std::collections::BTreeMap::len).sum::<usize>() >= 4, "{own:?}");
     let before = service.state();
 
+    git(&service.folder, &["config", "core.commentChar", ";"]);
     let said = service.run(&["set", "redis=true"], 1);
     for wanted in [
         "CONFLICT (content): Merge conflict in src/app.rs",
@@ -151,7 +152,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
     );
     assert_eq!(git(&service.folder, &["ls-files", "--unmerged", "src/app.rs"]).lines().count(), 3);
     assert!(git(&service.folder, &["show", ":2:src/app.rs"]).contains("let ours"), "as git numbers them");
-    assert!(service.read(".git/MERGE_MSG").contains("# Conflicts:\n#\tREADME.md\n#\tsrc/app.rs\n"));
+    assert!(service.read(".git/MERGE_MSG").contains("; Conflicts:\n;\tREADME.md\n;\tsrc/app.rs\n"));
     // All else is merged and staged.
     assert!(service.folder.join("src/cache/shared.rs").exists());
     service.refuses(&["set", "otlp=false"], "changed since the last commit");

@@ -231,7 +231,9 @@ fn whatever_their_settings_are() {
     fs::rename(&rules[0], &rules[1]).unwrap();
     commit(&service.folder, "ours");
     let settings = service.parent.path().join("gitconfig");
-    fs::write(&settings, SETTINGS).unwrap();
+    let attributes = service.parent.path().join("gitattributes");
+    fs::write(&attributes, "* text=auto eol=crlf\n").unwrap();
+    fs::write(&settings, format!("{SETTINGS}[core]\nattributesFile = {}\n", attributes.display())).unwrap();
     let mut command = service.command(&["set", "redis=true", "otlp=true"]);
     command.env("GIT_CONFIG_GLOBAL", &settings).env("GIT_DEFAULT_HASH", "sha256");
     for name in ["COMMON_DIR", "DIR", "INDEX_FILE", "OBJECT_DIRECTORY", "WORK_TREE"] {
