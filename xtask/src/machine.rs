@@ -11,6 +11,7 @@ use std::thread;
 use anyhow::{Result, bail, ensure};
 use rustix::fs::{Access, StatVfs, StatVfsMountFlags, access, statvfs};
 use rustix::process::{Resource, getrlimit, setrlimit};
+#[cfg(target_os = "linux")]
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// How many times more threads want to run than the machine can run, 1 or above: 1 in CI, and what
@@ -65,8 +66,10 @@ pub const MEMORY: &str = "/dev/shm";
 pub fn keep_temporary_files_in_memory() {
     const ROOM: u64 = 8_000_000_000;
     const AVAILABLE: u64 = 12_000_000_000;
+    // By its number: macOS has no name for it, and no such folder.
+    const NOEXEC: StatVfsMountFlags = StatVfsMountFlags::from_bits_retain(8);
     let folder = Path::new(MEMORY);
-    let fits = |disk: StatVfs| free(&disk) >= ROOM && !disk.f_flag.contains(StatVfsMountFlags::NOEXEC);
+    let fits = |disk: StatVfs| free(&disk) >= ROOM && !disk.f_flag.contains(NOEXEC);
     let has_room = statvfs(folder).is_ok_and(fits) && access(folder, Access::WRITE_OK).is_ok();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available =
@@ -110,6 +113,7 @@ fn said(program: &str, argument: &str) -> String {
 ///
 /// # Errors
 /// When there is only one.
+#[cfg(target_os = "linux")]
 pub fn leave_a_core() -> Result<[usize; 2]> {
     let mut mine = sched_getaffinity(None)?;
     let mut cores = (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core));
@@ -119,4 +123,11 @@ pub fn leave_a_core() -> Result<[usize; 2]> {
     mine.unset(core);
     sched_setaffinity(None, &mine)?;
     Ok([core, next])
+}
+
+/// # Errors
+/// Always: only Linux keeps a thread to a core.
+#[cfg(not(target_os = "linux"))]
+pub fn leave_a_core() -> Result<[usize; 2]> {
+    bail!("only Linux keeps what is measured to a core of its own: run this there")
 }
