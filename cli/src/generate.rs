@@ -10,8 +10,9 @@ use crate::record::Answers;
 use crate::signals;
 use crate::template::Checkout;
 
-const CURE: &str = "cargo-generate can't be run: `cargo install cargo-generate --version 0.23.14 --locked`, or name \
-                    the program in CARGO_GENERATE";
+const CURE: &str = "cargo-generate can't be run: `cargo install cargo-generate --version 0.23.14 --locked` (which needs \
+                    pkg-config and libssl-dev on Linux, or --features vendored-openssl), or name the program in \
+                    CARGO_GENERATE";
 
 /// Generates `name` of `template` below `parent`, with its defaults for what isn't answered; gives back its folder.
 pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Path) -> Result<PathBuf> {

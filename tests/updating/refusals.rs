@@ -257,7 +257,7 @@ fn no_cargo_generate() {
     let mut command = service.command(&["set", "redis=true"]);
     service.refuses_as(
         command.env("CARGO_GENERATE", "/nowhere/cargo-generate"),
-        "cargo install cargo-generate --version 0.23.14 --locked",
+        "cargo install cargo-generate --version 0.23.14 --locked` (which needs pkg-config and libssl-dev on Linux",
     );
 }
 
