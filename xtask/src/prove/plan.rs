@@ -212,8 +212,7 @@ impl Plan {
         self.variants.len() * self.steps.len() + own
     }
 
-    /// What there is to prove. First the least variant, which is measured while the full one compiles; next the template
-    /// itself, whose build that has prepared, and whose long tests leave the time to compile the others.
+    /// What there is to prove: the full variant first, and last the template itself, whose build that has prepared.
     pub(super) fn subjects(&self) -> Vec<Subject> {
         if !self.from.is_empty() {
             let pairs = self.from.iter().zip(&self.variants).enumerate();
@@ -226,11 +225,9 @@ impl Plan {
         let mut subjects: Vec<Subject> = planned
             .map(|(place, (variant, name))| Subject::variant(place, variant, name, &self.steps))
             .collect();
-        let rest = usize::from(!subjects.is_empty());
-        subjects[rest..].reverse();
+        subjects.reverse();
         if self.template {
-            let place = subjects.len().min(2);
-            subjects.insert(place, Subject::template(NAMES.len(), template::STEPS));
+            subjects.push(Subject::template(NAMES.len(), template::STEPS));
         }
         subjects
     }
