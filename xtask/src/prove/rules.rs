@@ -68,7 +68,8 @@ fn of_the_whole(name: &str, dashboard: &Value) -> Result<Vec<Query>> {
 /// panel shows it.
 fn shown_as_it_is(query: &str, unit: &str, legend: &str) -> Result<()> {
     let selected = query.matches("{job=").count();
-    ensure!(query.matches(r#", namespace=~"$namespace""#).count() == selected, "it mixes environments");
+    let of_one = query.matches(r#", namespace=~"$namespace""#).count();
+    ensure!(selected > 0 && of_one == selected, "it mixes environments");
     let quantile = query.split("histogram_quantile(").nth(1).and_then(|rest| rest.split_once(','));
     if let Some((quantile, _)) = quantile {
         ensure!(unit == "s", "a duration in {unit}");
@@ -80,6 +81,10 @@ fn shown_as_it_is(query: &str, unit: &str, legend: &str) -> Result<()> {
     let share = query.contains(" / ");
     ensure!(!share || unit == "percentunit", "a share in {unit}");
     ensure!(!counted || share || ["ops", "reqps", "short"].contains(&unit), "a rate in {unit}");
+    for (measured_in, shown_in) in [("_seconds{", "s"), ("_bytes{", "bytes")] {
+        let as_it_is = query.contains(measured_in) && !counted && !share;
+        ensure!(!as_it_is || unit == shown_in, "{measured_in} in {unit}");
+    }
     Ok(())
 }
 

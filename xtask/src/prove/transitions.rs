@@ -262,10 +262,13 @@ fn contents(folder: &Path) -> Result<Files> {
     let mut files = Files::new();
     for entry in WalkDir::new(folder).into_iter().filter_entry(|entry| entry.file_name() != ".git") {
         let entry = entry?;
+        let path = entry.path().strip_prefix(folder)?.to_owned();
         if !entry.file_type().is_dir() {
             let executable = entry.metadata()?.permissions().mode() & 0o111 != 0;
-            let path = entry.path().strip_prefix(folder)?.to_owned();
             files.insert(path, (fs::read(entry.path())?, executable));
+        } else if fs::read_dir(entry.path())?.next().is_none() {
+            // git knows none, but their owner sees what was left behind.
+            files.insert(path, (Vec::new(), false));
         }
     }
     Ok(files)
