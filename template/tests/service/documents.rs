@@ -233,7 +233,9 @@ fn deployed(folder: &str, kind: &str) -> String {
 
 /// The section of the runbook that `url` leads to, under its heading.
 fn section<'a>(runbook: &'a str, url: &str) -> &'a str {
-    let (_, wanted) = url.split_once("/docs/runbook.md#").unwrap_or_else(|| panic!("not the runbook: {url}"));
+    // HEAD: whatever the default branch is called.
+    let there = url.split_once("/blob/HEAD/docs/runbook.md#");
+    let (_, wanted) = there.unwrap_or_else(|| panic!("not the runbook: {url}"));
     let sections = || runbook.split("\n## ").skip(1);
     let found = sections().find(|section| anchor(section.lines().next().unwrap_or_default()) == wanted);
     found.unwrap_or_else(|| panic!("no such section: {url}"))

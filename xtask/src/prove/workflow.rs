@@ -126,3 +126,21 @@ fn version(dir: &Path) -> Result<String> {
     let manifest: toml_edit::DocumentMut = fs::read_to_string(dir.join("Cargo.toml"))?.parse()?;
     Ok(manifest["package"]["version"].as_str().context("a package without a version")?.to_owned())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_workflow_depends_on_what_the_branch_is_called() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../template/.github/workflows");
+        // A service is born on the one or the other, as git was told on that machine.
+        let both = "    branches: [main, master]\n  pull_request:\n";
+        let texts = WORKFLOWS.map(|name| fs::read_to_string(folder.join(name)).unwrap());
+        assert!(texts[0].contains(both));
+        let text = texts.concat().replace(both, "");
+        let mut words = text.split(|char: char| !char.is_ascii_alphabetic());
+        assert_eq!(words.find(|word| ["main", "master"].contains(word)), None);
+    }
+}
