@@ -307,9 +307,17 @@ async fn replicas_do_not_use_up_the_database() {
 fn migration_is_a_job_that_comes_before_the_rollout() {
     let mut all = manifests(FOLDER).into_iter().map(|(_, manifest)| manifest);
     let job = all.find(|one| one["kind"] == "Job").expect("a job");
-    assert_eq!(job["metadata"]["annotations"]["argocd.argoproj.io/hook"], "PreSync");
     assert_eq!(job["spec"]["template"]["spec"]["containers"][0]["args"], serde_json::json!(["migrate"]));
     let policy = job_policy();
+    let argo = |one: &Value, name: &str| {
+        one["metadata"]["annotations"][format!("argocd.argoproj.io/{name}")].as_str().map(str::to_owned)
+    };
+    for one in [&job, &policy] {
+        assert_eq!(argo(one, "hook").as_deref(), Some("PreSync"));
+        assert_eq!(argo(one, "hook-delete-policy").as_deref(), Some("BeforeHookCreation"));
+    }
+    let waves = [&policy, &job].map(|one| argo(one, "sync-wave"));
+    assert_eq!(waves, [Some("-1".to_owned()), None], "its policy comes before the job");
     let labels = &job["spec"]["template"]["metadata"]["labels"];
     assert!(selects(&policy["spec"]["podSelector"]["matchLabels"], labels), "{policy}");
     assert_eq!(let_out(&policy), [(53, "TCP"), (53, "UDP"), (5432, "TCP")].into());
