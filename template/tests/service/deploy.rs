@@ -250,7 +250,8 @@ async fn probes_fit_the_lifecycle() {
     assert!(liveness > readiness * 2, "a replica is ended while it could still be taken out of the Service");
     let deployment = manifest("Deployment");
     let progress = seconds(&deployment["spec"]["progressDeadlineSeconds"]);
-    assert!(progress > startup, "a rollout is given up before a replica is");
+    let node = Duration::from_mins(5);
+    assert!(progress > node + startup, "a rollout is given up before a replica is, on a node that is added");
     assert_eq!(
         deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0,
         "fewer serve while it goes on"
