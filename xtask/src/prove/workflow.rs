@@ -143,4 +143,16 @@ mod tests {
         let mut words = text.split(|char: char| !char.is_ascii_alphabetic());
         assert_eq!(words.find(|word| ["main", "master"].contains(word)), None);
     }
+
+    #[test]
+    fn releases_are_made_only_of_what_ci_has_passed() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        for folder in [root.to_owned(), root.join("template")] {
+            let text = fs::read_to_string(folder.join(".github/workflows/release.yml")).unwrap();
+            let place =
+                |part: &str| text.find(part).unwrap_or_else(|| panic!("{}: no {part}", folder.display()));
+            assert!(text.contains("BRANCH: ${{ github.event.repository.default_branch }}"));
+            assert!(place("gh run list --workflow ci.yml --branch \"$BRANCH\"") < place("gh release create"));
+        }
+    }
 }
