@@ -307,13 +307,12 @@ impl Store {
     ) -> sqlx::Result<T> {
         let mut leased = self.acquire().await?;
         let result = self.timed(name, query(leased.connection())).await;
-        match &result {
-            Ok(_) => leased.give_back(),
+        let refusal = result.as_ref().err().and_then(sqlx::Error::as_database_error);
+        if result.is_ok() {
+            leased.give_back();
+        } else if refusal.is_some_and(|refusal| refusal.code().as_deref() == Some("25006")) {
             // A former primary: after a failover the same name may lead to another server.
-            Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("25006") => {
-                leased.give_up()
-            }
-            Err(_) => {}
+            leased.give_up();
         }
         result
     }

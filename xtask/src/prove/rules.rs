@@ -77,7 +77,7 @@ fn shown_as_it_is(query: &str, unit: &str, legend: &str) -> Result<()> {
         let asked = quantile.parse::<f64>()? * 100.0;
         ensure!((named - asked).abs() < 1e-6, "{legend} shows {asked} of a hundred");
     }
-    let counted = query.contains("rate(") && quantile.is_none();
+    let counted = ["rate(", "changes("].iter().any(|of| query.contains(of)) && quantile.is_none();
     let share = query.contains(" / ");
     ensure!(!share || unit == "percentunit", "a share in {unit}");
     ensure!(!counted || share || ["ops", "reqps", "short"].contains(&unit), "a rate in {unit}");
