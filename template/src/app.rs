@@ -31,8 +31,7 @@ use crate::store::Store;
 use crate::store::dead_letters;
 //@ end
 use crate::tasks::Tasks;
-use crate::telemetry::Telemetry;
-use crate::telemetry::metrics;
+use crate::telemetry::{Telemetry, metrics};
 use crate::webhook::Webhook;
 
 /// Connections to the admin listener: probes and scrapes, never a crowd.
@@ -40,7 +39,6 @@ const ADMIN_CONNECTIONS: usize = 100;
 /// How long one of them may be kept: who holds all must not keep probes away for longer than they are patient.
 const ADMIN_IDLE: Duration = Duration::from_secs(5);
 
-/// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
     Clean = 0,
@@ -76,7 +74,7 @@ pub fn dead_letters(loaded: &Loaded, command: dead_letters::Command) -> Result<S
 }
 //@ end
 
-fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
     let result = runtime.block_on(contained(work));
     // What was aborted may still block a thread; the process does not wait for it.
@@ -115,7 +113,7 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         return started.map(|_| Exit::Clean);
     }
     info!("service.ready");
-    let (trigger, reason) = reason_to_stop(&mut signals, &mut tasks).await;
+    let (trigger, reason) = why_stop(&mut signals, &mut tasks).await;
     heed_another(signals, telemetry);
     service.lifecycle.take(trigger);
     Ok(exit(trigger, service.drain(config, reason).await))
@@ -143,10 +141,7 @@ fn heed_another(signals: StopSignals, telemetry: &Telemetry) {
 }
 
 /// Waits for a signal, or for the end of a task that must not end, and names it.
-async fn reason_to_stop(
-    signals: &mut StopSignals,
-    tasks: &mut JoinSet<&'static str>,
-) -> (Trigger, &'static str) {
+async fn why_stop(signals: &mut StopSignals, tasks: &mut JoinSet<&'static str>) -> (Trigger, &'static str) {
     tokio::select! {
         signal = signals.next() => (Trigger::StopAsked, signal),
         ended = tasks.join_next() => {
@@ -258,7 +253,6 @@ impl Service {
         let probing = service.health.clone().probe(checks);
         running.spawn(service.prober.clone().cancelled_owned().then(|()| probing).map(|()| "prober"));
         running.spawn(telemetry.metrics.clone().upkeep().map(|()| "metrics upkeep"));
-        running.spawn(telemetry.filter.clone().restore().map(|()| "log filter"));
         Ok((service, running))
     }
 
@@ -345,9 +339,9 @@ mod tests {
         let mut tasks = JoinSet::new();
         tasks.spawn(std::future::pending());
         tasks.spawn(async { "prober" });
-        assert_eq!(reason_to_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
+        assert_eq!(why_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
         tasks.spawn(async { panic!("planted") });
-        assert_eq!(reason_to_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
+        assert_eq!(why_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
 
         // The first signal asks for the drain that has begun, the second for its end.
         let mut second = std::pin::pin!(signals.second());

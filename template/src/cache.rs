@@ -75,7 +75,6 @@ impl Cache {
     }
     //@ if redis
 
-    /// What health knows of the shared tier.
     pub fn check(&self) -> Check {
         self.shared.redis.check()
     }
@@ -132,7 +131,6 @@ impl Cache {
         //@ end
     }
 
-    /// Forgets a task that was deleted.
     pub async fn deleted(&self, id: Uuid) {
         self.forget(id).await;
         //@ if redis

@@ -19,14 +19,13 @@ const DEVELOPMENT: &str = include_str!("../config/development.toml");
 
 /// All sections. What each key means is written in `config/default.toml`.
 #[derive(Debug, Deserialize, Validate)]
+#[garde(allow_unvalidated)]
 pub struct Config {
     #[garde(dive)]
     pub http: crate::http::Config,
-    #[garde(skip)]
     pub admin: crate::server::AdminConfig,
     #[garde(dive)]
     pub log: crate::telemetry::logs::Config,
-    #[garde(skip)]
     pub shutdown: crate::lifecycle::Config,
     #[garde(dive)]
     pub health: crate::health::Config,
@@ -45,7 +44,6 @@ pub struct Config {
     pub redis: crate::cache::connection::Config,
     //@ end
     //@ if rate_limit
-    #[garde(dive)]
     pub rate_limit: crate::http::rate_limit::Config,
     //@ end
     //@ if otlp
@@ -187,13 +185,13 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
             *value = default.clone();
         }
     }
+    // Of a list the key is named, not the entry.
+    let key_at = |path: String| path.split('[').next().unwrap_or(&path).to_owned();
     let config: Config = loop {
         match serde_path_to_error::deserialize(nested(&values)) {
             Ok(config) => break config,
             Err(error) => {
-                // Of a list the key is named, not the entry.
-                let path = error.path().to_string();
-                let key = path.split('[').next().unwrap_or(&path).to_owned();
+                let key = key_at(error.path().to_string());
                 report(&key, &value::expected(error.inner()));
                 // Once the default stands there, the same key can't fail again: the loop ends.
                 match defaults.get(&key) {
@@ -205,9 +203,7 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
     };
     if let Err(ranges) = config.validate() {
         for (path, error) in ranges.iter() {
-            let path = path.to_string();
-            let key = path.split('[').next().unwrap_or(&path);
-            report(key, error.message());
+            report(&key_at(path.to_string()), error.message());
         }
     }
     let wrong_already = faults.clone();
@@ -229,11 +225,8 @@ fn contradictions(config: &Config, mut refuse: impl FnMut(bool, &str, &str)) {
     // What takes longer than the drain would be cut off at each deploy.
     refuse(http.request_timeout > drain, "http.request_timeout", "expected at most shutdown.drain_timeout");
     refuse(config.webhook.timeout > drain, "webhook.timeout", "expected at most shutdown.drain_timeout");
-    refuse(
-        config.webhook.forbids_own_url(),
-        "webhook.url",
-        "expected a public address, or webhook.allow_private_addresses = true",
-    );
+    let allowed = "expected a public address, or webhook.allow_private_addresses = true";
+    refuse(config.webhook.forbids_own_url(), "webhook.url", allowed);
     let same_port = http.port != 0 && http.port == config.admin.port;
     refuse(same_port, "http.port", "expected another port than admin.port");
     refuse(same_port, "admin.port", "expected another port than http.port");

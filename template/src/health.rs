@@ -126,18 +126,14 @@ impl Health {
 
     /// Waits until all were asked, and those that are required are up; at the deadline it fails with those that are not.
     pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
-        let is_missing = |one: &&Dependency| match one.status {
-            Status::Unknown => true,
-            Status::Down => one.required,
-            Status::Up => false,
-        };
+        let is_missing =
+            |one: &&Dependency| one.status == Status::Unknown || (one.required && one.status == Status::Down);
         let mut seen = self.seen.subscribe();
         let up = seen.wait_for(|seen| !seen.dependencies.iter().any(|one| is_missing(&one)));
         if tokio::time::timeout_at(deadline, up).await.is_ok() {
             return Ok(());
         }
-        let tell =
-            |one: &Dependency| format!("{} ({})", one.name, one.error.as_deref().unwrap_or("not asked"));
+        let tell = |it: &Dependency| format!("{} ({})", it.name, it.error.as_deref().unwrap_or("not asked"));
         let missing: Vec<_> = self.seen.borrow().dependencies.iter().filter(is_missing).map(tell).collect();
         Err(missing.join(", "))
     }
@@ -221,15 +217,12 @@ fn answer(status: &str, body: Value) -> Response {
 }
 
 /// Asks the service that runs with this configuration whether it lives.
-pub fn healthcheck(config: &crate::config::Config) -> anyhow::Result<()> {
-    let host =
-        if config.admin.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.admin.host };
-    let url = format!("http://{}/health/live", SocketAddr::new(host, config.admin.port));
+pub async fn healthcheck(admin: crate::server::AdminConfig) -> anyhow::Result<String> {
+    let host = if admin.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { admin.host };
+    let url = format!("http://{}/health/live", SocketAddr::new(host, admin.port));
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Inside the runtime from the first step on: the request's deadline is one of its timers.
-    let answer = runtime.block_on(async { client.get(&url).send().await?.error_for_status() });
-    answer.map(drop).context("the service does not answer as it should")
+    let answer = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+    answer.map(|_| "ok".to_owned()).context("the service does not answer as it should")
 }
 
 #[cfg(test)]

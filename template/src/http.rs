@@ -120,7 +120,6 @@ fn observed(routes: Router, observer: Arc<Observer>) -> Router {
     })
 }
 
-/// The OpenAPI document of the API, as JSON.
 pub fn openapi_document() -> anyhow::Result<String> {
     let api = OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router());
     Ok(api.into_openapi().to_pretty_json()?)

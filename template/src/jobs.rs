@@ -69,7 +69,6 @@ impl Job {
     }
 }
 
-/// Why a run failed.
 #[derive(Debug)]
 pub struct Failure {
     pub reason: String,
@@ -112,7 +111,7 @@ impl Runner {
         let _ended = stop.ended.clone().drop_guard();
         let running = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(self.config.concurrency));
-        let all = async {
+        let taking = async {
             loop {
                 let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
                 let Some(mut job) = self.queue.next(&stop).await else { break };
@@ -123,12 +122,11 @@ impl Runner {
                     let _ = stop.abort.run_until_cancelled(runner.attempt(job, run, &stop)).await;
                 });
             }
-            running.close();
-            running.wait().await;
         };
-        let _ = stop.abort.run_until_cancelled(Box::pin(all)).await;
-        // A run that is just ending must not count as lost, too.
+        let _ = stop.abort.run_until_cancelled(Box::pin(taking)).await;
         running.close();
+        let _ = stop.abort.run_until_cancelled(running.wait()).await;
+        // A run that is just ending must not count as lost, too.
         let _ = timeout(LET_GO, running.wait()).await;
     }
 

@@ -94,8 +94,8 @@ impl Lifecycle {
 
     fn publish(&self) {
         for &state in State::VARIANTS {
-            let value = if state == self.state() { 1.0 } else { 0.0 };
-            metrics::gauge!("service_state", "state" => state.into_str()).set(value);
+            let now = f64::from(state == self.state());
+            metrics::gauge!("service_state", "state" => state.into_str()).set(now);
         }
     }
 }

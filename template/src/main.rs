@@ -54,7 +54,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Migrate => app::migrate(&config::load()?).map(|()| "the schema is up to date".to_owned())?,
         Command::DeadLetters(command) => app::dead_letters(&config::load()?, command)?,
         //@ end
-        Command::Healthcheck => health::healthcheck(&config::load()?.config).map(|()| "ok".to_owned())?,
+        Command::Healthcheck => app::in_runtime(health::healthcheck(config::load()?.config.admin))?,
         Command::CheckConfig => config::load()?.explained,
     };
     match text.lines().try_for_each(|line| writeln!(io::stdout(), "{line}")) {

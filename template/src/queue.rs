@@ -109,8 +109,7 @@ impl Queue {
     }
 
     fn set_depth(&self, change: impl Fn(usize) -> usize) {
-        let before =
-            self.depth.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |depth| Some(change(depth)));
+        let before = self.depth.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(change(old)));
         gauge!("jobs_queue_depth").set(before.map_or(0, change) as f64);
     }
 }

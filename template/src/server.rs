@@ -58,7 +58,6 @@ const FIRST_REQUEST: Duration = Duration::from_millis(250);
 /// What begins HTTP/2 (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Where the admin listener stands.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct AdminConfig {
     pub host: IpAddr,

@@ -175,9 +175,8 @@ impl Store {
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Task, Error> {
-        self.once("get_task", async |connection| Self::read(connection, id).await)
-            .await?
-            .ok_or(Error::NotFound)
+        let found = self.once("get_task", async |connection| Self::read(connection, id).await).await?;
+        found.ok_or(Error::NotFound)
     }
 
     async fn read(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<Task>> {
@@ -274,8 +273,7 @@ impl Store {
             // Nothing changed: it is completed already, has another version, or does not exist.
             let found = self.timed("get_task", Self::read(&mut transaction, id)).await?;
             let task = found.ok_or(Error::NotFound)?;
-            let fits =
-                task.status == Status::Completed && version.is_none_or(|wanted| wanted == task.version);
+            let fits = task.status == Status::Completed && version.is_none_or(|asked| asked == task.version);
             return if fits { Ok((task, None)) } else { Err(Error::VersionMismatch) };
         };
         let job = job(&task);

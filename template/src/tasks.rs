@@ -18,15 +18,9 @@ use crate::webhook;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Store(Arc<store::Error>),
+    Store(#[from] Arc<store::Error>),
     #[error("the job queue is full")]
     QueueFull,
-}
-
-impl From<store::Error> for Error {
-    fn from(error: store::Error) -> Self {
-        Self::Store(Arc::new(error))
-    }
 }
 
 /// In bytes, of the texts of a page, which ends with the task that goes beyond it: what a slow client leaves unread
@@ -47,18 +41,18 @@ pub struct Tasks {
 
 impl Tasks {
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
-        let task = self.store.create(new).await?;
+        let task = self.store.create(new).await.map_err(Arc::new)?;
         counter!("tasks_total", "event" => "created").increment(1);
         Ok(task)
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Rendered, Error> {
-        self.cache.get(id, &self.store).await.map_err(Error::Store)
+        Ok(self.cache.get(id, &self.store).await?)
     }
 
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<TaskPage, Error> {
         // One more than asked for tells whether there is a next page.
-        let mut items = self.store.list(status, after, limit + 1).await?;
+        let mut items = self.store.list(status, after, limit + 1).await.map_err(Arc::new)?;
         let mut length = 0;
         let fits = |task: &&Task| {
             let before = length;
@@ -143,10 +137,10 @@ impl Tasks {
 
     /// What a write came to. A refusal may tell more than this replica knows: whoever then reads the task must not
     /// find it as it was.
-    async fn or_forget<T>(&self, id: Uuid, written: Result<T, store::Error>) -> Result<T, store::Error> {
+    async fn or_forget<T>(&self, id: Uuid, written: Result<T, store::Error>) -> Result<T, Error> {
         if written.is_err() {
             self.cache.doubted(id).await;
         }
-        written
+        Ok(written.map_err(Arc::new)?)
     }
 }

@@ -10,9 +10,6 @@ use self::lines::Lines;
 use self::metrics::Metrics;
 
 pub mod context;
-//@ if otlp
-mod counted;
-//@ end
 pub mod filter;
 mod lines;
 pub mod logs;

@@ -90,7 +90,6 @@ impl Webhook {
         Ok(Some(Self { client, url, key, last: LastFailure::default() }))
     }
 
-    /// What health knows of the receiver.
     pub fn check(&self) -> Check {
         Check::passive("webhook", self.last.clone())
     }

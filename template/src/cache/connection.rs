@@ -96,13 +96,9 @@ impl Redis {
     }
 
     /// The result of a script, or none: too late, failed, or not asked since others failed before.
-    pub async fn run<T: FromRedisValue>(
-        &self,
-        name: &'static str,
-        script: ScriptInvocation<'_>,
-    ) -> Option<T> {
+    pub async fn run<T: FromRedisValue>(&self, name: &'static str, call: ScriptInvocation<'_>) -> Option<T> {
         let mut connection = self.connection()?;
-        let command = script.invoke_async(&mut connection);
+        let command = call.invoke_async(&mut connection);
         //@ if otlp
         let span = info_span!("cache", otel.name = name, otel.kind = "client", db.system.name = "redis");
         let command = command.instrument(span);

@@ -33,9 +33,8 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
     };
     let filter =
         put(change_filter).layer(DefaultBodyLimit::max(LONGEST)).with_state(telemetry.filter.clone());
-    let pages =
-        health::admin_routes(health.clone()).route("/metrics", get(page)).route("/log/filter", filter);
-    passing(pages.fallback(super::not_found), identified)
+    let pages = health::admin_routes(health.clone()).route("/metrics", get(page));
+    passing(pages.route("/log/filter", filter).fallback(super::not_found), identified)
 }
 
 /// `PUT /log/filter?for=10m` with the filter as its body.

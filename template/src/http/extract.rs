@@ -28,16 +28,15 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let unsupported =
-            |detail| Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
+        let refused = |detail| Problem::new(Category::Validation, StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
         if !media_type.eq_ignore_ascii_case("application/json") {
-            return Err(unsupported("The body must be sent with content-type: application/json."));
+            return Err(refused("The body must be sent with content-type: application/json."));
         }
         let mut codings = request.headers().get_all(header::CONTENT_ENCODING).iter();
         if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(unsupported("The body must be sent without a content-encoding."));
+            return Err(refused("The body must be sent without a content-encoding."));
         }
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
         // Not `Bytes`, which keeps what came as it came: of a byte that came by itself, the page that it was read into.
@@ -60,10 +59,8 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
 
 impl From<BytesRejection> for Problem {
     fn from(rejection: BytesRejection) -> Self {
-        match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Self::too_large(),
-            _ => Self::bad_request("The body could not be read whole."),
-        }
+        let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
+        if too_large { Self::too_large() } else { Self::bad_request("The body could not be read whole.") }
     }
 }
 
@@ -159,10 +156,8 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let malformed = || Problem::bad_request("If-Match must be the ETag of the task, with its quotes.");
-        let mut sent = parts.headers.get_all(header::IF_MATCH).iter();
-        let (Some(only), None) = (sent.next(), sent.next()) else {
-            return Ok(Self(parts.headers.contains_key(header::IF_MATCH).then_some(NEVER)));
-        };
+        let sent: Vec<_> = parts.headers.get_all(header::IF_MATCH).iter().collect();
+        let [only] = sent[..] else { return Ok(Self((!sent.is_empty()).then_some(NEVER))) };
         let sent = only.to_str().map_err(|_| malformed())?.trim();
         if sent == "*" {
             return Ok(Self(None));

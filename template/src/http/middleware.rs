@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::Route;
 use futures_util::future::{Either, lazy};
@@ -150,16 +150,8 @@ pub fn observe<A: Future<Output = Response>>(
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
     let cors = observer.cors.clone();
-    let mut record = Record {
-        context: context.clone(),
-        observer,
-        started: Instant::now(),
-        method,
-        path,
-        client,
-        status: None,
-    };
-    let answering = context.scope(match fault(&request) {
+    let mut record = Record { context, observer, started: Instant::now(), method, path, client, status: 499 };
+    let answering = record.context.clone().scope(match fault(&request) {
         None => Either::Left(with_cors(cors, request, |request| contained(next(request)))),
         Some(fault) => Either::Right(refused(Problem::bad_request(fault))),
     });
@@ -174,7 +166,7 @@ pub fn observe<A: Future<Output = Response>>(
             span.record("otel.status_code", "ERROR");
         }
         //@ end
-        record.status = Some(response.status());
+        record.status = response.status().as_u16();
         let headers = response.headers_mut();
         secure(headers);
         identify(headers, &record.context.request_id);
@@ -218,18 +210,16 @@ struct Record {
     method: &'static str,
     path: Option<MatchedPath>,
     client: Client,
-    /// None until there is an answer: a client that leaves before it gets none.
-    status: Option<StatusCode>,
+    /// Until there is an answer 499, which proxies write for a client that has gone.
+    status: u16,
 }
 
 impl Hold for Record {}
 
 impl Drop for Record {
     fn drop(&mut self) {
-        // 499 is what proxies write for a client that has gone.
-        let status = self.status.map_or(499, |status| status.as_u16());
         let seconds = self.started.elapsed().as_secs_f64();
-        let (method, route) = (self.method, route(self.path.as_ref()));
+        let (method, route, status) = (self.method, route(self.path.as_ref()), self.status);
         self.observer.tally.answered(method, route, status, seconds);
         if self.observer.access {
             let client = &*self.client.network;
@@ -245,8 +235,10 @@ fn fault(request: &Request) -> Option<&'static str> {
     if !names_one_host(request) {
         return Some("The request must name one host.");
     }
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter().enumerate();
     let fault = "The body may have no transfer coding but chunked, and that once.";
-    (!is_framed_once(request.headers())).then_some(fault)
+    codings.any(|(before, coding)| before > 0 || !is_chunked(coding)).then_some(fault)
 }
 
 /// Made once it is polled, as an answer to the request of that moment.
@@ -298,12 +290,6 @@ fn names_one_host(request: &Request) -> bool {
         }
         _ => false,
     }
-}
-
-fn is_framed_once(headers: &HeaderMap) -> bool {
-    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    let codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    codings.enumerate().all(|(before, coding)| before == 0 && is_chunked(coding))
 }
 
 /// Turns away at once what is beyond the cap, and ends what takes too long.

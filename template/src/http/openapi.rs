@@ -5,7 +5,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::header;
 use axum::routing::get;
-use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::{ComponentsBuilder, Info, OpenApi, OpenApiBuilder};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use super::problem::Body;
@@ -76,23 +76,20 @@ pub(super) enum ChangeRefused<'a> {
 
 /// The document without its paths.
 pub fn info() -> OpenApi {
-    let info = InfoBuilder::new()
-        .title(env!("CARGO_PKG_NAME"))
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some(env!("CARGO_PKG_DESCRIPTION")));
+    let mut info = Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+    info.description = Some(env!("CARGO_PKG_DESCRIPTION").to_owned());
     // Those of the routes' own bodies are added by their routes; no route names this one.
     let mut problem = vec![(Body::name().into_owned(), Body::schema())];
     Body::schemas(&mut problem);
     let components = ComponentsBuilder::new().schemas_from_iter(problem).build();
-    OpenApiBuilder::new().info(info.build()).components(Some(components)).build()
+    OpenApiBuilder::new().info(info).components(Some(components)).build()
 }
 
 /// `/openapi.json`, and `/docs` with the files it is made of.
 pub fn routes(document: String) -> Router {
     let document = Bytes::from(document);
     let json = async move || ([(header::CONTENT_TYPE, "application/json")], document);
-    let file =
-        |media_type, text: &'static str| get(async move || ([(header::CONTENT_TYPE, media_type)], text));
+    let file = |kind, text: &'static str| get(async move || ([(header::CONTENT_TYPE, kind)], text));
     Router::new()
         .route("/openapi.json", get(json))
         .route("/docs", file("text/html; charset=utf-8", include_str!("docs/index.html")))

@@ -1,6 +1,5 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457) from every layer, and nothing of the cause.
 
-use std::borrow::Cow;
 use std::error::Error as _;
 
 use axum::http::{StatusCode, header};
@@ -12,7 +11,7 @@ use tracing::error;
 use utoipa::ToSchema;
 
 use crate::telemetry::context::Context;
-use crate::{store, tasks};
+use crate::{store::Error, tasks};
 
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
@@ -51,7 +50,7 @@ pub struct FieldError {
 pub struct Problem {
     category: Category,
     status: StatusCode,
-    detail: Cow<'static, str>,
+    detail: &'static str,
     errors: Vec<FieldError>,
     /// In whole seconds.
     pub retry_after: Option<u64>,
@@ -76,13 +75,13 @@ pub(super) struct Body<'a> {
 }
 
 impl Problem {
-    pub fn new(category: Category, status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(category: Category, status: StatusCode, detail: &'static str) -> Self {
         // Whoever is turned away for now is told when to come back; never at once.
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self { category, status, detail: detail.into(), errors: Vec::new(), retry_after, cause: None }
+        Self { category, status, detail, errors: Vec::new(), retry_after, cause: None }
     }
 
-    pub fn validation(detail: impl Into<Cow<'static, str>>, mut errors: Vec<FieldError>) -> Self {
+    pub fn validation(detail: &'static str, mut errors: Vec<FieldError>) -> Self {
         for text in errors.iter_mut().flat_map(|FieldError { field, detail }| [field, detail]) {
             text.truncate(text.floor_char_boundary(LONGEST));
         }
@@ -90,7 +89,7 @@ impl Problem {
     }
 
     /// What is malformed as a whole, so that no field can be named.
-    pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+    pub fn bad_request(detail: &'static str) -> Self {
         Self::new(Category::Validation, StatusCode::BAD_REQUEST, detail)
     }
 
@@ -119,21 +118,19 @@ impl From<tasks::Error> for Problem {
             return Self::overloaded("Too much is waiting to be done. Nothing was changed.");
         };
         let problem = match &*error {
-            store::Error::NotFound => {
-                Self::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")
-            }
-            store::Error::VersionMismatch => {
+            Error::NotFound => Self::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task."),
+            Error::VersionMismatch => {
                 let detail = "The task has changed. Read it again and repeat the change with its new ETag.";
                 Self::new(Category::Conflict, StatusCode::PRECONDITION_FAILED, detail)
             }
             //@ if postgres
-            store::Error::Unavailable(_) => {
+            Error::Unavailable(_) => {
                 Self::new(Category::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "Try again shortly.")
             }
-            store::Error::Conflict(_) => {
+            Error::Conflict(_) => {
                 Self::new(Category::Conflict, StatusCode::CONFLICT, "The change contradicts other data.")
             }
-            store::Error::Refused(_) => Self::internal(),
+            Error::Refused(_) => Self::internal(),
             //@ end
         };
         Self { cause: error.source().map(ToString::to_string), ..problem }
@@ -152,7 +149,7 @@ impl IntoResponse for Problem {
             r#type: format!("urn:problem:{category}"),
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
-            detail: &self.detail,
+            detail: self.detail,
             category: self.category,
             request_id: &context.request_id,
             errors: (self.category == Category::Validation).then_some(&self.errors),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use garde::Validate;
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
@@ -35,8 +34,7 @@ const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub const HEADERS: [HeaderName; 2] = [POLICY, LIMIT];
 
-#[derive(Clone, Copy, Debug, Deserialize, Validate)]
-#[garde(allow_unvalidated)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Config {
     pub per_client_per_second: NonZeroU32,
     pub per_client_burst: NonZeroU32,

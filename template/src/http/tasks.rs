@@ -21,7 +21,7 @@ use crate::tasks::Tasks;
 
 const LARGEST_PAGE: u16 = 100;
 
-/// Behind an `Arc`, since each layer of each request makes copies of its state.
+/// Behind an `Arc`, since each request gets a copy.
 type Shared = State<Arc<Tasks>>;
 
 /// All routes under `/v1/tasks`.
@@ -35,7 +35,7 @@ pub fn router() -> OpenApiRouter<Arc<Tasks>> {
 /// A task with its `ETag`.
 fn tagged(status: StatusCode, task: impl Into<Rendered>) -> Response {
     let Rendered { version, json } = task.into();
-    // With room for what each layer adds: growing costs more than filling.
+    // With room for what `observe` and the limits add: growing costs more than filling.
     let mut headers = HeaderMap::with_capacity(12);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.extend(HeaderValue::try_from(format!("\"{version}\"")).map(|tag| (header::ETAG, tag)));

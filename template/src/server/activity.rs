@@ -242,22 +242,6 @@ pub(super) struct Watched {
     pub(super) activity: Activity,
 }
 
-impl Watched {
-    fn noted(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.activity.update(|state| {
-            if written.is_pending() {
-                state.stalled_since.get_or_insert_with(Instant::now);
-                if state.unsent {
-                    state.held_up.get_or_insert_with(|| self.activity.0.in_flight.token());
-                }
-            } else {
-                (state.stalled_since, state.held_up) = (None, None);
-            }
-        });
-        written
-    }
-}
-
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -279,9 +263,8 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.noted(written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -290,7 +273,17 @@ impl AsyncWrite for Watched {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.noted(written)
+        self.activity.update(|state| {
+            if written.is_pending() {
+                state.stalled_since.get_or_insert_with(Instant::now);
+                if state.unsent {
+                    state.held_up.get_or_insert_with(|| self.activity.0.in_flight.token());
+                }
+            } else {
+                (state.stalled_since, state.held_up) = (None, None);
+            }
+        });
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

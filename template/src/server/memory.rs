@@ -21,17 +21,12 @@ pub(super) async fn give_back(connections: TaskTracker) {
         most = most.max(open);
         crowd |= most >= CROWD;
         if crowd && open < most / 4 {
-            trim();
+            #[cfg(all(target_os = "linux", target_env = "gnu"))]
+            #[expect(unsafe_code, reason = "glibc offers this to C alone; it touches nothing of ours")]
+            unsafe {
+                libc::malloc_trim(0)
+            };
             (most, crowd) = (open, open > FEW);
         }
     }
 }
-
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[expect(unsafe_code, reason = "glibc offers this to C alone; it takes a number and touches nothing of ours")]
-fn trim() {
-    unsafe { libc::malloc_trim(0) };
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn trim() {}

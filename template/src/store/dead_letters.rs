@@ -62,9 +62,7 @@ impl Store {
              WHERE failed_at IS NOT NULL AND id = COALESCE($1, id)",
             id
         );
-        Ok(self
-            .once("requeue_jobs", async |connection| query.execute(connection).await)
-            .await?
-            .rows_affected())
+        let queued = self.once("requeue_jobs", async |connection| query.execute(connection).await).await?;
+        Ok(queued.rows_affected())
     }
 }

@@ -26,7 +26,17 @@ impl Store {
 
     /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
     pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
-        while let Some((id, text, attempts)) = self.take_job(lease).await? {
+        loop {
+            let query = sqlx::query!(
+                "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
+             WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
+                         ORDER BY run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+             RETURNING id, job, attempts",
+                lease.as_secs_f64()
+            );
+            let take = async |connection: &mut PgConnection| query.fetch_optional(connection).await;
+            let Some(row) = self.once("claim_job", take).await? else { return Ok(None) };
+            let (id, text, attempts) = (row.id, row.job, row.attempts);
             let reason = match serde_json::from_str::<Job>(&text) {
                 Ok(job) => {
                     return Ok(Some(Job { attempts: u32::try_from(attempts - 1).unwrap_or(0), ..job }));
@@ -42,41 +52,23 @@ impl Store {
             counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(1);
             self.settle_job(id, &Settlement::Failed { reason }).await?;
         }
-        Ok(None)
     }
 
-    /// Its id, its text, and how often it was taken.
-    async fn take_job(&self, lease: Duration) -> Result<Option<(Uuid, String, i32)>, Error> {
-        let query = sqlx::query!(
-            "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
-             WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
-                         ORDER BY run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-             RETURNING id, job, attempts",
-            lease.as_secs_f64()
-        );
-        let row = self.once("claim_job", async |connection| query.fetch_optional(connection).await).await?;
-        Ok(row.map(|row| (row.id, row.job, row.attempts)))
-    }
-
-    /// Records what became of a job that was taken.
     pub async fn settle_job(&self, id: Uuid, settlement: &Settlement) -> Result<(), Error> {
-        let (name, query) = match settlement {
-            Settlement::Done => ("finish_job", sqlx::query!("DELETE FROM jobs WHERE id = $1", id)),
-            Settlement::Retry { after } => {
-                let query = sqlx::query!(
-                    "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
-                    id,
-                    after.as_secs_f64()
-                );
-                ("retry_job", query)
-            }
+        let name = match settlement {
+            Settlement::Done => "finish_job",
+            Settlement::Retry { .. } => "retry_job",
+            Settlement::Failed { .. } => "fail_job",
+        };
+        let query = match settlement {
+            Settlement::Done => sqlx::query!("DELETE FROM jobs WHERE id = $1", id),
+            Settlement::Retry { after } => sqlx::query!(
+                "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
+                id,
+                after.as_secs_f64()
+            ),
             Settlement::Failed { reason } => {
-                let query = sqlx::query!(
-                    "UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1",
-                    id,
-                    reason
-                );
-                ("fail_job", query)
+                sqlx::query!("UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1", id, reason)
             }
         };
         self.once(name, async |connection| query.execute(connection).await).await?;

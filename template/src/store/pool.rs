@@ -65,7 +65,6 @@ impl Pool {
         [status.max_size, status.size, status.available]
     }
 
-    /// Ends all connections, once their queries have.
     pub(super) async fn close(&self) {
         while self.connections.status().size > 0 {
             for connection in self.connections.retain(|_, _| false).removed {

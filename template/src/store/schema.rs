@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::try_join;
 use sqlx::{Connection, PgConnection};
 use tracing::info;
 
@@ -20,9 +21,7 @@ impl Store {
             ("idle_in_transaction_session_timeout", "0"),
             ("client_min_messages", "warning"),
         ]);
-        let both = async {
-            tokio::try_join!(PgConnection::connect_with(&options), PgConnection::connect_with(&options))
-        };
+        let both = try_join(PgConnection::connect_with(&options), PgConnection::connect_with(&options));
         let both = tokio::time::timeout(self.pool.connector().patience, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
         // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a

@@ -29,7 +29,6 @@ impl Context {
         CURRENT.scope(self, future)
     }
 
-    /// Runs `work` in this context.
     pub fn enter<T>(self, work: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, work)
     }
@@ -54,10 +53,8 @@ impl Trace {
     /// What the caller sent as `traceparent`, if it is valid and there is exactly one.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut sent = headers.get_all("traceparent").iter();
-        match (sent.next(), sent.next()) {
-            (Some(only), None) => Self::parse(only.to_str().ok()?),
-            _ => None,
-        }
+        let only = sent.next().filter(|_| sent.next().is_none())?;
+        Self::parse(only.to_str().ok()?)
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {

@@ -1,10 +1,11 @@
 //! Which events become lines: those that are configured, or others for a while.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use parking_lot::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::{Registry, reload};
@@ -14,39 +15,31 @@ use tracing_subscriber::{Registry, reload};
 pub struct Filter {
     configured: Targets,
     handle: reload::Handle<Targets, Registry>,
-    /// When the configured one is back; None while it is in force.
-    until: watch::Sender<Option<Instant>>,
+    /// Brings the configured one back, where another is in force.
+    restore: Arc<Mutex<Option<AbortOnDropHandle<()>>>>,
 }
 
 impl Filter {
     /// The filter for the layer, and what changes it.
     pub(super) fn new(configured: Targets) -> (reload::Layer<Targets, Registry>, Self) {
         let (layer, handle) = reload::Layer::new(configured.clone());
-        (layer, Self { configured, handle, until: watch::Sender::new(None) })
+        (layer, Self { configured, handle, restore: Arc::default() })
     }
 
     /// Writes what `text` lets through, and after `time` again what is configured.
     pub fn change(&self, text: &str, filter: Targets, time: Duration) -> Result<()> {
         info!(filter = text, time = ?time, "log.filter_changed");
         self.handle.reload(filter)?;
-        self.until.send_replace(Some(Instant::now() + time));
-        Ok(())
-    }
-
-    /// Goes back to what is configured whenever the time for a change is over, for ever.
-    pub async fn restore(self) {
-        let mut changes = self.until.subscribe();
-        loop {
-            let asked_for = changes.wait_for(Option::is_some).await.map(|until| *until);
-            let Ok(Some(until)) = asked_for else { continue };
-            if timeout_at(until, changes.changed()).await.is_err() {
-                // First, so that what is changed meanwhile has an end of its own.
-                self.until.send_replace(None);
-                if self.handle.reload(self.configured.clone()).is_ok() {
-                    info!("log.filter_restored");
-                }
+        let Self { configured, handle, .. } = self.clone();
+        let restore = tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            if handle.reload(configured).is_ok() {
+                info!("log.filter_restored");
             }
-        }
+        });
+        // In place of the one before, which is aborted by that.
+        *self.restore.lock() = Some(AbortOnDropHandle::new(restore));
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Log lines on their way to stdout, written by a thread. Not tracing-appender's, which is woken for each line: where it
 //! shares a core with the worker, that delays the very answer that the line tells of.
 
-use std::io::{self, Write, stdout};
+use std::io::{self, Write as _, stdout};
 use std::mem::swap;
 use std::sync::Arc;
 use std::thread;
@@ -59,7 +59,6 @@ impl Lines {
     pub(super) fn push(&self, line: &[u8]) {
         let mut queue = self.0.queue.lock();
         if queue.bytes.len() + line.len() > QUEUED {
-            drop(queue);
             return counter!("log_lines_dropped_total").increment(1);
         }
         queue.bytes.extend_from_slice(line);
@@ -90,18 +89,6 @@ impl Lines {
             }
             thread::park_timeout(PACE);
         }
-    }
-}
-
-/// One line a call, as `tracing` writes them.
-impl Write for Lines {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -1,27 +1,24 @@
 //! Log lines: flat JSON for machines, plain text for people.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use garde::Validate;
-use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
-use strum::EnumString;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 //@ if otlp
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 //@ end
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{self, FormatTime};
 use tracing_subscriber::layer::{self, Layer};
 use tracing_subscriber::registry::Registry;
 
 use super::context::Context;
 use super::filter::{self, Filter};
 use super::lines::Lines;
+use crate::config::value::check;
 
 /// In bytes, of one value; what is longer is cut. Some come from far away.
 const LONGEST_VALUE: usize = 8192;
@@ -29,38 +26,27 @@ const LONGEST_VALUE: usize = 8192;
 #[derive(Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
 pub struct Config {
-    #[serde(deserialize_with = "format")]
-    pub format: Format,
+    #[garde(custom(is_format))]
+    pub format: String,
     #[garde(custom(is_filter))]
     pub filter: String,
     pub access: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
-#[strum(serialize_all = "lowercase")]
-pub enum Format {
-    Json,
-    Pretty,
-}
-
-fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Format, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| D::Error::custom("expected json or pretty"))
+fn is_format(format: &str, (): &()) -> garde::Result {
+    check(matches!(format, "json" | "pretty"), "expected json or pretty")
 }
 
 fn is_filter(filter: &str, (): &()) -> garde::Result {
     let expected = "expected levels such as \"info\" or \"info,service::server=debug\"";
-    filter::parse(filter).map(drop).ok_or_else(|| garde::Error::new(expected))
+    check(filter::parse(filter).is_some(), expected)
 }
 
 /// The layer that turns events into lines, their writer, and what changes which events those are.
 pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>, Lines, Filter)> {
     let lines = Lines::start().context("log writer")?;
     let writer = lines.clone();
-    let layer = match config.format {
-        Format::Json => FlatJson(writer).boxed(),
-        Format::Pretty => for_people(writer),
-    };
+    let layer = if config.format == "json" { FlatJson(writer).boxed() } else { ForPeople(writer).boxed() };
     let configured = filter::parse(&config.filter).expect("a filter that was found valid");
     let (lets_through, filter) = Filter::new(configured);
     //@ if otlp
@@ -70,24 +56,26 @@ pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>,
     Ok((layer.with_filter(lets_through).boxed(), lines, filter))
 }
 
-fn for_people(lines: Lines) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let layer = tracing_subscriber::fmt::layer().compact().with_timer(ForPeople);
-    layer.with_writer(move || lines.clone()).boxed()
-}
+/// Plain text, which begins with the request it belongs to.
+struct ForPeople(Lines);
 
-/// Where a line for people begins: with the request it belongs to, and the time.
-struct ForPeople;
-
-impl FormatTime for ForPeople {
-    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+impl<S: Subscriber> Layer<S> for ForPeople {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let mut line = String::new();
         if let Some(Context { request_id, trace }) = Context::current() {
-            write!(writer, "[{request_id}")?;
-            if let Some(trace) = trace {
-                write!(writer, " {} {}", trace.trace_id, trace.span_id)?;
-            }
-            write!(writer, "] ")?;
+            let trace = trace.map(|trace| format!(" {} {}", trace.trace_id, trace.span_id));
+            let _ = write!(line, "[{request_id}{}] ", trace.unwrap_or_default());
         }
-        time::SystemTime.format_time(writer)
+        let (now, about) = (humantime::format_rfc3339_micros(SystemTime::now()), event.metadata());
+        let _ = write!(line, "{now} {:>5} {}:", about.level(), about.target());
+        event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
+            let _ = match field.name() {
+                "message" => write!(line, " {value:?}"),
+                name => write!(line, " {name}={value:?}"),
+            };
+        });
+        // What came from outside neither ends the line nor commands the terminal.
+        self.0.push(format!("{}\n", line.replace(char::is_control, " ")).as_bytes());
     }
 }
 
@@ -163,10 +151,10 @@ mod tests {
     #[test]
     fn line_for_people_begins_with_its_request() {
         let lines = Lines::default();
-        let log = tracing_subscriber::registry().with(for_people(lines.clone()));
+        let log = tracing_subscriber::registry().with(ForPeople(lines.clone()));
         let context = Context { request_id: "cause".into(), trace: None };
-        tracing::subscriber::with_default(log, || context.enter(|| info!(count = 2, "planted")));
+        tracing::subscriber::with_default(log, || context.enter(|| info!(from = %"a\nb", "planted")));
         let text = lines.queued();
-        assert!(text.starts_with("[cause] ") && text.contains("planted") && text.contains("count"), "{text}");
+        assert!(text.starts_with("[cause] ") && text.ends_with("planted from=a b\n"), "{text}");
     }
 }

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use garde::Validate;
-use metrics::counter;
+use metrics::{Counter, counter};
 use opentelemetry::trace::{
     SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
 };
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter};
 use reqwest::blocking::Client;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use tracing::span::Id;
 use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn, filter_fn};
@@ -23,7 +25,6 @@ use tracing_subscriber::layer::{self, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::context::Trace;
-use super::counted::{Ended, Taken};
 use crate::config::value::{between, is_http, optional};
 use crate::health::{Check, LastFailure};
 
@@ -77,16 +78,11 @@ where
         .with_headers(headers.collect())
         .build()
         .context("otlp exporter")?;
-    let exporter = Taken {
-        exporter,
-        spans: counter!("spans_exported_total"),
-        last: last.clone(),
-        failed: Arc::clone(&failed),
-    };
-    let batches = BatchSpanProcessor::builder(exporter).build();
+    let spans = counter!("spans_exported_total");
+    let exporter = Counted { exporter, spans, last: last.clone(), failed: Arc::clone(&failed) };
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(Ended { batches, spans: counter!("spans_ended_total") })
+        .with_batch_exporter(exporter)
         // What is not to be exported has no span: [`span`].
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(Resource::builder().with_service_name(name).build())
@@ -98,13 +94,46 @@ where
         ROOTS.contains(&span.name()) || around.lookup_current().is_some()
     });
     let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
-    let layer = layer.with_tracer(provider.tracer("service"));
+    let layer = layer.with_tracer(provider.tracer("service")).and_then(Ended(counter!("spans_ended_total")));
     let exporter = Exporter { provider: Some(provider), last, failed, flush_timeout };
     Ok((Some(layer.with_filter(own.and(below))), exporter))
 }
 
+/// Counts spans that have ended: those that were not exported then are lost, or on their way.
+struct Ended(Counter);
+
+impl<S: Subscriber> Layer<S> for Ended {
+    fn on_close(&self, _: Id, _: layer::Context<'_, S>) {
+        self.0.increment(1);
+    }
+}
+
+/// Counts spans that a collector has taken.
+#[derive(Debug)]
+struct Counted {
+    exporter: opentelemetry_otlp::SpanExporter,
+    spans: Counter,
+    last: LastFailure,
+    /// Exports.
+    failed: Arc<AtomicU64>,
+}
+
+impl SpanExporter for Counted {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let count = batch.len() as u64;
+        let taken = self.exporter.export(batch).await;
+        // The error itself may name the endpoint, of which a part may be secret.
+        self.last.send_replace(taken.is_err().then(|| "the last export failed".to_owned()));
+        self.failed.fetch_add(taken.is_err().into(), Ordering::Relaxed);
+        taken.inspect(|()| self.spans.increment(count))
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
 impl Exporter {
-    /// What health knows of the collector, where there is one.
     pub fn check(&self) -> Option<Check> {
         self.provider.as_ref().map(|_| Check::passive("collector", self.last.clone()))
     }

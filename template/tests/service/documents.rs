@@ -107,7 +107,7 @@ fn what_is_to_run_for_ever_is_started() {
             found += 1;
         }
     }
-    assert!(found >= 4, "{found}");
+    assert!(found >= 3, "{found}");
 }
 
 #[tokio::test]
