@@ -22,7 +22,7 @@ use crate::health::Health;
 use crate::http::rate_limit::RateLimit;
 //@ end
 use crate::http::{self, middleware::Observer};
-use crate::jobs::Runner;
+use crate::jobs::{Failure, Job, Kind, Runner};
 use crate::lifecycle::{Lifecycle, State, Stop, StopSignals, Trigger};
 use crate::queue::Queue;
 use crate::server::{self, InFlight, Limits};
@@ -161,6 +161,13 @@ async fn migrate_when_up(store: &Store) {
 }
 //@ end
 
+/// What is done for a job, by its kind.
+async fn perform(job: Job, webhook: Option<Webhook>) -> Result<(), Failure> {
+    match job.kind {
+        Kind::Webhook => Webhook::deliver(webhook, job).await,
+    }
+}
+
 /// Everything that runs.
 struct Service {
     lifecycle: Lifecycle,
@@ -247,7 +254,7 @@ impl Service {
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
         running.spawn(async move {
             ready.reached(State::Ready).await;
-            runner.run(move |job| Webhook::deliver(webhook.clone(), job), stop).await;
+            runner.run(move |job| perform(job, webhook.clone()), stop).await;
             "job runner"
         });
         let probing = service.health.clone().probe(checks);

@@ -260,9 +260,10 @@ fn key_of(variable: &str) -> Option<String> {
     Some(key.to_owned())
 }
 
-/// Whether a key holds what must not be shown. URLs count: they often carry a password or a token.
+/// Whether a key holds what must not be shown, by its name. URLs count: they often carry a password or a token.
 fn is_secret(key: &str) -> bool {
-    matches!(key.rsplit('.').next(), Some("url" | "endpoint" | "secret" | "password" | "token"))
+    let name = key.rsplit('.').next().unwrap_or(key);
+    ["url", "endpoint", "secret", "password", "token", "key", "credential"].iter().any(|it| name.contains(it))
 }
 
 fn source(value: &Value) -> &str {
@@ -275,7 +276,32 @@ fn fault(faults: &mut BTreeSet<String>, key: &str, source: &str, allowed: &str) 
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
+
+    /// The text of all that a folder holds.
+    fn text(folder: &Path) -> String {
+        let entries =
+            std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let read = |path: PathBuf| std::fs::read_to_string(path).expect("text");
+        entries.map(|path| if path.is_dir() { text(&path) } else { read(path) }).collect()
+    }
+
+    #[test]
+    fn secrets_are_known_by_their_names() {
+        let sources = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+        let fields = sources.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once(": "));
+        let kinds = ["SecretString,", "Option<SecretString>,"];
+        let secrets: Vec<_> = fields.filter(|(_, kind)| kinds.contains(kind)).collect();
+        assert!(secrets.len() >= 2, "{secrets:?}");
+        for (name, _) in secrets {
+            assert!(
+                is_secret(name),
+                "{name}: without a word of `is_secret` in its name `check-config` shows it"
+            );
+        }
+    }
 
     #[test]
     fn secrets_are_not_in_debug_output() {

@@ -121,8 +121,10 @@ fn observed(routes: Router, observer: Arc<Observer>) -> Router {
 }
 
 pub fn openapi_document() -> anyhow::Result<String> {
-    let api = OpenApiRouter::with_openapi(openapi::info()).merge(tasks::router());
-    Ok(api.into_openapi().to_pretty_json()?)
+    let mut document = openapi::info();
+    // Of each router that [`router`] merges: they have states of their own.
+    document.merge(tasks::router().into_openapi());
+    Ok(document.to_pretty_json()?)
 }
 
 /// What every path answers that no route stands at.
@@ -141,15 +143,15 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
     }
-    let [request_id, traceparent] = ["x-request-id", "traceparent"].map(HeaderName::from_static);
-    let exposed = vec![header::ETAG, header::LOCATION, header::RETRY_AFTER, request_id.clone()];
+    let [id, traceparent] = ["x-request-id", "traceparent"].map(HeaderName::from_static);
+    let exposed = vec![header::ETAG, header::LOCATION, header::RETRY_AFTER, id.clone()];
     //@ if rate_limit
     let exposed = [exposed, rate_limit::HEADERS.to_vec()].concat();
     //@ end
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([header::CONTENT_TYPE, header::IF_MATCH, request_id, traceparent])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::IF_MATCH, id, traceparent])
         .expose_headers(exposed)
         .max_age(Duration::from_mins(10));
     Some(layer)

@@ -107,7 +107,8 @@ pub struct Store {
 /// As `query_as!` reads the column, which is text.
 impl From<String> for Status {
     fn from(text: String) -> Self {
-        if text == "completed" { Self::Completed } else { Self::Open }
+        // The schema allows no other.
+        text.parse().unwrap_or(Self::Open)
     }
 }
 

@@ -59,6 +59,10 @@ pub(super) fn expected(error: &ConfigError) -> String {
         Some("a nonzero u32") => "1 to 4294967295",
         Some(other) => other,
         None if text.contains("invalid IP address") => "an IP address",
+        // Nobody's setting is at fault, but `config/default.toml` itself.
+        None if text.starts_with("missing ") => {
+            return format!("expected a default in config/default.toml: {text}");
+        }
         None => "another value, see config/default.toml",
     };
     format!("expected {expected}")

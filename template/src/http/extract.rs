@@ -104,7 +104,7 @@ fn pointer<'a>(parts: impl Iterator<Item = &'a str>) -> String {
     escaped.fold(String::new(), |pointer, part| pointer + "/" + &part)
 }
 
-/// The id in a path, in the form that ids are given out in. What is no id names no task.
+/// The id in a path, in the form that ids are given out in. What is no id names nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub Uuid);
 
@@ -115,7 +115,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
         let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
         match path.map(|Path(text)| text.parse::<Hyphenated>()) {
             Ok(Ok(id)) => Ok(Self(id.into())),
-            _ => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task.")),
+            _ => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id.")),
         }
     }
 }
@@ -139,14 +139,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// A version that no task has.
+/// A version that nothing has.
 const NEVER: i64 = -1;
 
 /// The version that `If-Match` asks for; none when it is absent or `*`.
 #[derive(Clone, Copy, Debug, IntoParams)]
 #[into_params(names("if-match"), parameter_in = Header)]
 pub struct IfMatch(
-    /// `ETag` that the task must have, or `*`. A list of several matches nothing.
+    /// `ETag` that it must have, or `*`. A list of several matches nothing.
     #[param(value_type = String, required = false, example = "\"1\"")]
     pub Option<i64>,
 );
@@ -155,7 +155,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let malformed = || Problem::bad_request("If-Match must be the ETag of the task, with its quotes.");
+        let malformed = || Problem::bad_request("If-Match must be the ETag as given, with its quotes.");
         let sent: Vec<_> = parts.headers.get_all(header::IF_MATCH).iter().collect();
         let [only] = sent[..] else { return Ok(Self((!sent.is_empty()).then_some(NEVER))) };
         let sent = only.to_str().map_err(|_| malformed())?.trim();

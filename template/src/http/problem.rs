@@ -118,9 +118,9 @@ impl From<tasks::Error> for Problem {
             return Self::overloaded("Too much is waiting to be done. Nothing was changed.");
         };
         let problem = match &*error {
-            Error::NotFound => Self::new(Category::NotFound, StatusCode::NOT_FOUND, "There is no such task."),
+            Error::NotFound => Self::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id."),
             Error::VersionMismatch => {
-                let detail = "The task has changed. Read it again and repeat the change with its new ETag.";
+                let detail = "It has changed. Read it again and repeat the change with its new ETag.";
                 Self::new(Category::Conflict, StatusCode::PRECONDITION_FAILED, detail)
             }
             //@ if postgres
@@ -133,7 +133,9 @@ impl From<tasks::Error> for Problem {
             Error::Refused(_) => Self::internal(),
             //@ end
         };
-        Self { cause: error.source().map(ToString::to_string), ..problem }
+        // A contradiction is the client's own fault, which no operator can mend.
+        let cause = error.source().filter(|_| problem.status.is_server_error());
+        Self { cause: cause.map(ToString::to_string), ..problem }
     }
 }
 

@@ -269,6 +269,28 @@ fn alerts_have_their_section_in_the_runbook_and_their_tests() {
     }
 }
 
+/// A query of a metric that is no more is no error: its panel stays empty, and its alert silent.
+#[test]
+fn dashboards_and_rules_ask_for_metrics_that_are_there() {
+    let document = fs::read_to_string(root().join("docs/observability.md")).expect("the document");
+    let queries = deployed("grafana/dashboards", "json") + &deployed("prometheus/rules", "yml");
+    let mut asked = 0;
+    // What is selected by our own label is ours; what a rule records has colons.
+    for (before, _) in queries.match_indices("{job=").map(|(at, _)| queries.split_at(at)) {
+        let is_part = |char: char| char.is_ascii_alphanumeric() || char == '_' || char == ':';
+        let name = before.rsplit(|char| !is_part(char)).next().unwrap_or_default();
+        if name.is_empty() || ["up", "ALERTS"].contains(&name) || name.contains(':') {
+            continue;
+        }
+        let of_histogram = ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end));
+        let mut there = [Some(name), of_histogram].into_iter().flatten();
+        let there = there.any(|name| document.contains(&format!("| `{name}` |")));
+        assert!(there, "{name} is no metric of docs/observability.md");
+        asked += 1;
+    }
+    assert!(asked > 10, "{asked}");
+}
+
 #[test]
 fn dashboards_link_to_sections_that_are_there() {
     let runbook = fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");

@@ -24,15 +24,15 @@ const SIZE: &str = "expected a size such as \"64KiB\" or \"1MiB\"";
 pub const URL: &str = "expected an http or https URL";
 const ORIGIN: &str = "expected origins such as";
 const NETWORK: &str = "expected networks such as \"10.0.0.0/8\", or addresses";
-const SECTIONS: &str = "unknown key, expected one of admin, cache, ";
+const SECTIONS: &str = "unknown key, expected one of admin, ";
 const SIGNING: &str = "expected \"whsec_\" and 24 to 64 bytes in base64";
 
 const ROWS: &[Row] = &[
     ("APP_ENV", "prod", "APP_ENV", "expected development, staging or production"),
     ("APP_ENV", "Production", "APP_ENV", "expected development, staging or production"),
     ("APP_ENV", "", "APP_ENV", "expected development, staging or production"),
-    ("APP__HTTP__PRT", "1", "http.prt", "unknown key, expected one of body_timeout, "),
-    ("APP__HTTP__PORT__TCP", "1", "http.port.tcp", "unknown key, expected one of body_timeout, "),
+    ("APP__HTTP__PRT", "1", "http.prt", "unknown key, expected one of "),
+    ("APP__HTTP__PORT__TCP", "1", "http.port.tcp", "unknown key, expected one of "),
     ("APP__HTP__PORT", "1", "htp.port", SECTIONS),
     ("APP__HTTP", "1", "http", SECTIONS),
     ("APP__", "1", "", SECTIONS),

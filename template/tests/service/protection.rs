@@ -248,7 +248,7 @@ async fn browsers_of_other_origins_are_let_in_only_where_configured() {
         assert!(methods.contains(method), "{method}: {methods}");
     }
     let allowed = preflight.header("access-control-allow-headers");
-    for header in ["content-type", "if-match", "x-request-id", "traceparent"] {
+    for header in ["authorization", "content-type", "if-match", "x-request-id", "traceparent"] {
         assert!(allowed.contains(header), "{header}: {allowed}");
     }
     let answer = Answer::to(open.request(Method::GET, "/v1/tasks").header("origin", ours)).await;
