@@ -139,8 +139,10 @@ impl Redis {
             }
             return;
         };
-        // It became a replica, and its name may lead elsewhere by now: what it is asked successfully would hide that for ever.
-        let demoted = reason.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
+        // It became a replica, and its name may lead elsewhere by now. Look-ups that it still answers would hide that for
+        // ever. Until Redis 7 a script's error quotes that of its command.
+        let demoted = reason.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+            || reason.detail().is_some_and(|detail| detail.contains("-READONLY "));
         state.failures = if demoted { FAILURES.max(state.failures + 1) } else { state.failures + 1 };
         if state.failures == FAILURES {
             warn!(command, %reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
@@ -179,12 +181,19 @@ mod tests {
     /// Its connection would stay, and each look-up that it answers would close the breaker.
     #[tokio::test]
     async fn server_that_became_a_replica_is_left_at_once() {
-        let redis = Redis::nowhere();
-        let refused = |kind| RedisError::from((ErrorKind::Server(kind), "refused"));
-        redis.note::<()>("store", &Err(refused(ServerErrorKind::ExecAbort)));
-        assert!(redis.connection().is_some());
-        redis.note::<()>("store", &Err(refused(ServerErrorKind::ReadOnly)));
-        assert!(redis.connection().is_none());
+        let in_script =
+            "Error running script: @user_script:4: -READONLY You can't write against a read only replica.";
+        let refusals = [
+            (ServerErrorKind::ReadOnly, "You can't write against a read only replica.", true),
+            (ServerErrorKind::ResponseError, in_script, true),
+            (ServerErrorKind::ResponseError, "Error running script", false),
+        ];
+        for (kind, detail, left) in refusals {
+            let redis = Redis::nowhere();
+            let refused = RedisError::from((ErrorKind::Server(kind), "refused", detail.to_owned()));
+            redis.note::<()>("store", &Err(refused));
+            assert_eq!(redis.connection().is_none(), left, "{detail}");
+        }
     }
 
     #[tokio::test]

@@ -71,6 +71,7 @@ pub(super) struct Body<'a> {
     request_id: &'a str,
     /// Of the category `validation`; empty where no field is to blame.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     errors: Option<&'a [FieldError]>,
 }
 

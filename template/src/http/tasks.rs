@@ -129,7 +129,7 @@ async fn delete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Complete a task; a second time changes nothing, and names the new version if any
+/// Complete a task; a second time changes nothing, and fits the new version alone
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/complete", tag = "tasks",
     params(("id" = Uuid, Path), IfMatch),

@@ -9,7 +9,7 @@ use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleErro
 use parking_lot::Mutex;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// For how long after it was lent a connection is trusted. Later it is asked first whether it still works.
 const FRESH: Duration = Duration::from_millis(10);
@@ -98,10 +98,15 @@ impl managed::Manager for Connector {
 
     /// Tries again while the server starts or has no place, and says so while there is someone to hear it.
     async fn create(&self) -> sqlx::Result<PgConnection> {
-        let began = Instant::now();
+        let until = Instant::now() + self.insistence;
+        let mut refused = None;
         loop {
             // Boxed: 14 KB, which no future that awaits a connection should carry.
-            let result = Box::pin(PgConnection::connect_with(&self.options)).await;
+            let attempt = Box::pin(PgConnection::connect_with(&self.options));
+            let result = match refused.take() {
+                None => attempt.await,
+                Some(before) => timeout_at(until - PAUSE, attempt).await.unwrap_or(Err(before)),
+            };
             let passes = match &result {
                 Err(sqlx::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
                 Err(sqlx::Error::Database(refusal)) => {
@@ -109,9 +114,10 @@ impl managed::Manager for Connector {
                 }
                 _ => false,
             };
-            if !passes || began.elapsed() + 2 * PAUSE > self.insistence {
+            if !passes || Instant::now() + 2 * PAUSE > until {
                 return result;
             }
+            refused = result.err();
             sleep(PAUSE).await;
         }
     }

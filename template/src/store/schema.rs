@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::try_join;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tracing::info;
 
 use super::Store;
@@ -16,11 +16,12 @@ impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         // Not the pool's: these may take longer than it allows. That a table is there already is no news.
-        let options = self.pool.connector().options.clone().options([
-            ("statement_timeout", "0"),
-            ("idle_in_transaction_session_timeout", "0"),
-            ("client_min_messages", "warning"),
-        ]);
+        let options = self
+            .pool
+            .connector()
+            .options
+            .clone()
+            .options([("statement_timeout", "0"), ("client_min_messages", "warning")]);
         let both = try_join(PgConnection::connect_with(&options), PgConnection::connect_with(&options));
         let both = tokio::time::timeout(self.pool.connector().patience, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
@@ -28,6 +29,8 @@ impl Store {
         // connection of its own, since an index can't be built CONCURRENTLY within one.
         let turn = loop {
             let mut turn = holder.begin().await?;
+            // No option, since a pooler would pass it by.
+            turn.execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
             let taken = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, LOCK);
             if taken.fetch_one(&mut *turn).await? {
                 break turn;

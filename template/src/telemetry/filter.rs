@@ -29,16 +29,17 @@ impl Filter {
     /// Writes what `text` lets through, and after `time` again what is configured.
     pub fn change(&self, text: &str, filter: Targets, time: Duration) -> Result<()> {
         info!(filter = text, time = ?time, "log.filter_changed");
+        // The one before must neither undo this one nor be put in its place.
+        let mut restore = self.restore.lock();
+        *restore = None;
         self.handle.reload(filter)?;
         let Self { configured, handle, .. } = self.clone();
-        let restore = tokio::spawn(async move {
+        *restore = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(time).await;
             if handle.reload(configured).is_ok() {
                 info!("log.filter_restored");
             }
-        });
-        // In place of the one before, which is aborted by that.
-        *self.restore.lock() = Some(AbortOnDropHandle::new(restore));
+        })));
         Ok(())
     }
 }

@@ -313,8 +313,8 @@ async fn client_that_opens_no_window_for_its_answer_is_dropped() {
     // Nothing of the body, or the first 64 KiB.
     for windows in [encode(SETTINGS, 0, 0, &NO_INITIAL_WINDOW), Vec::new()] {
         let mut stingy = Connection::open(&app).await;
-        stingy.send(&[windows, request(1, "/v1/tasks")].concat()).await;
         let began = Instant::now();
+        stingy.send(&[windows, request(1, "/v1/tasks")].concat()).await;
         // What others ask for on the same connection has as long again to be answered.
         assert!(!stingy.dismissed().await.is_empty(), "it says goodbye");
         let took = Duration::from_millis(600)..Duration::from_secs(3);
