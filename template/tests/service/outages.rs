@@ -406,13 +406,16 @@ async fn read_only_server_refuses_writes_and_goes_on_reading() {
 #[tokio::test]
 async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     let database = Database::create().await;
-    let mut app = watchful(&[("DATABASE_URL", &database.owned().await)]).await;
+    let url = database.owned().await;
+    // A password costs time before the server refuses.
+    let second = [("APP__HEALTH__TIMEOUT", "1s"), ("APP__DATABASE__ACQUIRE_TIMEOUT", "1s")];
+    let mut app = watchful(&[&[("DATABASE_URL", url.as_str())][..], &second].concat()).await;
     let task = app.create("a").await;
     database.limit_connections(0).await;
     turns_ready(&app, 503).await;
     let began = Instant::now();
     assert_unavailable(&app.get("/v1/tasks").await);
-    let waited = Duration::from_millis(350)..Duration::from_millis(400) + SLACK;
+    let waited = Duration::from_millis(950)..Duration::from_secs(1) + SLACK;
     assert!(waited.contains(&began.elapsed()), "one may become free: {:?}", began.elapsed());
     let checks = app.admin("/health/ready").await.json()["checks"].clone();
     let failed = app.process.event("request.failed").await;
