@@ -133,8 +133,9 @@ impl Store {
             .extra_float_digits(None)
             // Queries are measured under their names; their text in the log would say less.
             .disable_statement_logging();
-        let acquire_timeout = config.acquire_timeout;
-        let pool = Pool::open(options, config.max_connections, acquire_timeout, acquire_timeout);
+        let patience = config.acquire_timeout;
+        // With time to say what it was refused with, while its caller waits.
+        let pool = Pool::open(options, config.max_connections, patience, patience.mul_f64(0.9));
         let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
         Ok(Self { pool, patience, slow })
     }

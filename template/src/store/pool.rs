@@ -105,7 +105,7 @@ impl managed::Manager for Connector {
             let attempt = Box::pin(PgConnection::connect_with(&self.options));
             let result = match refused.take() {
                 None => attempt.await,
-                Some(before) => timeout_at(until - PAUSE, attempt).await.unwrap_or(Err(before)),
+                Some(before) => timeout_at(until, attempt).await.unwrap_or(Err(before)),
             };
             let passes = match &result {
                 Err(sqlx::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
@@ -114,7 +114,7 @@ impl managed::Manager for Connector {
                 }
                 _ => false,
             };
-            if !passes || Instant::now() + 2 * PAUSE > until {
+            if !passes || Instant::now() + PAUSE > until {
                 return result;
             }
             refused = result.err();
