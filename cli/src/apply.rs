@@ -337,11 +337,8 @@ fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) ->
         bail!("something was committed or checked out meanwhile: run this again");
     }
     let staged = service.git.run(&["diff-index", "--cached", "--name-only", "-z", "HEAD"])?;
-    if let Some(path) = staged.split(|byte| *byte == 0).find(|path| !path.is_empty()) {
-        bail!(
-            "{} was staged meanwhile: `git commit` or `git stash` it, then run this again",
-            Path::new(OsStr::from_bytes(path)).display()
-        );
+    if let Some(path) = named(&staged).next() {
+        bail!("{} was staged meanwhile: `git commit` or `git stash` it, then run this again", path.display());
     }
     // What isn't there was left out of a sparse checkout.
     let there = leaving.iter().filter(|path| fs::symlink_metadata(service.top.join(path)).is_ok());
@@ -357,8 +354,7 @@ fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) ->
     }
     git.run(&["update-index", "-q", "--refresh"])?;
     let changed = git.run(&["diff-files", "--name-only", "-z"])?;
-    let mut changed = changed.split(|byte| *byte == 0).map(|path| Path::new(OsStr::from_bytes(path)));
-    if let Some(path) = changed.find(|path| leaving.contains(path)) {
+    if let Some(path) = named(&changed).find(|path| leaving.contains(path)) {
         bail!(
             "{} differs from what is committed, and git was told not to look at it, or it was saved meanwhile: `git \
              commit` it (after `git update-index --no-assume-unchanged --no-skip-worktree`), then run this again",
@@ -366,6 +362,12 @@ fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) ->
         );
     }
     Ok(())
+}
+
+/// The paths of a list as git writes it with `-z`.
+fn named(list: &[u8]) -> impl Iterator<Item = &Path> {
+    let paths = list.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    paths.map(|path| Path::new(OsStr::from_bytes(path)))
 }
 
 /// Moves what was there out of the way and what is new into its place.
