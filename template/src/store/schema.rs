@@ -16,14 +16,11 @@ impl Store {
     /// Applies the migrations that are missing. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
         // Not the pool's: these may take longer than it allows. That a table is there already is no news.
-        let options = self
-            .pool
-            .connector()
-            .options
-            .clone()
-            .options([("statement_timeout", "0"), ("client_min_messages", "warning")]);
+        let connector = self.pool.connector();
+        let options = [("statement_timeout", "0"), ("client_min_messages", "warning")];
+        let options = connector.options.clone().options(options);
         let both = try_join(PgConnection::connect_with(&options), PgConnection::connect_with(&options));
-        let both = tokio::time::timeout(self.pool.connector().patience, both).await;
+        let both = tokio::time::timeout(connector.patience, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
         // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a
         // connection of its own, since an index can't be built CONCURRENTLY within one.

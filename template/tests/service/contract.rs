@@ -14,7 +14,7 @@ use crate::app::{TestApp, eventually, path_of};
 use crate::documents::{quoted, root, sources};
 use crate::receiver::Receiver;
 
-static DOCUMENT: LazyLock<String> =
+pub static DOCUMENT: LazyLock<String> =
     LazyLock::new(|| fs::read_to_string(root().join("docs/observability.md")).expect("the document"));
 
 /// Each documented event: its level and its fields.
