@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::http::Connection;
 
-use super::Site;
 use super::clients::{Latencies, long_tasks, wait_until};
+use super::{Site, compared};
 
 const CLIENTS: usize = 32;
 const TASKS: usize = 50;
@@ -67,9 +67,9 @@ pub fn without_redis(site: &Site<'_>) -> Result<String> {
     };
     let (normal, _) = p99(started_at + WARM, frozen_at);
     let (silent, count) = p99(frozen_at + OPENING, mended_at);
-    ensure!(count > CLIENTS * 100, "no more than {count} requests while Redis was silent");
+    compared(count > CLIENTS * 100, &format!("no more than {count} requests while Redis was silent"))?;
     let said = format!("{} requests answered; p99 {normal:.1?}, without Redis {silent:.1?}", asked.len());
-    ensure!(silent < normal.mul_f64(FACTOR) + NOISE, "{said}");
+    compared(silent < normal.mul_f64(FACTOR) + NOISE, &said)?;
     Ok(said)
 }
 

@@ -47,13 +47,12 @@ pub fn faults(site: &Site<'_>) -> Result<String> {
 fn quickest(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {
     let mut spoilt = Vec::new();
     for _ in 0..ROUNDS {
-        match round(site, collector, endpoint) {
-            Ok(ratio) if ratio <= RATIO => return Ok(ratio),
-            Ok(ratio) => spoilt.push(format!("{ratio:.2} times the median with a sound collector")),
-            Err(error) => spoilt.push(format!("{error:#}")),
+        match round(site, collector, endpoint)? {
+            ratio if ratio <= RATIO => return Ok(ratio),
+            ratio => spoilt.push(format!("{ratio:.2}")),
         }
     }
-    bail!("{}", spoilt.join(", "))
+    bail!("{} times the median with a sound collector", spoilt.join(", "))
 }
 
 fn round(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::http::{get, head};
 use crate::prove::service::Service;
 
-use super::Site;
 use super::clients::{Latencies, long_tasks, narrow, wait_until};
+use super::{Site, compared};
 use crate::machine::allow_descriptors;
 
 /// Of each kind, all at once.
@@ -88,10 +88,10 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
     site.stop(service)?;
     let (median, nearly_all, slowest) =
         (served.percentile(50), served.percentile(99), served.percentile(100));
-    ensure!(
+    compared(
         nearly_all < SERVED && slowest < SLOWEST,
-        "served in {median:.1?}, 99 % in {nearly_all:.1?}, at most {slowest:.1?}"
-    );
+        &format!("served in {median:.1?}, 99 % in {nearly_all:.1?}, at most {slowest:.1?}"),
+    )?;
     site.fact("hostile_served_ms", median.as_secs_f64() * 1000.0);
     Ok(format!(
         "{} closed at most {longest:.1?} after they came; meanwhile {} requests served in {median:.1?}, \
@@ -149,10 +149,9 @@ fn attack(service: &Service, each: usize) -> Result<Duration> {
         let now = Instant::now();
         see_closed(&mut clients, LOOK)?;
         let late: Vec<Kind> = clients.iter().filter(|one| one.is_late(now)).map(|one| one.kind).collect();
-        if !late.is_empty() {
-            let of = |kind: &Kind| (*kind, late.iter().filter(|one| *one == kind).count());
-            bail!("open beyond their deadline and {SLACK:?}: {:?}", KINDS.each_ref().map(of));
-        }
+        let of = |kind: &Kind| (*kind, late.iter().filter(|one| *one == kind).count());
+        let said = format!("open beyond their deadline and {SLACK:?}: {:?}", KINDS.each_ref().map(of));
+        compared(late.is_empty(), &said)?;
     }
     // Who reads nothing does not see the end either, so the service is asked: what is left is the
     // question itself and a normal request.

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::http::Connection;
 
-use super::Site;
+use super::{Site, compared};
 
 const RATE: f64 = 100.0;
 const BURST: f64 = 20.0;
@@ -47,8 +47,8 @@ fn share(site: &Site<'_>, replicas: usize, extra: &[(&str, &str)], bound: f64) -
         site.stop(replica)?;
     }
     let off = answered / due - 1.0;
-    ensure!(asked > 2.0 * due, "{asked} requests don't use up a budget of {due:.0}");
-    ensure!(off.abs() <= bound, "{answered} of {asked} answered, {due:.0} were due");
+    compared(asked > 2.0 * due, &format!("{asked} requests don't use up a budget of {due:.0}"))?;
+    compared(off.abs() <= bound, &format!("{answered} of {asked} answered, {due:.0} were due"))?;
     Ok(format!("{answered} of {asked} answered, {:+.1} %", off * 100.0))
 }
 

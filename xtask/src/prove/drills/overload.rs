@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::http::{Connection, Response, head};
 
-use super::Site;
 use super::clients::Latencies;
 use super::shutdown::TASK;
+use super::{Site, compared};
 
 const CAP: u32 = 20;
 /// Between the halves of a body: a request takes this long without using the processor, so that
@@ -41,7 +41,8 @@ pub fn shed(site: &Site<'_>) -> Result<String> {
     settings.extend([("APP__HTTP__MAX_IN_FLIGHT", cap.as_str()), ("APP__LOG__ACCESS", "false")]);
     let service = site.start(&settings)?;
     let mut unloaded = offer(service.public, HOLD / (CAP / 2), Duration::from_secs(1))?;
-    ensure!(unloaded.refused.count() == 0, "{} were refused below the cap", unloaded.refused.count());
+    let refused = unloaded.refused.count();
+    compared(refused == 0, &format!("{refused} were refused below the cap, so they took longer"))?;
     let time = unloaded.accepted.mean();
     let capacity = f64::from(CAP) / time.as_secs_f64();
     let mut seen = offer(service.public, time / (CAP * TIMES), LOAD)?;
@@ -59,10 +60,10 @@ pub fn shed(site: &Site<'_>) -> Result<String> {
          unloaded; {} refused in {median:.1?}, p99 {late:.1?}",
         seen.refused.count(),
     );
-    ensure!(share >= 90.0 && p99 <= usual * 2, "{said}");
-    ensure!(median < REFUSAL.0 && late < REFUSAL.1, "{said}");
+    compared(share >= 90.0 && p99 <= usual * 2, &said)?;
+    compared(median < REFUSAL.0 && late < REFUSAL.1, &said)?;
     // Fewer would mean that the load was not what it should be.
-    ensure!(seen.refused.count() > seen.accepted.count(), "{said}");
+    compared(seen.refused.count() > seen.accepted.count(), &said)?;
     site.fact("overload_goodput_percent", share);
     Ok(said)
 }

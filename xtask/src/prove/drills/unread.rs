@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use crate::http::Connection;
 use crate::prove::service::Service;
 
-use super::Site;
 use super::clients::{Latencies, long_tasks, wait_until};
+use super::{Site, compared};
 
 /// With the reader and without. More lines than the service's queue and the pipe have room for.
 const REQUESTS: usize = 40_000;
@@ -40,7 +40,7 @@ pub fn log(site: &Site<'_>) -> Result<String> {
     let said = format!(
         "{lines_lost} lines lost; 99 % answered in {read:.1?} with a reader, in {unread:.1?} without"
     );
-    ensure!(unread < read.mul_f64(FACTOR) + NOISE, "{said}");
+    compared(unread < read.mul_f64(FACTOR) + NOISE, &said)?;
     // The first made the task. A line is lost or kept a moment after its answer.
     let asked = 1 + 2 * REQUESTS;
     let known = || -> Result<usize> { Ok(service.logged("\"message\":\"http.request\"") + lost(&service)?) };
