@@ -172,27 +172,38 @@ pub fn format(work: &mut Work<'_>) -> Result<String> {
     Ok(String::new())
 }
 
-/// Of dependencies nothing is run here but macros: optimised as for the programs they take half as long again.
-const ONLY_CHECKED: [&str; 2] = ["--config", r#"profile.prove.package."*".opt-level=0"#];
-
-/// Lints twice, without and with the test targets, because only so do the compiler's findings on
-/// unused dependencies tell what the service needs from what its tests need. Nothing is compiled
-/// twice for it.
+/// Lints and compiles, which is one pass of the compiler. Twice, without and with the test targets, because only so do
+/// its findings on unused dependencies tell what the service needs from what its tests need. Nothing is compiled twice
+/// for it.
 pub fn lint(work: &mut Work<'_>) -> Result<String> {
-    for (targets, findings) in [(&[][..], unused::SERVICE), (&["--all-targets"][..], unused::ALL)] {
-        let mut arguments = [&ONLY_CHECKED, targets].concat();
-        arguments.extend(["--message-format=json", "--", "-D", "warnings"]);
-        arguments.extend(["--force-warn", "unused_crate_dependencies"]);
-        let said = work.run(&mut work.cargo("clippy", &arguments))?;
+    let as_json = "--message-format=json";
+    for (subcommand, arguments, findings) in
+        [("build", &[as_json][..], unused::SERVICE), ("test", &["--no-run", as_json], unused::ALL)]
+    {
+        let said = work.run(linting(work, &mut work.cargo(subcommand, arguments)))?;
         fs::write(work.log.with_file_name(findings), said)?;
     }
     Ok(String::new())
 }
 
+/// The service's own crates are compiled as [`lint`] has them compiled.
+fn linting<'a>(work: &Work<'_>, command: &'a mut Command) -> &'a mut Command {
+    command.env("RUSTC_WORKSPACE_WRAPPER", work.context.root.join("xtask/clippy.sh"))
+}
+
+/// cargo on what [`lint`] has compiled. Where that was refused, or not asked for, the compiler alone tells what it sees.
+fn on_what_was_linted(work: &Work<'_>, subcommand: &str, arguments: &[&str]) -> Command {
+    let mut command = work.cargo(subcommand, arguments);
+    if work.subject.checks.iter().any(|check| check.step.ends_with(LINT) && check.passed()) {
+        linting(work, &mut command);
+    }
+    command
+}
+
+/// What `cargo doc` says of all items, by the libraries that the build has made.
 fn document(work: &mut Work<'_>) -> Result<String> {
-    let arguments = [&ONLY_CHECKED[..], &["--no-deps", "--document-private-items"]].concat();
-    let mut command = work.cargo("doc", &arguments);
-    work.run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
+    let mut command = on_what_was_linted(work, "test", &["--doc"]);
+    work.run(command.env("RUSTDOC", work.context.root.join("xtask/rustdoc.sh")))?;
     Ok(String::new())
 }
 
@@ -204,12 +215,12 @@ pub fn build(work: &mut Work<'_>) -> Result<String> {
         work.subject.optimised = Some(optimised(work)?);
     }
     if work.subject.steps.iter().any(Step::tests) {
-        let built = work.run(&mut work.cargo("test", &["--no-run", as_json]))?;
+        let built = work.run(&mut on_what_was_linted(work, "test", &["--no-run", as_json]))?;
         work.subject.tests = programs(&built, true);
         ensure!(!work.subject.tests.is_empty(), "cargo built no test program");
     }
     // Last, as the tests' own dependencies may have changed what features it was built with.
-    let built = work.run(&mut work.cargo("build", &[as_json]))?;
+    let built = work.run(&mut on_what_was_linted(work, "build", &[as_json]))?;
     work.subject.program = programs(&built, false).pop().context("cargo built no program")?;
     Ok(String::new())
 }
@@ -258,7 +269,7 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
         total += passed_tests(&work.run(&mut command)?)?;
     }
     if has_doctests(&work.subject.dir.join("src"))? {
-        total += passed_tests(&work.run(&mut work.cargo("test", &["--doc"]))?)?;
+        total += passed_tests(&work.run(&mut on_what_was_linted(work, "test", &["--doc"]))?)?;
     }
     if database.is_some() {
         work.context.servers.drop_databases(&format!("rolname = '{role}'"))?;
