@@ -143,7 +143,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
     }
-    let [id, traceparent] = ["x-request-id", "traceparent"].map(HeaderName::from_static);
+    let [id, parent, state] = ["x-request-id", "traceparent", "tracestate"].map(HeaderName::from_static);
     let exposed = vec![header::ETAG, header::LOCATION, header::RETRY_AFTER, id.clone()];
     //@ if rate_limit
     let exposed = [exposed, rate_limit::HEADERS.to_vec()].concat();
@@ -151,7 +151,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::IF_MATCH, id, traceparent])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::IF_MATCH, id, parent, state])
         .expose_headers(exposed)
         .max_age(Duration::from_mins(10));
     Some(layer)
@@ -159,12 +159,23 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::{Body, to_bytes};
+    use std::convert::Infallible;
+    use std::task::Poll;
+
+    use axum::body::{Body, Bytes, to_bytes};
     use axum::extract::Request;
     use axum::routing::get;
+    use futures_util::stream;
+    use metrics::with_local_recorder;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::runtime::Builder;
     use tower::ServiceExt;
 
     use super::*;
+    use crate::lifecycle::Stop;
+    use crate::server::{self, InFlight, Limits};
 
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
@@ -187,5 +198,34 @@ mod tests {
         let body = to_bytes(response.into_body(), 10_000).await.expect("a body");
         let body = String::from_utf8_lossy(&body);
         assert!(body.contains("cause") && !body.contains("secret"), "{body}");
+    }
+
+    /// Or the gauge would climb for ever, and the fault show nowhere.
+    #[test]
+    fn body_that_panics_is_counted_as_a_fault_and_its_connection_as_gone() {
+        let asked = async {
+            let listener = server::listen(([127, 0, 0, 1], 0).into()).expect("a listener");
+            let address = listener.local_addr().expect("its address");
+            let body =
+                || stream::poll_fn(|_| -> Poll<Option<Result<Bytes, Infallible>>> { panic!("planted") });
+            let panics = get(async move || Body::from_stream(body()));
+            let router = observed(Router::new().route("/", panics), Arc::default());
+            let long = Duration::from_secs(10);
+            let limits = Limits { header_read: long, idle: long, stalled_write: long, max_connections: 1 };
+            let stop = Stop::default();
+            let serving = server::serve(listener, router, limits, InFlight::default(), stop.clone());
+            let serving = tokio::spawn(serving);
+            let mut client = TcpStream::connect(address).await.expect("a connection");
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("a request");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("its end");
+            stop.drain.cancel();
+            serving.await.expect("it ends");
+        };
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        with_local_recorder(&recorder, || runtime.block_on(asked));
+        let told = recorder.handle().render();
+        assert!(told.contains("http_connections 0") && told.contains("status=\"500\"} 1"), "{told}");
     }
 }

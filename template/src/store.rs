@@ -3,15 +3,18 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use futures_util::TryFutureExt;
 use garde::Validate;
 use metrics::{gauge, histogram};
+use scopeguard::defer;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::time::timeout;
 use tracing::warn;
 //@ if otlp
-use tracing::{Instrument, info_span};
+use tracing::info_span;
 //@ end
 use uuid::Uuid;
 
@@ -19,6 +22,9 @@ use crate::config::value::{between, check, millis, optional};
 use crate::health::Check;
 use crate::jobs::Job;
 use crate::task::{NewTask, Status, Task, TaskPatch};
+//@ if otlp
+use crate::telemetry::otlp;
+//@ end
 use pool::{Leased, Pool};
 
 pub mod dead_letters;
@@ -319,9 +325,9 @@ impl Store {
 
     async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let started = Instant::now();
-        let leased = self.pool.acquire().await;
-        histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64());
-        leased
+        // Also where it is given up with its request: else a database that blocks would look idle.
+        defer!(histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64()));
+        self.pool.acquire().await
     }
 
     /// Bounds and measures a query, and tells of one that is slow, under a name of ours: no value can end up in it.
@@ -331,18 +337,20 @@ impl Store {
         query: impl Future<Output = sqlx::Result<T>>,
     ) -> sqlx::Result<T> {
         let started = Instant::now();
+        defer! {
+            let took = started.elapsed();
+            let duration_seconds = took.as_secs_f64();
+            histogram!("db_query_duration_seconds", "query" => name).record(duration_seconds);
+            if took >= self.slow {
+                warn!(query = name, duration_seconds, "database.slow_query");
+            }
+        }
+        let silent = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the server has fallen silent").into());
+        let query = timeout(self.patience, query).unwrap_or_else(silent);
         //@ if otlp
         let span = info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql");
-        let query = query.instrument(span);
+        let query = otlp::within(span, query);
         //@ end
-        let result = tokio::time::timeout(self.patience, query).await;
-        let took = started.elapsed();
-        let duration_seconds = took.as_secs_f64();
-        histogram!("db_query_duration_seconds", "query" => name).record(duration_seconds);
-        if took >= self.slow {
-            warn!(query = name, duration_seconds, "database.slow_query");
-        }
-        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the server has fallen silent");
-        result.map_err(silent)?
+        query.await
     }
 }

@@ -5,22 +5,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::TryFutureExt;
 use garde::Validate;
+use metrics::histogram;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, PubSub};
 use redis::{
     AsyncCommands, Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
     ServerErrorKind,
 };
+use scopeguard::defer;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use tokio::time::timeout;
 use tracing::warn;
 //@ if otlp
-use tracing::{Instrument, info_span};
+use tracing::info_span;
 //@ end
 
 use crate::config::value::{check, millis, optional};
 use crate::health::Check;
+//@ if otlp
+use crate::telemetry::otlp;
+//@ end
 
 /// Failures in a row after which Redis is left alone, and for how long.
 const FAILURES: u32 = 3;
@@ -98,13 +105,18 @@ impl Redis {
     /// The result of a script, or none: too late, failed, or not asked since others failed before.
     pub async fn run<T: FromRedisValue>(&self, name: &'static str, call: ScriptInvocation<'_>) -> Option<T> {
         let mut connection = self.connection()?;
-        let command = call.invoke_async(&mut connection);
+        let started = Instant::now();
+        defer! {
+            let took = started.elapsed().as_secs_f64();
+            histogram!("redis_command_duration_seconds", "command" => name).record(took);
+        }
+        let too_late = |_| Err((ErrorKind::Io, "timed out").into());
+        let command = timeout(self.timeout, call.invoke_async(&mut connection)).unwrap_or_else(too_late);
         //@ if otlp
         let span = info_span!("cache", otel.name = name, otel.kind = "client", db.system.name = "redis");
-        let command = command.instrument(span);
+        let command = otlp::within(span, command);
         //@ end
-        let too_late = |_| Err((ErrorKind::Io, "timed out").into());
-        let result = tokio::time::timeout(self.timeout, command).await.unwrap_or_else(too_late);
+        let result = command.await;
         self.note(name, &result);
         result.ok()
     }
@@ -116,7 +128,7 @@ impl Redis {
             subscription.subscribe(self.key(channel)).await?;
             Ok::<_, RedisError>(subscription)
         };
-        tokio::time::timeout(PAUSE, subscription).await.ok()?.ok()
+        timeout(PAUSE, subscription).await.ok()?.ok()
     }
 
     /// None during a pause.

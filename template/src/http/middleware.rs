@@ -5,6 +5,7 @@ use std::mem;
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -219,7 +220,9 @@ impl Hold for Record {}
 impl Drop for Record {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let (method, route, status) = (self.method, route(self.path.as_ref()), self.status);
+        // A body that panicked has answered nothing whole, whatever its head said.
+        let status = if thread::panicking() { 500 } else { self.status };
+        let (method, route) = (self.method, route(self.path.as_ref()));
         self.observer.tally.answered(method, route, status, seconds);
         if self.observer.access {
             let client = &*self.client.network;

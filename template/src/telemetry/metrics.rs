@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
 /// Upper bounds in seconds, closest together where a service's objectives lie.
-const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// How often samples are folded into buckets: each takes its eight bytes until then.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -44,6 +44,8 @@ impl Metrics {
         gauge!("tokio_workers").set(runtime.num_workers() as f64);
         gauge!("tokio_alive_tasks").set(runtime.num_alive_tasks() as f64);
         gauge!("tokio_global_queue_depth").set(runtime.global_queue_depth() as f64);
+        let busy = (0..runtime.num_workers()).map(|worker| runtime.worker_total_busy_duration(worker));
+        gauge!("tokio_busy_seconds").set(busy.sum::<Duration>().as_secs_f64());
         self.handle.render()
     }
 
@@ -84,12 +86,16 @@ fn describe() {
     describe_counter!("log_lines_dropped_total", "Log lines lost to a slow reader of stdout");
     describe_gauge!("tokio_workers", "Threads that run tasks");
     describe_gauge!("tokio_alive_tasks", "Tasks that have not ended");
-    describe_gauge!("tokio_global_queue_depth", "Tasks that wait for a worker");
+    describe_gauge!("tokio_global_queue_depth", "Tasks that wait for a worker, of those that none has woken");
+    describe_gauge!("tokio_busy_seconds", Unit::Seconds, "How long all workers have run tasks, together");
     //@ if postgres
     describe_gauge!("db_pool_connections", "Connections, by state");
     describe_gauge!("db_pool_connections_max", "Connections that the pool may open");
     describe_histogram!("db_pool_acquire_seconds", Unit::Seconds, "Waiting for a connection");
     describe_histogram!("db_query_duration_seconds", Unit::Seconds, "One query, by name");
+    //@ end
+    //@ if redis
+    describe_histogram!("redis_command_duration_seconds", Unit::Seconds, "One command, by name");
     //@ end
     //@ if otlp
     describe_counter!("spans_ended_total", "Sampled spans that have ended");

@@ -7,18 +7,20 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use garde::Validate;
 use metrics::{Counter, counter};
+use opentelemetry::KeyValue;
 use opentelemetry::trace::{
-    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
+    SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
 };
 use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter};
 use reqwest::blocking::Client;
+use scopeguard::{ScopeGuard, guard};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tracing::span::Id;
-use tracing::{Span, Subscriber};
+use tracing::{Instrument, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn, filter_fn};
 use tracing_subscriber::layer::{self, Layer};
@@ -81,11 +83,13 @@ where
     let spans = counter!("spans_exported_total");
     let exporter = Counted { exporter, spans, last: last.clone(), failed: Arc::clone(&failed) };
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let resource = Resource::builder().with_service_name(name).with_attribute(version).build();
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         // What is not to be exported has no span: [`span`].
         .with_sampler(Sampler::AlwaysOn)
-        .with_resource(Resource::builder().with_service_name(name).build())
+        .with_resource(resource)
         .build();
     // Events are lines of the log; spans of the HTTP stack below would trace the export itself.
     let own = filter_fn(|about| about.is_span() && about.target().starts_with("service"));
@@ -151,6 +155,16 @@ impl Exporter {
             Err(_) => "timeout",
         })
     }
+}
+
+/// `work` in its span, which tells when it fails, or is given up with what it was for.
+pub async fn within<T, E>(span: Span, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let failed = guard(span.clone(), |span| span.set_status(Status::error("")));
+    let result = work.instrument(span).await;
+    if result.is_ok() {
+        ScopeGuard::into_inner(failed);
+    }
+    result
 }
 
 /// The span of what is at `trace`, caused by `caller`, and where it is then; no span where it is not exported.

@@ -49,7 +49,8 @@ async fn spans_reach_the_collector_before_the_exit() {
     for expected in [unhex(TRACE), unhex("b7ad6b7169203331"), unhex(span)] {
         assert!(holds(&sent, &expected), "{expected:x?} was not exported");
     }
-    let names = ["named-by-the-test", "that-of-the-test", "GET /v1/tasks", "POST /v1/tasks"];
+    let names =
+        ["named-by-the-test", "that-of-the-test", "service.version", "GET /v1/tasks", "POST /v1/tasks"];
     let fields = ["http.request.method", "http.route", "http.response.status_code"];
     for expected in names.into_iter().chain(fields) {
         assert!(holds(&sent, expected.as_bytes()), "{expected} was not exported");
@@ -230,6 +231,22 @@ async fn bad_settings_of_the_export_are_named() {
     assert_refused(rows).await;
 }
 
+//@ if postgres
+#[tokio::test]
+async fn query_that_is_given_up_is_an_error_in_its_trace() {
+    let collector = Receiver::start().await;
+    collector.answers(200);
+    let app = traced(&format!("http://{}", collector.address), "10s").await;
+    let _lock = app.process.database().lock("tasks").await;
+    let impatient = app.request(Method::GET, "/v1/tasks").timeout(Duration::from_millis(300));
+    impatient.send().await.expect_err("nobody answers");
+    assert_eq!(app.stop().await.code, Some(0));
+    let sent = exported(&collector.calls(1).await);
+    // The field `status` of a span, with the code 2.
+    assert!(holds(&sent, b"list_tasks") && holds(&sent, &[0x7a, 2, 0x18, 2]), "no error");
+}
+
+//@ end
 /// All that a collector was sent.
 fn exported(calls: &[Call]) -> Vec<u8> {
     calls.iter().flat_map(|call| call.body.to_vec()).collect()

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Connection;
 use tokio::net::TcpSocket;
@@ -342,6 +343,23 @@ async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
     assert!(told["duration_seconds"].as_f64() >= Some(slow.as_secs_f64()), "{told}");
     assert_eq!((&told["level"], told["request_id"].is_string()), (&json!("WARN"), true), "{told}");
     assert!(!told.to_string().contains("canary"), "{told}");
+}
+
+/// Or a database that blocks would look idle to whoever looks for the cause.
+#[tokio::test]
+async fn what_is_given_up_with_its_request_is_measured() {
+    let settings =
+        [("APP__DATABASE__MAX_CONNECTIONS", "1"), ("APP__DATABASE__SLOW_QUERY_THRESHOLD", "100ms")];
+    let mut app = TestApp::spawn(&settings).await;
+    let _lock = app.process.database().lock("tasks").await;
+    let impatient = || app.request(Method::GET, "/v1/tasks").timeout(Duration::from_millis(400)).send();
+    // One waits for the lock, the other for the connection.
+    let (first, second) = tokio::join!(impatient(), impatient());
+    assert!(first.is_err() && second.is_err(), "nobody answers");
+    app.process.event_where("database.slow_query", |line| line["query"] == "list_tasks").await;
+    let queries = app.sample("db_query_duration_seconds_count{query=\"list_tasks\"}").await;
+    let waited = app.sample("db_pool_acquire_seconds_sum").await;
+    assert!(queries >= Some(1.0) && waited >= Some(0.3), "{queries:?} queries, {waited:?} s for connections");
 }
 
 #[tokio::test]
