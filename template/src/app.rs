@@ -18,18 +18,12 @@ use tracing::{error, info, warn};
 use crate::cache::Cache;
 use crate::config::{Config, Loaded};
 use crate::health::Health;
-//@ if rate_limit
-use crate::http::rate_limit::RateLimit;
-//@ end
 use crate::http::{self, middleware::Observer};
 use crate::jobs::{Failure, Job, Kind, Runner};
 use crate::lifecycle::{Lifecycle, State, Stop, StopSignals, Trigger};
 use crate::queue::Queue;
 use crate::server::{self, InFlight, Limits};
 use crate::store::Store;
-//@ if postgres
-use crate::store::dead_letters;
-//@ end
 use crate::tasks::Tasks;
 use crate::telemetry::{Telemetry, metrics};
 use crate::webhook::Webhook;
@@ -66,11 +60,6 @@ pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
 pub fn migrate(loaded: &Loaded) -> Result<()> {
     let _telemetry = Telemetry::install(&loaded.config)?;
     in_runtime(async { Store::open(&loaded.config)?.migrate().await.context("migrate") })
-}
-
-/// Looks after jobs that failed for good. Returns what there is to print.
-pub fn dead_letters(loaded: &Loaded, command: dead_letters::Command) -> Result<String> {
-    in_runtime(async { command.run(&Store::open(&loaded.config)?).await.context("dead letters") })
 }
 //@ end
 
@@ -175,13 +164,12 @@ struct Service {
     store: Store,
     runner: Runner,
     in_flight: InFlight,
-    /// Those whose clients have left, too.
+    /// Writes under way, also for clients that have left.
     writes: TaskTracker,
     public: Stop,
     admin: Stop,
     jobs: Stop,
-    /// Lets the prober begin.
-    prober: CancellationToken,
+    begin_probing: CancellationToken,
 }
 
 impl Service {
@@ -218,7 +206,7 @@ impl Service {
             // Sees each request first, and its answer last.
             observer: Observer::new(config, lifecycle.clone()),
             //@ if rate_limit
-            rate_limit: RateLimit::open(config)?,
+            rate_limit: http::rate_limit::RateLimit::open(config)?,
             //@ end
         };
         //@ if rate_limit
@@ -237,7 +225,7 @@ impl Service {
             public: Stop::default(),
             admin: Stop::default(),
             jobs: Stop::default(),
-            prober: CancellationToken::new(),
+            begin_probing: CancellationToken::new(),
         };
         let limits = Limits {
             header_read: config.http.header_read_timeout,
@@ -245,8 +233,7 @@ impl Service {
             stalled_write: config.http.body_timeout,
             max_connections: server::connections_within_limit(config.http.max_connections),
         };
-        let in_flight = service.in_flight.clone();
-        let serving = server::serve(public, api, limits, in_flight, service.public.clone());
+        let serving = server::serve(public, api, limits, service.in_flight.clone(), service.public.clone());
         running.spawn(serving.map(|()| "public listener"));
         let limits = Limits { max_connections: ADMIN_CONNECTIONS, idle: ADMIN_IDLE, ..limits };
         let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
@@ -254,11 +241,14 @@ impl Service {
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
         running.spawn(async move {
             ready.reached(State::Ready).await;
-            runner.run(move |job| perform(job, webhook.clone()), stop).await;
+            // One that was told to stop before takes none.
+            if ready.state() < State::Stopped {
+                runner.run(move |job| perform(job, webhook.clone()), stop).await;
+            }
             "job runner"
         });
         let probing = service.health.clone().probe(checks);
-        running.spawn(service.prober.clone().cancelled_owned().then(|()| probing).map(|()| "prober"));
+        running.spawn(service.begin_probing.clone().cancelled_owned().then(|()| probing).map(|()| "prober"));
         running.spawn(telemetry.metrics.clone().upkeep().map(|()| "metrics upkeep"));
         Ok((service, running))
     }
@@ -273,7 +263,7 @@ impl Service {
         }
         //@ end
         // Not before: what has just been set up is what the checks should find.
-        self.prober.cancel();
+        self.begin_probing.cancel();
         let Err(missing) = self.health.all_up(deadline).await else { return Ok(()) };
         bail!("not available within health.startup_timeout: {missing}")
     }
@@ -295,9 +285,12 @@ impl Service {
             self.writes.close();
             self.writes.wait().await;
             self.jobs.drain.cancel();
+            //@ if postgres
+            // A run that begins later might not end in time: its job waits for another replica.
             let late = deadline - config.webhook.timeout;
             let _ = timeout_at(late, self.jobs.ended.cancelled()).await;
             self.jobs.last_call.cancel();
+            //@ end
             self.jobs.ended.cancelled().await;
         };
         let finished = timeout_at(deadline, ended).await.is_ok();

@@ -21,8 +21,6 @@ pub mod connection;
 mod missed;
 mod shared;
 
-use shared::Found;
-
 //@ end
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
@@ -57,8 +55,7 @@ impl Cache {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let Config { capacity, ttl } = config.cache;
         // By their size, too: 10,000 of the largest would take 400 MB.
-        let weight =
-            |_: &Uuid, entry: &Entry| u32::try_from(entry.task.json.len() / 1024 + 1).unwrap_or(u32::MAX);
+        let weight = |_: &Uuid, it: &Entry| u32::try_from(it.task.json.len() / 1024 + 1).unwrap_or(u32::MAX);
         let memory = moka::future::Cache::builder().max_capacity(capacity).weigher(weight);
         let memory = memory.time_to_live(ttl).build();
         let requests = |outcome| counter!("cache_requests_total", "tier" => "memory", "outcome" => outcome);
@@ -112,7 +109,7 @@ impl Cache {
         let writes = self.count(id);
         //@ if redis
         let found = self.shared.get(id).await;
-        if let Found::Task(task) = found {
+        if let shared::Found::Task(task) = found {
             return Ok(Entry { task, writes });
         }
         //@ end

@@ -137,7 +137,8 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
         Ok(text) => values.extend(parse(&path, &text, &mut faults)),
         Err(ErrorKind::NotFound) if named.is_none() => {}
         Err(why) => {
-            fault(&mut faults, "APP_CONFIG_FILE", &path, &format!("expected a file that can be read: {why}"));
+            let key = if named.is_some() { "APP_CONFIG_FILE" } else { "(file)" };
+            fault(&mut faults, key, &path, &format!("expected a file that can be read: {why}"));
         }
     }
     let mut layered: Vec<_> = variables.iter().collect();
@@ -151,12 +152,9 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
         let allowed = format!("unknown key, expected {}", siblings(key, &defaults));
         fault(&mut faults, key, source(value), &allowed);
     }
-    match check(&values, &defaults, &mut faults) {
-        Some(config) if faults.is_empty() => {
-            Ok(Loaded { config, environment, explained: values.iter().map(explained).collect() })
-        }
-        _ => Err(Faults(faults)),
-    }
+    let config = check(&values, &defaults, &mut faults).filter(|_| faults.is_empty());
+    let explained = values.iter().map(explained).collect();
+    config.map(|config| Loaded { config, environment, explained }).ok_or(Faults(faults))
 }
 
 fn explained((key, value): (&String, &Value)) -> String {

@@ -115,9 +115,7 @@ pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Re
 
 /// Routes whose every answer is logged and counted, also after a panic.
 fn observed(routes: Router, observer: Arc<Observer>) -> Router {
-    passing(routes, move |request, route| {
-        observe(observer.clone(), request, |request| matched(route, request))
-    })
+    passing(routes, move |request, route| observe(observer.clone(), request, |it| matched(route, it)))
 }
 
 pub fn openapi_document() -> anyhow::Result<String> {

@@ -22,13 +22,14 @@ use crate::config::value::between;
 use crate::lifecycle::Stop;
 use crate::queue::Queue;
 use crate::telemetry::context::{Context, Trace};
-//@ if otlp
-use crate::telemetry::otlp;
-//@ end
 
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
 /// What a run that is cut off may take to notice: longer only where it blocks its thread.
 const LET_GO: Duration = Duration::from_millis(100);
+//@ if postgres
+/// Runs that may be cut off with their process, as in a deployment, beyond those that may fail.
+const CUT_OFF: u32 = 5;
+//@ end
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 pub struct Config {
@@ -148,7 +149,7 @@ impl Runner {
         let caused_by = job.context.trace.as_ref();
         let trace = Some(caused_by.map_or_else(|| Trace::begin(false), Trace::child));
         //@ if otlp
-        let (span, trace) = otlp::span(caused_by, trace, || {
+        let (span, trace) = crate::telemetry::otlp::span(caused_by, trace, || {
             info_span!(
                 "job",
                 otel.name = name,
@@ -159,8 +160,15 @@ impl Runner {
         });
         //@ end
         let context = Context { trace, ..job.context.clone() };
+        let run = contained(run);
+        //@ if postgres
+        // Where so many runs did not come to an end, each may have ended its process: another would do so again.
+        let endless = job.attempts > self.config.max_attempts.saturating_add(CUT_OFF);
+        let failure = || Failure { reason: "no run of it came to an end".to_owned(), retry: false };
+        let run = async move { if endless { Err(failure()) } else { run.await } };
+        //@ end
         let run = async {
-            let (outcome, settlement) = self.after(&job, contained(run).await, stop);
+            let (outcome, settlement) = self.after(&job, run.await, stop);
             //@ if otlp
             if outcome != "done" {
                 Span::current().record("otel.status_code", "ERROR");

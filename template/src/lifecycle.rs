@@ -105,8 +105,10 @@ impl Lifecycle {
 pub struct Stop {
     /// Take no more, and finish what was taken.
     pub drain: CancellationToken,
+    //@ if postgres
     /// Nor begin any of that which keeps: it might not end in time.
     pub last_call: CancellationToken,
+    //@ end
     /// Drop what is left.
     pub abort: CancellationToken,
     /// Cancelled by the part itself once it has ended, in whatever way.

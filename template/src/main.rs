@@ -5,9 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-//@ if postgres
-use service::store::dead_letters;
-//@ end
 use service::{app, config, health, http};
 
 #[derive(Parser)]
@@ -26,7 +23,7 @@ enum Command {
     Migrate,
     /// Look after jobs that failed for good
     #[command(subcommand)]
-    DeadLetters(dead_letters::Command),
+    DeadLetters(service::store::dead_letters::Command),
     //@ end
     /// Print the configuration in force and where each value came from
     CheckConfig,
@@ -52,7 +49,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Serve => return app::serve(&config::load()?),
         //@ if postgres
         Command::Migrate => app::migrate(&config::load()?).map(|()| "the schema is up to date".to_owned())?,
-        Command::DeadLetters(command) => app::dead_letters(&config::load()?, command)?,
+        Command::DeadLetters(command) => app::in_runtime(command.run(config::load()?.config))?,
         //@ end
         Command::Healthcheck => app::in_runtime(health::healthcheck(config::load()?.config.admin))?,
         Command::CheckConfig => config::load()?.explained,

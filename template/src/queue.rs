@@ -99,6 +99,8 @@ impl Queue {
                 self.set_depth(|_| count);
                 gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
             }
+            // Which closes connections that nobody needs, also where nobody scrapes.
+            self.store.observe();
             tokio::time::sleep(WATCH).await;
         }
     }

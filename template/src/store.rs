@@ -12,19 +12,16 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::time::timeout;
-use tracing::warn;
 //@ if otlp
 use tracing::info_span;
 //@ end
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::config::value::{between, check, millis, optional};
 use crate::health::Check;
 use crate::jobs::Job;
 use crate::task::{NewTask, Status, Task, TaskPatch};
-//@ if otlp
-use crate::telemetry::otlp;
-//@ end
 use pool::{Leased, Pool};
 
 pub mod dead_letters;
@@ -156,7 +153,7 @@ impl Store {
         vec![Check::new("postgres", true, move || store.clone().schema_is_current())]
     }
 
-    /// Sets the gauges of the pool.
+    /// Sets the gauges of the pool, and closes what of it has been idle for long.
     pub fn observe(&self) {
         let [most, open, idle] = self.pool.count();
         gauge!("db_pool_connections", "state" => "idle").set(idle as f64);
@@ -204,8 +201,10 @@ impl Store {
         Ok(if let Some(status) = status {
             let query = sqlx::query_as!(
                 Task,
+                // By rows, which the primary key has in no order: a plan that read it could pass by half of the table.
                 "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
-                 WHERE status = $1 AND id > $2 ORDER BY id LIMIT $3",
+                 WHERE (status, id) > ($1, $2) AND (status, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+                 ORDER BY status, id LIMIT $3",
                 status.into_str(),
                 after,
                 limit
@@ -238,10 +237,9 @@ impl Store {
             patch.description.is_some(),
             patch.description.flatten()
         );
-        match self.once("update_task", async |connection| query.fetch_optional(connection).await).await? {
-            Some(task) => Ok(task),
-            None => Err(self.missed(id).await),
-        }
+        let row = self.once("update_task", async |connection| query.fetch_optional(connection).await).await?;
+        let Some(task) = row else { return Err(self.missed(id).await) };
+        Ok(task)
     }
 
     /// Completes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`]. The first time,
@@ -300,7 +298,7 @@ impl Store {
         if deleted.rows_affected() == 0 { Err(self.missed(id).await) } else { Ok(()) }
     }
 
-    /// Why a change that named a version touched no row.
+    /// Why a change touched no row.
     async fn missed(&self, id: Uuid) -> Error {
         self.get(id).await.err().unwrap_or(Error::VersionMismatch)
     }
@@ -349,7 +347,7 @@ impl Store {
         let query = timeout(self.patience, query).unwrap_or_else(silent);
         //@ if otlp
         let span = info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql");
-        let query = otlp::within(span, query);
+        let query = crate::telemetry::otlp::within(span, query);
         //@ end
         query.await
     }

@@ -31,19 +31,22 @@ const CARGO_GENERATE: &str = "0.23.14";
 const OLDEST: [u64; 3] = [0, 23, 8];
 /// Its release profile compiles and links for five minutes of processor time to save 10 ms of a
 /// run. Half of that goes when only the crates are optimised that a run spends its time in.
-const HOT: [&str; 12] = [
-    "aho-corasick",
-    "hashbrown",
-    "kstring",
-    "liquid",
-    "liquid-core",
-    "liquid-lib",
-    "memchr",
-    "pest",
-    "regex-automata",
-    "regex-syntax",
-    "rhai",
-    "smallvec",
+///
+/// Those that parse by more than 1: below 2, a crate calls what the standard library is compiled to in others, and nothing
+/// of it is inlined. A run takes a quarter less for it.
+const HOT: [(&str, u8); 12] = [
+    ("aho-corasick", 1),
+    ("hashbrown", 1),
+    ("kstring", 1),
+    ("liquid", 1),
+    ("liquid-core", 2),
+    ("liquid-lib", 1),
+    ("memchr", 1),
+    ("pest", 2),
+    ("regex-automata", 1),
+    ("regex-syntax", 1),
+    ("rhai", 1),
+    ("smallvec", 1),
 ];
 const INSTALL_BOUND: Duration = Duration::from_mins(10);
 const BUILD_BOUND: Duration = Duration::from_mins(30);
@@ -162,8 +165,8 @@ pub fn cargo_generate(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBu
     for (key, value) in [("lto", "'off'"), ("codegen-units", "16"), ("opt-level", "0")] {
         command.args(["--config", &format!("profile.release.{key}={value}")]);
     }
-    for package in HOT {
-        command.args(["--config", &format!("profile.release.package.{package}.opt-level=1")]);
+    for (package, level) in HOT {
+        command.args(["--config", &format!("profile.release.package.{package}.opt-level={level}")]);
     }
     command.env("CARGO_TARGET_DIR", root.join("target/tools/build"));
     finish(&mut command).context("cargo-generate could not be built")?;

@@ -18,16 +18,13 @@ use scopeguard::defer;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::timeout;
-use tracing::warn;
 //@ if otlp
 use tracing::info_span;
 //@ end
+use tracing::warn;
 
 use crate::config::value::{check, millis, optional};
 use crate::health::Check;
-//@ if otlp
-use crate::telemetry::otlp;
-//@ end
 
 /// Failures in a row after which Redis is left alone, and for how long.
 const FAILURES: u32 = 3;
@@ -114,7 +111,7 @@ impl Redis {
         let command = timeout(self.timeout, call.invoke_async(&mut connection)).unwrap_or_else(too_late);
         //@ if otlp
         let span = info_span!("cache", otel.name = name, otel.kind = "client", db.system.name = "redis");
-        let command = otlp::within(span, command);
+        let command = crate::telemetry::otlp::within(span, command);
         //@ end
         let result = command.await;
         self.note(name, &result);

@@ -33,49 +33,41 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Between two attempts to store what could not be stored.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
-/// Rises when a task is stored in another shape, so that two releases never read each other's entries.
-const TASK: &str = "task:v1";
+/// Rises when a task is stored in another shape: two releases share what tells of writes, and read no task of the other.
+const SHAPE: &str = "v1";
+const TASK: &str = "task";
 const CHANGES: &str = "task:changes";
 
-/// What is stored: `version:json`; or a mark in place of the JSON, under the version of the write that left it. A
-/// look-up that finds nothing leaves a mark of its own, under a version before the first.
-static LOOK_UP: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local found = redis.pcall('GET', KEYS[1])
-         if type(found) == 'string' then return found end
-         redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-         return ARGV[1]",
-    )
-});
+/// What is stored: `version:`, the shape and the JSON; or a mark in their place, under the version of the write that left
+/// it. A look-up that finds nothing leaves a mark of its own, under a version before the first.
+static LOOK_UP: LazyLock<Script> = LazyLock::new(|| Script::new(LOOK_UP_LUA));
+const LOOK_UP_LUA: &str = "local found = redis.pcall('GET', KEYS[1])
+    if type(found) == 'string' then return found end
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    return ARGV[1]";
 
 /// Stores a task, or that there is none, in place of what was found before it was loaded, and of nothing else: a fill
 /// that raced a write, comes after all was flushed, or was read from a server that lags, must not win. Tells whether this
 /// version or a later one is there.
-static FILL: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local there = redis.call('GET', KEYS[1])
-         local version = there and tonumber(string.match(there, '^%d+') or 0)
-         if there == ARGV[1] and version <= tonumber(ARGV[2]) then
-             redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
-             return true
-         end
-         return there and version >= tonumber(ARGV[2])",
-    )
-});
+static FILL: LazyLock<Script> = LazyLock::new(|| Script::new(FILL_LUA));
+const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
+    local version = there and tonumber(string.match(there, '^%d+') or 0)
+    if there == ARGV[1] and version <= tonumber(ARGV[2]) then
+        redis.call('SET', KEYS[1], ARGV[2] .. ':' .. ARGV[3] .. ARGV[4], 'PX', ARGV[5])
+        return true
+    end
+    return there and version >= tonumber(ARGV[2])";
 
 /// Stores a mark unless a newer version was seen, and tells the other replicas. Version 0, which is a doubt, spares
 /// nothing; and where nothing is, nothing old can come back.
-static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local seen = redis.pcall('GET', KEYS[1])
-         local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
-         if ARGV[1] ~= '0' and version > tonumber(ARGV[1]) then return end
-         if seen or ARGV[1] ~= '0' then
-             redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
-         end
-         redis.call('PUBLISH', ARGV[4], ARGV[5])",
-    )
-});
+static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| Script::new(SUPERSEDE_LUA));
+const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
+    local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
+    if ARGV[1] ~= '0' and version > tonumber(ARGV[1]) then return end
+    if seen or ARGV[1] ~= '0' then
+        redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+    end
+    redis.call('PUBLISH', ARGV[4], ARGV[5])";
 
 /// What Redis has of a task.
 #[derive(Debug)]
@@ -127,7 +119,7 @@ impl Shared {
         };
         if let Found::Instead(found) = found {
             let mut fill = FILL.key(self.key(id));
-            fill.arg(found).arg(version).arg(&*json).arg(lifetime);
+            fill.arg(found).arg(version).arg(SHAPE).arg(&*json).arg(lifetime);
             if self.redis.run("store", fill).await == Some(true) {
                 return;
             }
@@ -197,10 +189,11 @@ impl Shared {
     }
 }
 
-/// The task, unless it is older than `least`. A mark is none, and what another release has stored may be none.
+/// The task, unless it is older than `least`. A mark is none, nor is what another release has stored.
 fn believed(found: &str, least: i64) -> Option<Rendered> {
     let (version, json) = found.split_once(':')?;
     let version = version.parse().ok().filter(|version| *version >= least)?;
+    let json = json.strip_prefix(SHAPE)?;
     serde_json::from_str::<Task>(json).ok()?;
     Some(Rendered { version, json: Bytes::copy_from_slice(json.as_bytes()) })
 }

@@ -31,14 +31,13 @@ pub fn router(health: &Health, telemetry: &Telemetry, store: &Store, in_flight: 
         gauge!("http_requests_in_flight").set(in_flight.len() as f64);
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
     };
-    let filter =
-        put(change_filter).layer(DefaultBodyLimit::max(LONGEST)).with_state(telemetry.filter.clone());
+    let filter = put(set_filter).layer(DefaultBodyLimit::max(LONGEST)).with_state(telemetry.filter.clone());
     let pages = health::admin_routes(health.clone()).route("/metrics", get(page));
     passing(pages.route("/log/filter", filter).fallback(super::not_found), identified)
 }
 
 /// `PUT /log/filter?for=10m` with the filter as its body.
-async fn change_filter(
+async fn set_filter(
     State(logs): State<Filter>,
     RawQuery(query): RawQuery,
     body: Result<BytesMut, BytesRejection>,

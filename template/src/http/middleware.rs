@@ -38,9 +38,6 @@ use crate::config::Config;
 use crate::lifecycle::{Lifecycle, State as Phase};
 use crate::server::{Client, Held, Hold, Room};
 use crate::telemetry::context::{Context, Trace};
-//@ if otlp
-use crate::telemetry::otlp;
-//@ end
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -137,7 +134,7 @@ pub fn observe<A: Future<Output = Response>>(
     //@ if otlp
     let begun = || Some(Trace::begin(fastrand::f64() < observer.sample_ratio?));
     let trace = trace.or_else(begun);
-    let (span, trace) = otlp::span(caller.as_ref(), trace, || {
+    let (span, trace) = crate::telemetry::otlp::span(caller.as_ref(), trace, || {
         info_span!(
             "request",
             otel.name = format!("{method} {}", route(path.as_ref())),

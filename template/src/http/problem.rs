@@ -1,13 +1,13 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457) from every layer, and nothing of the cause.
 
-use std::error::Error as _;
-
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
+//@ if postgres
 use tracing::error;
+//@ end
 use utoipa::ToSchema;
 
 use crate::telemetry::context::Context;
@@ -54,8 +54,6 @@ pub struct Problem {
     errors: Vec<FieldError>,
     /// In whole seconds.
     pub retry_after: Option<u64>,
-    /// For the log alone.
-    cause: Option<String>,
 }
 
 /// The body of every error.
@@ -79,7 +77,7 @@ impl Problem {
     pub fn new(category: Category, status: StatusCode, detail: &'static str) -> Self {
         // Whoever is turned away for now is told when to come back; never at once.
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self { category, status, detail, errors: Vec::new(), retry_after, cause: None }
+        Self { category, status, detail, errors: Vec::new(), retry_after }
     }
 
     pub fn validation(detail: &'static str, mut errors: Vec<FieldError>) -> Self {
@@ -111,6 +109,14 @@ impl Problem {
     pub fn timeout(detail: &'static str) -> Self {
         Self::new(Category::Timeout, StatusCode::GATEWAY_TIMEOUT, detail)
     }
+    //@ if postgres
+
+    /// Tells the log why, and the client nothing of it.
+    fn because(self, cause: &impl std::fmt::Display) -> Self {
+        error!(category = self.category.into_str(), status = self.status.as_u16(), %cause, "request.failed");
+        self
+    }
+    //@ end
 }
 
 impl From<tasks::Error> for Problem {
@@ -118,25 +124,24 @@ impl From<tasks::Error> for Problem {
         let tasks::Error::Store(error) = error else {
             return Self::overloaded("Too much is waiting to be done. Nothing was changed.");
         };
-        let problem = match &*error {
+        match &*error {
             Error::NotFound => Self::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id."),
             Error::VersionMismatch => {
                 let detail = "It has changed. Read it again and repeat the change with its new ETag.";
                 Self::new(Category::Conflict, StatusCode::PRECONDITION_FAILED, detail)
             }
             //@ if postgres
-            Error::Unavailable(_) => {
+            Error::Unavailable(cause) => {
                 Self::new(Category::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "Try again shortly.")
+                    .because(cause)
             }
+            // The client's own fault, which no operator can mend.
             Error::Conflict(_) => {
                 Self::new(Category::Conflict, StatusCode::CONFLICT, "The change contradicts other data.")
             }
-            Error::Refused(_) => Self::internal(),
+            Error::Refused(cause) => Self::internal().because(cause),
             //@ end
-        };
-        // A contradiction is the client's own fault, which no operator can mend.
-        let cause = error.source().filter(|_| problem.status.is_server_error());
-        Self { cause: cause.map(ToString::to_string), ..problem }
+        }
     }
 }
 
@@ -144,9 +149,6 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let category = self.category.into_str();
         counter!("errors_total", "category" => category).increment(1);
-        if let Some(cause) = &self.cause {
-            error!(category, status = self.status.as_u16(), cause, "request.failed");
-        }
         let context = Context::current().unwrap_or_default();
         let body = Body {
             r#type: format!("urn:problem:{category}"),

@@ -17,9 +17,6 @@ use metrics::counter;
 use serde::Deserialize;
 
 use super::problem::{Category, Problem};
-//@ if redis
-use crate::cache::connection::Redis;
-//@ end
 use crate::server::Client;
 //@ if redis
 
@@ -114,7 +111,7 @@ pub struct RateLimit {
 impl RateLimit {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         //@ if redis
-        let shared = shared::Shared::new(Redis::open(&config.redis)?);
+        let shared = shared::Shared::new(crate::cache::connection::Redis::open(&config.redis)?);
         //@ end
         let config = &config.rate_limit;
         let limiters = Arc::new([
@@ -133,9 +130,8 @@ impl RateLimit {
 
     /// Forgets idle clients, for ever, so that memory follows those who are here and not all who ever were.
     pub async fn sweep(self) {
-        let mut ticks = tokio::time::interval(SWEEP);
         loop {
-            ticks.tick().await;
+            tokio::time::sleep(SWEEP).await;
             self.limiters.iter().for_each(Limiter::forget_idle);
             //@ if redis
             self.shared.forget_idle();
@@ -172,15 +168,12 @@ pub fn limit<A: Future<Output = Response>>(
     let answering = next(request);
     async move {
         let limiters = &limits.limiters[usize::from(!is_write)..];
-        let verdict = RateLimit::take(limiters, client);
+        let said = RateLimit::take(limiters, client);
         //@ if redis
-        let verdict = match verdict.wait {
-            // Who has used up a budget here has done so everywhere.
-            Some(_) => verdict,
-            None => limits.shared.take(limiters, client, verdict).await,
-        };
+        // Who has used up a budget here has done so everywhere.
+        let said = if said.wait.is_some() { said } else { limits.shared.take(limiters, client, said).await };
         //@ end
-        let Verdict { by, left, wait } = verdict;
+        let Verdict { by, left, wait } = said;
         let limiter = &limiters[by];
         let mut response = match wait {
             None => answering.await,

@@ -44,9 +44,7 @@ impl<B: Body + Unpin, T: Hold + Unpin> Body for Held<B, T> {
                 value.ended();
             }
         }
-        if matches!(frame, Poll::Ready(None)) {
-            self.value = None;
-        }
+        self.value.take_if(|_| matches!(frame, Poll::Ready(None)));
         frame
     }
 

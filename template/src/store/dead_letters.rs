@@ -33,7 +33,8 @@ struct DeadLetter {
 
 impl Command {
     /// Returns what there is to print.
-    pub async fn run(self, store: &Store) -> Result<String> {
+    pub async fn run(self, config: crate::config::Config) -> Result<String> {
+        let store = Store::open(&config)?;
         let Self::Requeue { id, .. } = self else {
             let lines = store.dead_letters().await?;
             return Ok(lines.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?.join("\n"));

@@ -55,21 +55,20 @@ impl Store {
     }
 
     pub async fn settle_job(&self, id: Uuid, settlement: &Settlement) -> Result<(), Error> {
-        let name = match settlement {
-            Settlement::Done => "finish_job",
-            Settlement::Retry { .. } => "retry_job",
-            Settlement::Failed { .. } => "fail_job",
-        };
-        let query = match settlement {
-            Settlement::Done => sqlx::query!("DELETE FROM jobs WHERE id = $1", id),
-            Settlement::Retry { after } => sqlx::query!(
-                "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
-                id,
-                after.as_secs_f64()
+        let (name, query) = match settlement {
+            Settlement::Done => ("finish_job", sqlx::query!("DELETE FROM jobs WHERE id = $1", id)),
+            Settlement::Retry { after } => (
+                "retry_job",
+                sqlx::query!(
+                    "UPDATE jobs SET run_at = now() + make_interval(secs => $2) WHERE id = $1",
+                    id,
+                    after.as_secs_f64()
+                ),
             ),
-            Settlement::Failed { reason } => {
-                sqlx::query!("UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1", id, reason)
-            }
+            Settlement::Failed { reason } => (
+                "fail_job",
+                sqlx::query!("UPDATE jobs SET failed_at = now(), last_error = $2 WHERE id = $1", id, reason),
+            ),
         };
         self.once(name, async |connection| query.execute(connection).await).await?;
         Ok(())

@@ -22,36 +22,29 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Clones share the connections.
 #[derive(Clone, Debug)]
-pub(super) struct Pool {
-    connections: managed::Pool<Connector>,
-}
+pub(super) struct Pool(managed::Pool<Connector>);
 
 impl Pool {
     /// Connects when it is first used, so that the service starts before its database. Where that refuses, it is tried
-    /// again for as long as `insistence`.
-    pub(super) fn open(
-        options: PgConnectOptions,
-        most: u32,
-        patience: Duration,
-        insistence: Duration,
-    ) -> Self {
+    /// again for as long as `retry`.
+    pub(super) fn open(options: PgConnectOptions, most: u32, patience: Duration, retry: Duration) -> Self {
         let silent = Mutex::new(Instant::now());
-        let connections = managed::Pool::builder(Connector { options, patience, insistence, silent })
+        let connections = managed::Pool::builder(Connector { options, patience, retry, silent })
             .max_size(most as usize)
             // The last one used is the freshest, and those that are not needed come of age.
             .queue_mode(QueueMode::Lifo)
             .build()
             .expect("only time-outs of its own could lack a runtime");
-        Self { connections }
+        Self(connections)
     }
 
     pub(super) fn connector(&self) -> &Connector {
-        self.connections.manager()
+        self.0.manager()
     }
 
     pub(super) async fn acquire(&self) -> sqlx::Result<Leased> {
         let patience = self.connector().patience;
-        match timeout(patience, self.connections.get()).await {
+        match timeout(patience, self.0.get()).await {
             Ok(Ok(connection)) => Ok(Leased { connection: Some(connection), patience }),
             Ok(Err(PoolError::Backend(error))) => Err(error),
             _ => Err(sqlx::Error::PoolTimedOut),
@@ -60,14 +53,14 @@ impl Pool {
 
     /// How many connections there may be, are, and are idle, without those that were it for too long.
     pub(super) fn count(&self) -> [usize; 3] {
-        self.connections.retain(|_, about| about.last_used() < IDLE);
-        let status = self.connections.status();
+        self.0.retain(|_, about| about.last_used() < IDLE);
+        let status = self.0.status();
         [status.max_size, status.size, status.available]
     }
 
     pub(super) async fn close(&self) {
-        while self.connections.status().size > 0 {
-            for connection in self.connections.retain(|_, _| false).removed {
+        while self.0.status().size > 0 {
+            for connection in self.0.retain(|_, _| false).removed {
                 // A server that does not hear of it sees it end.
                 let _ = connection.close().await;
             }
@@ -80,7 +73,8 @@ pub(super) struct Connector {
     pub(super) options: PgConnectOptions,
     /// How long a caller waits for a connection, and one that was given back in doubt for the server.
     pub(super) patience: Duration,
-    insistence: Duration,
+    /// For how long it tries again where the server refuses.
+    retry: Duration,
     /// When one was last asked that had fallen silent while it was idle.
     silent: Mutex<Instant>,
 }
@@ -98,7 +92,7 @@ impl managed::Manager for Connector {
 
     /// Tries again while the server starts or has no place, and says so while there is someone to hear it.
     async fn create(&self) -> sqlx::Result<PgConnection> {
-        let until = Instant::now() + self.insistence;
+        let until = Instant::now() + self.retry;
         let mut refused = None;
         loop {
             // Boxed: 14 KB, which no future that awaits a connection should carry.
@@ -109,9 +103,7 @@ impl managed::Manager for Connector {
             };
             let passes = match &result {
                 Err(sqlx::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
-                Err(sqlx::Error::Database(refusal)) => {
-                    matches!(refusal.code().as_deref(), Some("53300" | "57P03"))
-                }
+                Err(sqlx::Error::Database(it)) => matches!(it.code().as_deref(), Some("53300" | "57P03")),
                 _ => false,
             };
             if !passes || Instant::now() + PAUSE > until {

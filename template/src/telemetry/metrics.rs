@@ -51,9 +51,8 @@ impl Metrics {
 
     /// Folds samples, for ever.
     pub async fn upkeep(self) {
-        let mut ticks = tokio::time::interval(UPKEEP);
         loop {
-            ticks.tick().await;
+            tokio::time::sleep(UPKEEP).await;
             self.handle.run_upkeep();
         }
     }

@@ -42,15 +42,12 @@ pub struct Config {
     pub service_name: Option<String>,
 }
 
-/// The spans that no other one causes.
-const ROOTS: [&str; 2] = ["request", "job"];
-
 /// The sending end, if there is an endpoint.
 #[derive(Debug)]
 pub struct Exporter {
     provider: Option<SdkTracerProvider>,
     last: LastFailure,
-    /// Exports.
+    /// Exports that failed.
     failed: Arc<AtomicU64>,
     flush_timeout: Duration,
 }
@@ -70,8 +67,7 @@ where
     let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));
     let model = client.post(url).build().context("otlp endpoint")?;
     let headers = model.headers().iter();
-    let headers =
-        headers.filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
+    let headers = headers.filter_map(|(name, it)| Some((name.to_string(), it.to_str().ok()?.to_owned())));
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         // Only a blocking one works in the batch thread; unless named, the asynchronous one would win.
@@ -95,7 +91,7 @@ where
     let own = filter_fn(|about| about.is_span() && about.target().starts_with("service"));
     // What a request or a job does is exported where itself is.
     let below = dynamic_filter_fn(|span, around: &layer::Context<'_, S>| {
-        ROOTS.contains(&span.name()) || around.lookup_current().is_some()
+        ["request", "job"].contains(&span.name()) || around.lookup_current().is_some()
     });
     let layer = tracing_opentelemetry::layer().with_location(false).with_threads(false);
     let layer = layer.with_tracer(provider.tracer("service")).and_then(Ended(counter!("spans_ended_total")));
@@ -118,7 +114,7 @@ struct Counted {
     exporter: opentelemetry_otlp::SpanExporter,
     spans: Counter,
     last: LastFailure,
-    /// Exports.
+    /// Exports that failed.
     failed: Arc<AtomicU64>,
 }
 

@@ -256,6 +256,8 @@ async fn files_that_can_not_be_read_are_faults() {
     assert!(faults[0].starts_with("APP_CONFIG_FILE (missing.toml): "), "{faults:#?}");
     let faults = refused(Launch::new(&[("APP_CONFIG_FILE", "config")]).file("config/a.toml", "")).await;
     assert!(faults[0].starts_with("APP_CONFIG_FILE (config): "), "{faults:#?}");
+    let faults = refused(Launch::new(&[("APP_ENV", "staging")]).file("config/staging.toml/a", "")).await;
+    assert!(faults[0].starts_with("(file) (config/staging.toml): "), "{faults:#?}");
     // A line that is none, and a folder.
     for (name, text) in [(".env", "= canary =\n"), (".env/canary", "")] {
         let faults = refused(Launch::new(&[("APP_ENV", "development")]).file(name, text)).await;

@@ -289,6 +289,32 @@ async fn job_of_a_newer_version_is_left_to_it_for_a_while() {
     assert_eq!(database.count("jobs WHERE failed_at IS NULL AND run_at > now()").await, 1);
 }
 
+/// Or it would take one replica down after the other, without end.
+#[tokio::test]
+async fn job_whose_runs_all_ended_their_process_is_not_run_again() {
+    let (database, receiver) = (Database::create().await, Receiver::start().await);
+    let variables = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("APP__WEBHOOK__URL", receiver.url.as_str()),
+        ("APP__JOBS__MAX_ATTEMPTS", "1"),
+    ];
+    let mut app = TestApp::spawn(&variables).await;
+    receiver.answers(410);
+    app.complete(&app.create("a").await).await;
+    let mut connection = database.connect().await;
+    for (runs, reason) in [(0, "answered 410"), (5, "answered 410"), (6, "no run of it came to an end")] {
+        let cut_off = format!("UPDATE jobs SET attempts = {runs}, run_at = now(), failed_at = NULL");
+        if runs > 0 {
+            connection.execute(sqlx::AssertSqlSafe(cut_off)).await.expect("a job");
+        }
+        let failed = app.process.event_where("job.failed", |line| line["attempts"] == runs + 1).await;
+        assert!(failed["reason"].as_str().is_some_and(|told| told.contains(reason)), "{failed}");
+        eventually(async || database.count("jobs WHERE failed_at IS NOT NULL").await, |count| *count == 1)
+            .await;
+    }
+    assert_eq!(receiver.calls(2).await.len(), 2);
+}
+
 #[tokio::test]
 async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     let (database, receiver) = (Database::create().await, Receiver::start().await);

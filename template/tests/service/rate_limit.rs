@@ -265,7 +265,7 @@ async fn clock_of_redis_that_was_set_back_costs_one_budget_at_most() {
     let app = TestApp::spawn(&[THREE.as_slice(), &shared].concat()).await;
     let mut redis = crate::redis::connected().await;
     let (seconds, _): (u64, u64) = redis::cmd("TIME").query_async(&mut redis).await.expect("a time");
-    let budget = format!("{namespace}:{{rate}}:per_client:1:3:127.0.0.1");
+    let budget = format!("{namespace}:rate:per_client:1:3:127.0.0.1");
     let _: () = redis.set(budget, (seconds + 3600) * 1_000_000).await.expect("an answer");
     let answer = app.get("/v1/tasks").await;
     assert_eq!((answer.status, answer.header("retry-after")), (429, "1"));
@@ -291,7 +291,7 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
     // The budget is whole again in a second for each request that was taken from it.
     let mut redis = crate::redis::connected().await;
     let taken: i64 =
-        redis.pttl(format!("{namespace}:{{rate}}:per_client:1:640:127.0.0.1")).await.expect("a time");
+        redis.pttl(format!("{namespace}:rate:per_client:1:640:127.0.0.1")).await.expect("a time");
     let since = i64::try_from(began.elapsed().as_millis()).expect("a short time");
     assert!((10_500 - since..=30_000).contains(&taken), "{taken} ms after {since}");
 

@@ -269,7 +269,7 @@ async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
 
 /// Where Redis has a task.
 fn key(namespace: &str, path: &str) -> String {
-    format!("{namespace}:task:v1:{}", path.rsplit('/').next().expect("an id"))
+    format!("{namespace}:task:{}", path.rsplit('/').next().expect("an id"))
 }
 
 /// Loads a task, whose version is 2, while `other` takes the place of what the look-up has found in Redis. Waits until
@@ -306,6 +306,29 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
         (1..=330_000).contains(&left),
         "{left} ms, where redis.ttl is 5 minutes and a tenth may be added"
     );
+}
+
+/// Else each of a rollout's two releases would keep what the other has replaced.
+#[tokio::test]
+async fn release_with_another_shape_shares_marks_and_reads_no_task_of_this_one() {
+    let namespace = uuid::Uuid::now_v7().to_string();
+    let app =
+        TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str()), ("APP__CACHE__TTL", "1ms")]).await;
+    let task = app.create("a").await;
+    let (path, redis) = (path_of(&task), connected().await);
+    let key = key(&namespace, &path);
+    let stored = async || redis.clone().get::<_, Option<String>>(&key).await.expect("an answer");
+    app.get(&path).await;
+    let own = eventually(stored, Option::is_some).await.expect("an entry");
+    let (version, json) = own.split_once(":v1").expect("the version and the shape");
+    let () = redis
+        .clone()
+        .set(&key, format!("{version}:v0{}", json.replace("\"a\"", "\"other\"")))
+        .await
+        .expect("an answer");
+    assert_eq!(app.get(&path).await.json()["title"], "a");
+    app.delete(&path).await;
+    assert!(stored().await.is_some_and(|mark| !mark.contains('{')), "a mark for both");
 }
 
 #[tokio::test]

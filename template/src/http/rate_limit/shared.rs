@@ -20,32 +20,32 @@ const LASTS: Duration = Duration::from_secs(1);
 /// ARGV has for each the microseconds that a request is worth and those of the whole budget, and last how many wait and
 /// how many are wanted. Ahead are taken at most one in 32 of what is left, so that a replica keeps little from the
 /// others. Returns which budget is used up and for how long; or 0, how many were taken, and what is left of the first.
-static TAKE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local time = redis.call('TIME')
-         local now = time[1] * 1000000 + time[2]
-         local due, left, least = {}, {}, math.huge
-         for i, key in ipairs(KEYS) do
-           local cost, budget = ARGV[2 * i - 1], ARGV[2 * i]
-           due[i] = math.max(tonumber(redis.call('GET', key) or 0), now)
-           -- The clock was set back: all would be refused until it is there again.
-           if due[i] > now + budget then
-             due[i] = now + budget
-             redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil(budget / 1000))
-           end
-           if due[i] + cost - budget > now then return {i, due[i] + cost - budget - now, 0} end
-           left[i] = math.floor((now + budget - due[i]) / cost)
-           least = math.min(least, left[i])
-         end
-         local waiting, wanted = ARGV[#ARGV - 1], ARGV[#ARGV]
-         local taken = math.max(math.min(waiting, least), math.min(wanted, math.floor(least / 32)))
-         for i, key in ipairs(KEYS) do
-           due[i] = due[i] + taken * ARGV[2 * i - 1]
-           redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil((due[i] - now) / 1000))
-         end
-         return {0, taken, left[1] - taken}",
-    )
-});
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(TAKE_LUA));
+const TAKE_LUA: &str = "local time = redis.call('TIME')
+    local now = time[1] * 1000000 + time[2]
+    local due, left, least = {}, {}, math.huge
+    for i, key in ipairs(KEYS) do
+      local cost, budget = ARGV[2 * i - 1], ARGV[2 * i]
+      due[i] = math.max(tonumber(redis.call('GET', key) or 0), now)
+      -- The clock was set back: all would be refused until it is there again.
+      if due[i] > now + budget then
+        due[i] = now + budget
+        redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil(budget / 1000))
+      end
+      if due[i] + cost - budget > now then return {i, due[i] + cost - budget - now, 0} end
+      left[i] = math.floor((now + budget - due[i]) / cost)
+      least = math.min(least, left[i])
+    end
+    local waiting, wanted = ARGV[#ARGV - 1], ARGV[#ARGV]
+    local taken = math.max(math.min(waiting, least), math.min(wanted, math.floor(least / 32)))
+    for i, key in ipairs(KEYS) do
+      due[i] = due[i] + taken * ARGV[2 * i - 1]
+      redis.call('SET', key, string.format('%.0f', due[i]), 'PX', math.ceil((due[i] - now) / 1000))
+    end
+    return {0, taken, left[1] - taken}";
+
+/// What [`TAKE`] returns.
+type Told = (usize, u64, u64);
 
 /// Clones share what was taken ahead.
 #[derive(Clone, Debug)]
@@ -131,29 +131,21 @@ impl Shared {
                 });
                 return Verdict { left: left.saturating_add(unused), ..here };
             }
-            Some((refused, wait, _)) => {
-                Verdict { by: refused - 1, left: 0, wait: Some(Duration::from_micros(wait)) }
-            }
+            Some((by, wait, _)) => Verdict { by: by - 1, left: 0, wait: Some(Duration::from_micros(wait)) },
             None => here,
         };
         self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict)));
         verdict
     }
 
-    /// What [`TAKE`] returns, or none when Redis does not answer.
-    async fn ask(
-        &self,
-        limiters: &[Limiter],
-        client: IpAddr,
-        waiting: usize,
-        wanted: u32,
-    ) -> Option<(usize, u64, u64)> {
+    /// None when Redis does not answer.
+    async fn ask(&self, limiters: &[Limiter], client: IpAddr, waiting: usize, wanted: u32) -> Option<Told> {
         let mut script = TAKE.prepare_invoke();
         // At least one: Redis divides by it.
         let micros = |limiter: &Limiter, requests| limiter.time_for(requests).as_micros().max(1);
         for limiter @ Limiter { name, per_second, burst, .. } in limiters {
-            // With its numbers: a budget of other numbers would be misread. One slot for all, in a cluster.
-            let budget = format!("{{rate}}:{name}:{per_second}:{burst}:{}", limiter.payer(client));
+            // With its numbers: a budget of other numbers would be misread.
+            let budget = format!("rate:{name}:{per_second}:{burst}:{}", limiter.payer(client));
             script.key(self.redis.key(&budget));
             script.arg(micros(limiter, 1)).arg(micros(limiter, burst.get()));
         }

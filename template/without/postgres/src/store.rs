@@ -1,4 +1,4 @@
-//! Tasks in memory: gone with the process, and bounded by it.
+//! Tasks in memory: gone with the process, which grows with them.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
