@@ -227,12 +227,7 @@ impl Service {
             jobs: Stop::default(),
             begin_probing: CancellationToken::new(),
         };
-        let limits = Limits {
-            header_read: config.http.header_read_timeout,
-            idle: config.http.idle_timeout,
-            stalled_write: config.http.body_timeout,
-            max_connections: server::connections_within_limit(config.http.max_connections),
-        };
+        let limits = config.http.limits();
         let serving = server::serve(public, api, limits, service.in_flight.clone(), service.public.clone());
         running.spawn(serving.map(|()| "public listener"));
         let limits = Limits { max_connections: ADMIN_CONNECTIONS, idle: ADMIN_IDLE, ..limits };

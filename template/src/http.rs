@@ -20,7 +20,7 @@ use self::middleware::{Observer, bound, matched, observe, passing};
 use self::problem::{Category, Problem};
 use crate::config::value::{between, check, millis, size};
 use crate::health::{self, Health};
-use crate::server::Room;
+use crate::server::{self, Limits, Room};
 use crate::tasks::Tasks;
 
 pub mod admin;
@@ -59,6 +59,18 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     #[garde(inner(custom(is_origin)))]
     pub cors_allowed_origins: Vec<String>,
+}
+
+impl Config {
+    /// What holds for each public connection.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            header_read: self.header_read_timeout,
+            idle: self.idle_timeout,
+            stalled_write: self.body_timeout,
+            max_connections: server::connections_within_limit(self.max_connections),
+        }
+    }
 }
 
 fn is_origin(origin: &str, (): &()) -> garde::Result {
@@ -173,7 +185,7 @@ mod tests {
 
     use super::*;
     use crate::lifecycle::Stop;
-    use crate::server::{self, InFlight, Limits};
+    use crate::server::InFlight;
 
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {
