@@ -19,6 +19,19 @@ pub(crate) use {complain, say};
 
 /// What the macros call.
 pub fn line(mut to: impl std::io::Write, text: std::fmt::Arguments<'_>) {
+    // What a file or a program said must not command the terminal.
+    let commands = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
+    let text = text.to_string().replace(commands, "\u{fffd}");
     // The exit code tells how the run went, also where this can't.
     let _ = writeln!(to, "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_was_read_somewhere_commands_no_terminal() {
+        let mut said = Vec::new();
+        super::line(&mut said, format_args!("a\u{1b}[2J\u{9b}1m\r\u{7}\u{7f}\tä\nb"));
+        assert_eq!(String::from_utf8_lossy(&said), "a\u{fffd}[2J\u{fffd}1m\u{fffd}\u{fffd}\u{fffd}\tä\nb\n");
+    }
 }

@@ -49,6 +49,20 @@ fn a_record_that_is_broken() {
 }
 
 #[test]
+fn a_record_that_would_command_the_terminal() {
+    let service = Service::generate(&[]);
+    service.replace("slipway.toml", "name = \"orders\"", r#"name = "orders\u001B[2J""#);
+    service.replace("slipway.toml", "owner = \"acme\"", r#"owner = "acme\r\u009B31m""#);
+    commit(&service.folder, "theirs");
+    let said = service.run(&["status"], 0);
+    assert!(said.contains("orders\u{fffd}[2J: ") && said.contains("acme\u{fffd}\u{fffd}31m\n"), "{said:?}");
+    service.replace("slipway.toml", "version = \"", r#"version = "\u0007"#);
+    commit(&service.folder, "theirs");
+    let said = service.run(&["status"], 2);
+    assert!(said.contains("`version = \"\u{fffd}0."), "{said:?}");
+}
+
+#[test]
 fn a_record_of_answers_that_there_are_not() {
     let service = Service::generate(&[]);
     let good = service.read("slipway.toml");
