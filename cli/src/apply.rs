@@ -35,6 +35,9 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 const LOCKED: &str = "locked";
 /// The message of the commit to come, in git's own folder, where it goes.
 const MESSAGE: &str = "slipway-message";
+/// There once the files of the change lie in a folder of the work tree. A clone may bring one of its name along, but
+/// nothing into git's own, which alone is believed.
+const APART: &str = "apart";
 /// The files to come, and those that were there.
 const NEW: &str = "new";
 const OLD: &str = "old";
@@ -49,7 +52,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     let leaving: BTreeSet<&Path> =
         changes.iter().filter(|(_, (old, _))| old.is_some()).map(|(path, _)| path.as_path()).collect();
     no_repository_leaves(&service.top, &changes)?;
-    let mut staging = Staging::new(service.staging()?, service.git_folder.join("index.lock"))?;
+    let mut staging = Staging::new(service)?;
     share(service, merged, &changes)?;
     stage(service, merged, &changes, &staging)?;
     fs::write(service.git_folder.join(MESSAGE), message)?;
@@ -64,10 +67,10 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     // From here on Ctrl-C comes too late; it takes milliseconds.
     let paths: Vec<(PathBuf, bool)> =
         changes.iter().map(|(path, (_, new))| (path.clone(), new.is_some())).collect();
-    let swapped = swap(&service.top, &staging.folder, &paths)
+    let swapped = swap(&service.top, &staging.files, &paths)
         .and_then(|()| Ok(fs::rename(&staging.lock, service.git_folder.join("index"))?));
     if let Err(error) = swapped {
-        if let Err(stuck) = undo(&service.top, &staging.folder, &paths) {
+        if let Err(stuck) = undo(&service.top, &staging.files, &paths) {
             let kept = staging.keep();
             bail!(
                 "{error:#}; what was moved lies in {} ({stuck:#}): run slipway again to put it back",
@@ -86,15 +89,12 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
 
 /// Undoes what a run left that was killed amid its renames.
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
-    service::stagings(top, git_folder).iter().try_for_each(|staging| recover_from(staging, top, git_folder))
-}
-
-fn recover_from(staging: &Path, top: &Path, git_folder: &Path) -> Result<()> {
+    let [staging, apart] = &service::stagings(top, git_folder);
     let _ = fs::remove_dir_all(gone(staging));
     // Its owner is the first in it: without one it is empty, or what a kill left of one that was on its way out.
     let ours = [JOURNAL, LOCKED].iter().any(|part| is_there(&staging.join(part)));
     if fs::remove_dir(staging).is_err() && ours && !is_there(&staging.join(OWNER)) {
-        clear(staging)?;
+        clear(staging, apart)?;
     }
     let Ok(owner) = File::open(staging.join(OWNER)) else { return Ok(()) };
     let deadline = Instant::now() + LAST_WRITES;
@@ -110,18 +110,19 @@ fn recover_from(staging: &Path, top: &Path, git_folder: &Path) -> Result<()> {
     // It may have ended well meanwhile and taken its folder along; another one's may be there by now.
     let same = |there: Metadata| Ok::<_, io::Error>(there.ino() == owner.metadata()?.ino());
     if !fs::metadata(staging.join(OWNER)).and_then(same).unwrap_or(false) {
-        return recover_from(staging, top, git_folder);
+        return recover(top, git_folder);
     }
     let (lock, message) = (git_folder.join("index.lock"), git_folder.join(MESSAGE));
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
     let let_go = locked && !pending;
     let journal = fs::read(staging.join(JOURNAL)).ok().map(|journal| read_journal(&journal));
-    let waits = |(path, _): &(PathBuf, bool)| is_there(&staging.join(NEW).join(path));
+    let files = if staging.join(APART).exists() { apart } else { staging };
+    let waits = |(path, _): &(PathBuf, bool)| is_there(&files.join(NEW).join(path));
     match journal {
         // Git itself advises to take its lock away, and then to work on: only what is missing is put back.
         Some(paths) if let_go && paths.iter().any(waits) => {
             for (path, _) in paths.iter().filter(|(path, _)| !is_there(&top.join(path))) {
-                relocate(&staging.join(OLD).join(path), &top.join(path))?;
+                relocate(&files.join(OLD).join(path), &top.join(path))?;
             }
             complain!(
                 "slipway: an earlier run was killed half-way, and git's lock was removed since; what was missing is back: \
@@ -131,7 +132,7 @@ fn recover_from(staging: &Path, top: &Path, git_folder: &Path) -> Result<()> {
         // It was done but for this.
         _ if let_go => _ = fs::rename(&message, git_folder.join("MERGE_MSG")),
         Some(paths) => {
-            undo(top, staging, &paths)?;
+            undo(top, files, &paths)?;
             complain!("slipway: an earlier run was killed half-way; it is undone");
         }
         None => {}
@@ -140,12 +141,21 @@ fn recover_from(staging: &Path, top: &Path, git_folder: &Path) -> Result<()> {
     if locked && pending {
         fs::remove_file(lock)?;
     }
-    clear(staging)?;
+    clear(staging, apart)?;
     Ok(())
 }
 
 /// Removes a staging folder, at one stroke for who comes after a kill: of half of one they would undo what is done.
-fn clear(staging: &Path) -> io::Result<()> {
+fn clear(staging: &Path, apart: &Path) -> io::Result<()> {
+    if staging.join(APART).exists() {
+        // Without these nothing is undone, and no lock of git's is taken for ours.
+        for part in [JOURNAL, LOCKED].map(|part| staging.join(part)) {
+            if is_there(&part) {
+                fs::remove_file(part)?;
+            }
+        }
+        let _ = fs::remove_dir_all(apart);
+    }
     let gone = gone(staging);
     match fs::rename(staging, &gone) {
         // Another one has come first.
@@ -231,6 +241,8 @@ fn no_repository_leaves(top: &Path, changes: &Changes<'_>) -> Result<()> {
 /// everything as it was.
 struct Staging {
     folder: PathBuf,
+    /// Where the files are: the same, or the one in the work tree.
+    files: PathBuf,
     lock: PathBuf,
     /// Whether the lock has become the index.
     done: bool,
@@ -239,11 +251,20 @@ struct Staging {
 }
 
 impl Staging {
-    fn new(folder: PathBuf, lock: PathBuf) -> Result<Self> {
-        fs::create_dir(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
+    fn new(service: &Service) -> Result<Self> {
+        let files = service.staging()?;
+        let [folder, apart] = service::stagings(&service.top, &service.git_folder);
+        make(&folder)?;
         let owner = own(&folder).inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
         // Not held yet, so not to be removed either.
-        let mut staging = Self { folder, lock, done: true, _owner: owner };
+        let lock = service.git_folder.join("index.lock");
+        let mut staging = Self { folder, files, lock, done: true, _owner: owner };
+        if staging.files == apart {
+            // Empty where a kill came amid these lines.
+            let _ = fs::remove_dir(&apart);
+            make(&apart)?;
+            fs::write(staging.folder.join(APART), "")?;
+        }
         match File::create_new(&staging.lock) {
             Ok(_) => staging.done = false,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!(
@@ -258,7 +279,7 @@ impl Staging {
 
     /// Leaves everything as it is, for the next run.
     fn keep(self) -> PathBuf {
-        std::mem::ManuallyDrop::new(self).folder.clone()
+        std::mem::ManuallyDrop::new(self).files.clone()
     }
 }
 
@@ -269,8 +290,13 @@ impl Drop for Staging {
             let _ = fs::remove_file(self.lock.with_file_name(MESSAGE));
             let _ = fs::remove_file(&self.lock);
         }
-        let _ = clear(&self.folder);
+        let _ = clear(&self.folder, &self.files);
     }
+}
+
+/// Makes a folder that is not there yet.
+fn make(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).with_context(|| format!("{} can't be made", folder.display()))
 }
 
 /// Makes the staging folder this process's own, and that of the programs that it will start: they inherit the lock.
@@ -298,7 +324,7 @@ fn share(service: &Service, merged: &Merged, changes: &Changes<'_>) -> Result<()
 
 /// Writes the new files and the new index aside.
 fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &Staging) -> Result<()> {
-    let (new, old) = (staging.folder.join(NEW), staging.folder.join(OLD));
+    let (new, old) = (staging.files.join(NEW), staging.files.join(OLD));
     fs::create_dir(&new)?;
     fs::create_dir(&old)?;
     let there = || changes.iter().filter_map(|(path, (_, new))| Some((path, (*new)?)));
@@ -371,28 +397,28 @@ fn named(list: &[u8]) -> impl Iterator<Item = &Path> {
 }
 
 /// Moves what was there out of the way and what is new into its place.
-fn swap(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
+fn swap(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     for (path, _) in paths {
-        relocate(&top.join(path), &staging.join(OLD).join(path))?;
+        relocate(&top.join(path), &files.join(OLD).join(path))?;
         remove_empty_folders(top, path);
     }
     for (path, _) in paths {
-        relocate(&staging.join(NEW).join(path), &top.join(path))?;
+        relocate(&files.join(NEW).join(path), &top.join(path))?;
     }
     Ok(())
 }
 
 /// Undoes what [`swap`] did, however far it came.
-fn undo(top: &Path, staging: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
+fn undo(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     for (path, has_new) in paths {
-        let new = staging.join(NEW).join(path);
+        let new = files.join(NEW).join(path);
         if *has_new && !is_there(&new) {
             relocate(&top.join(path), &new)?;
             remove_empty_folders(top, path);
         }
     }
     for (path, _) in paths {
-        relocate(&staging.join(OLD).join(path), &top.join(path))?;
+        relocate(&files.join(OLD).join(path), &top.join(path))?;
     }
     Ok(())
 }
@@ -466,6 +492,32 @@ mod tests {
             [("a/changed", "old"), ("b/gone", "mine")].map(|(path, text)| (path.into(), text.to_owned()));
         assert_eq!(contents(&top), back);
         assert!(contents(&git).is_empty(), "neither a message nor what was prepared is left");
+    }
+
+    #[test]
+    fn what_lies_in_the_work_tree_is_undone_where_gits_folder_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let (top, git) = (folder.path().join("top"), folder.path().join("git"));
+        let prepared =
+            [("a/changed", "new"), (".slipway/old/a/changed", "old"), (".slipway/old/b/gone", "old")];
+        write(
+            &git,
+            &[("slipway/pid", "1"), ("slipway/locked", ""), ("slipway/apart", ""), ("index.lock", "")],
+        );
+        write(&git, &[("slipway/journal", "+a/changed\0-b/gone\0"), ("slipway-message", "")]);
+        write(&top, &prepared);
+        recover(&top, &git).unwrap();
+        let back = ["a/changed", "b/gone"].map(|path| (path.into(), "old".to_owned()));
+        assert_eq!(contents(&top), back);
+        assert!(contents(&git).is_empty(), "neither a message nor git's lock is left");
+        // A kill amid the end of one that was done, next to another git.
+        write(&git, &[("slipway/pid", "1"), ("slipway/apart", ""), ("index.lock", "")]);
+        write(&top, &prepared);
+        recover(&top, &git).unwrap();
+        let done =
+            [("a/changed", "new"), ("b/gone", "old")].map(|(path, text)| (path.into(), text.to_owned()));
+        assert_eq!(contents(&top), done);
+        assert_eq!(contents(&git), [("index.lock".into(), String::new())]);
     }
 
     /// Stops a swap after each of its moves, as a kill would, and undoes it from what is on disk.

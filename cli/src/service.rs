@@ -102,8 +102,8 @@ impl Service {
         )
     }
 
-    /// Where changes are prepared: where they need only be moved from. A trial tells, since two mounts of one file
-    /// system are apart too.
+    /// Where the files of a change are prepared: where they need only be moved from. A trial tells, since two mounts of
+    /// one file system are apart too.
     pub fn staging(&self) -> Result<PathBuf> {
         let [near, far] = stagings(&self.top, &self.git_folder);
         fs::create_dir(&near).with_context(|| format!("{} can't be made", near.display()))?;
@@ -114,7 +114,7 @@ impl Service {
     }
 }
 
-/// The folders that changes to `top` may be prepared in.
+/// The folder that changes to `top` are prepared in, and the one for their files where that lies on another mount.
 pub fn stagings(top: &Path, git_folder: &Path) -> [PathBuf; 2] {
     [git_folder.join("slipway"), top.join(".slipway")]
 }

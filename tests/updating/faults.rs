@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Service, contents, generator, git, said, slipway, template};
+use crate::support::{Service, commit, contents, generator, git, said, slipway, template};
 
 const SET: [&str; 3] = ["set", "redis=true", "postgres=true"];
 
@@ -237,6 +237,9 @@ find "$disk" -maxdepth 1 -name 'slipway-*'
 git fsck --no-dangling --no-progress
 "#;
 
+/// Has git's folder and the work tree on mounts of their own.
+const APART: &str = "mount --bind .git .git";
+
 /// `script` where it may mount what nobody else sees.
 fn mounting(script: &str) -> Command {
     let mut command = Command::new("unshare");
@@ -244,10 +247,9 @@ fn mounting(script: &str) -> Command {
     command
 }
 
-/// `slipway set` behind `mounts`.
-fn set_behind(service: &Service, mounts: &str) -> Command {
+/// `program` behind `mounts`.
+fn behind(service: &Service, mounts: &str, program: &Command) -> Command {
     let mut command = mounting(&format!("{mounts} && exec \"$@\""));
-    let program = service.command(&SET);
     command.arg(program.get_program()).args(program.get_args()).current_dir(&service.folder);
     command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
@@ -258,7 +260,8 @@ fn a_swap_that_fails_half_way() {
     let service = Service::generate(&[]);
     let before = state(&service);
     // Nothing can take the place of what is mounted.
-    let said = said(&mut set_behind(&service, "mount --bind Cargo.toml Cargo.toml"), 2);
+    let mut set = behind(&service, "mount --bind Cargo.toml Cargo.toml", &service.command(&SET));
+    let said = said(&mut set, 2);
     assert!(said.starts_with("error: ") && said.contains("Cargo.toml can't be moved"), "{said}");
     assert_eq!(state(&service), before);
     assert_eq!(git(&service.folder, &["status", "--porcelain"]), "");
@@ -268,8 +271,59 @@ fn a_swap_that_fails_half_way() {
 #[test]
 fn a_git_folder_behind_a_mount_of_its_own() {
     let service = Service::generate(&[]);
-    said(&mut set_behind(&service, "mount --bind .git .git"), 0);
+    let (before, steps) = (state(&service), steps(&service));
+    // Before the swap and after it.
+    for at in [steps - 1, steps] {
+        let killed = broken_off(&service, at, "kill -KILL $PPID; sleep 0.2");
+        let mut killed = behind(&service, APART, &killed);
+        killed.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        service.run(&["status"], 0);
+        if at == steps {
+            take_back(&service);
+        }
+        assert_eq!(state(&service), before, "step {at} of {steps}");
+    }
+    // A kill may leave it empty, too.
+    fs::create_dir(service.folder.join(".slipway")).unwrap();
+    said(&mut behind(&service, APART, &service.command(&SET)), 0);
     service.is_generated(&SET[1..]);
+    assert!(!service.folder.join(".slipway").exists());
+}
+
+/// Whoever commits what a killed run leaves has it in every clone.
+#[test]
+fn what_a_clone_brings_along_is_nothing_to_undo() {
+    let service = Service::generate(&[]);
+    std::os::unix::fs::symlink(".git", service.folder.join("inside")).unwrap();
+    std::os::unix::fs::symlink("..", service.folder.join("outside")).unwrap();
+    for (path, text) in [
+        ("/pid", "1"),
+        ("/locked", ""),
+        ("/journal", "+outside/precious\0-inside/config\0-outside/made\0"),
+        ("/old/inside/config", "[core]\n\tfsmonitor = touch ../ran\n"),
+        ("/old/outside/made", "theirs"),
+        (".gone/theirs", ""),
+    ] {
+        service.write(&format!(".slipway{path}"), text);
+    }
+    commit(&service.folder, "theirs");
+    service.write("../precious", "mine");
+    let settings = service.read(".git/config");
+    let unharmed = || {
+        let before = service.state();
+        service.run(&["status"], 0);
+        assert_eq!(service.state(), before);
+    };
+    unharmed();
+    // Nor is the lock of another git.
+    service.write(".git/index.lock", "");
+    unharmed();
+    fs::remove_file(service.folder.join(".git/index.lock")).unwrap();
+    // Where files would have to be prepared in it, it is in the way.
+    let mut set = behind(&service, APART, &service.command(&SET));
+    service.refuses_as(&mut set, "/.slipway can't be made: File exists");
+    service.run(&SET, 0);
+    assert_eq!(service.read(".git/config"), settings);
 }
 
 #[test]
