@@ -313,10 +313,11 @@ pub fn bound<A: Future<Output = Response>>(
     }
     // A write is acknowledged, whatever room there is.
     let (room, version) = (request.method().is_safe().then_some(room), request.version());
+    let client = request.extensions().get::<Client>().copied();
     let answering = in_time(config.request_timeout, next(request));
     Either::Right(answering.map(move |mut response| {
         drop(place);
-        if room.is_none_or(|room| room.holds(&mut response, version)) {
+        if room.is_none_or(|room| room.holds(&mut response, version, client)) {
             return response;
         }
         let detail = "Clients have yet to take as many answers as this service keeps for them.";
