@@ -207,6 +207,20 @@ async fn authority_and_host_that_differ_are_refused() {
 }
 
 #[tokio::test]
+async fn head_of_more_than_16_kib_is_refused() {
+    let app = TestApp::spawn(&[]).await;
+    let mut connection = Connection::open(&app).await;
+    // Empty fields, of 33 bytes each as the protocol counts them (RFC 9113, 6.5.2).
+    for (stream, count, taken) in [(1, 480, true), (3, 500, false)] {
+        let head = [fields(METHOD_GET, "/health"), [0x00, 0x01, b'x', 0x00].repeat(count)].concat();
+        connection.send(&encode(HEADERS, END_STREAM | END_HEADERS, stream, &head)).await;
+        let answer = connection.frame_of(HEADERS).await.expect("an answer");
+        let has_body = answer.flags & END_STREAM == 0;
+        assert_eq!((answer.payload[0] == OK, has_body), (taken, taken), "{count}: {answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn streams_that_are_opened_and_reset_harm_nobody() {
     let app = TestApp::spawn(&[]).await;
     let before = memory(&app).await;
