@@ -276,8 +276,8 @@ async fn what_clients_may_send_fits_into_memory() {
     let cached: u64 = settings["cache.capacity"].parse().expect("a number");
     let memory = mebibytes(&container()["resources"]["limits"]["memory"]) << 20;
     let connections: u64 = settings["http.max_connections"].parse().expect("a number");
-    // With what else there may be: connections with heads that never end, tasks, and answers that nobody takes.
-    let most = in_flight * body.as_u64() + connections * (110 << 10) + cached * 2048 + (128 << 20);
+    // With what else there may be: connections of clients that mean harm, tasks, and long answers that nobody takes.
+    let most = in_flight * body.as_u64() + connections * (350 << 10) + cached * 2048 + (128 << 20);
     assert!(most < memory, "{most} bytes are more than {memory}");
 }
 
