@@ -263,8 +263,7 @@ impl Service {
         bail!("not available within health.startup_timeout: {missing}")
     }
 
-    /// Takes no more and finishes what was taken, within bounds; then closes what it used. Returns whether all
-    /// was finished.
+    /// Finishes what was taken, within bounds, and closes what it used. Returns whether all was finished.
     async fn drain(self, config: &Config, reason: &str) -> bool {
         info!(in_flight = self.in_flight.len(), reason, "shutdown.begin");
         // Load balancers need a moment to notice; until then new requests are still served.

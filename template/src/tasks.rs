@@ -23,8 +23,7 @@ pub enum Error {
     QueueFull,
 }
 
-/// In bytes, of the texts of a page, which ends with the task that goes beyond it: what a slow client leaves unread
-/// lies in memory.
+/// In bytes, of the texts of a page, which ends with the task beyond it: what a slow client leaves lies in memory.
 const LONGEST_PAGE: usize = 1024 * 1024;
 
 /// Clones share everything.
@@ -135,8 +134,7 @@ impl Tasks {
         self.writes.spawn(write).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
     }
 
-    /// What a write came to. A refusal may tell more than this replica knows: whoever then reads the task must not
-    /// find it as it was.
+    /// What a write came to. A refusal may tell more than this replica knows: then the task is read anew.
     async fn or_forget<T>(&self, id: Uuid, written: Result<T, store::Error>) -> Result<T, Error> {
         if written.is_err() {
             self.cache.doubted(id).await;

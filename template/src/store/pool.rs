@@ -119,8 +119,7 @@ impl managed::Manager for Connector {
             return Err(RecycleError::message("old"));
         }
         if about.last_used() >= FRESH {
-            // So, most likely, are those that were lent before one was asked that had fallen silent. To ask each would leave
-            // no time for a new one.
+            // So, most likely, are those lent before one that was found silent: to ask each would leave no time for a new one.
             if about.last_used() >= self.silent.lock().elapsed() {
                 return Err(RecycleError::message("silent, most likely"));
             }

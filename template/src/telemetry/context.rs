@@ -1,5 +1,4 @@
-//! What ties log lines, spans and outgoing calls to the request that caused them: a task-local and not a span, so that
-//! no log filter can switch it off.
+//! What ties log lines, spans and calls to the request that caused them: a task-local, which no log filter switches off.
 
 use std::sync::Arc;
 

@@ -46,8 +46,7 @@ impl Filter {
 
 /// The filter that `text` describes, such as `info,service::server=debug`.
 pub fn parse(text: &str) -> Option<Targets> {
-    // Any other text, such as a level misspelt, would be taken for the name of a target that nothing has, and silence
-    // the log.
+    // Any other text, such as a level misspelt, would be taken for a target that nothing has, and silence the log.
     let is_filter = |char: char| char.is_alphanumeric() || "_-:=,".contains(char);
     let has_level = |part: &str| {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level);

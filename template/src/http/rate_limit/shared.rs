@@ -1,5 +1,4 @@
-//! Budgets that all replicas share, in Redis. A busy client's requests are taken from them some at a time, so that few
-//! of them wait for Redis.
+//! Budgets that all replicas share, in Redis. A busy client's requests are taken some at a time, so that few wait.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
