@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use ipnet::IpNet;
 use metrics::gauge;
-use scopeguard::defer;
+use scopeguard::guard;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -117,13 +117,10 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_fli
     let _upkeep = AbortOnDropHandle::new(tokio::spawn(memory::give_back(connections.clone())));
     let open = |(stream, peer): (TcpStream, SocketAddr), place: OwnedSemaphorePermit| {
         let serving = serve_connection(stream, peer, router.clone(), limits, in_flight.clone(), stop.clone());
-        connections.spawn(async move {
-            let _place = place;
-            gauge!("http_connections").increment(1);
-            // Also where the body of an answer panics.
-            defer!(gauge!("http_connections").decrement(1));
-            serving.await;
-        });
+        // Let go of also where the body of an answer panics.
+        let counted = guard(gauge!("http_connections"), |gauge| gauge.decrement(1));
+        counted.increment(1);
+        connections.spawn(serving.inspect(move |()| drop((counted, place))));
     };
     let mut pause = SHORTEST_PAUSE;
     while let Some(place) = stop.drain.run_until_cancelled(places.clone().acquire_owned()).await {
