@@ -40,7 +40,9 @@ fn releases() -> &'static Path {
         release(root, "0.1.0");
 
         version_is("0.1.0", "0.2.0");
-        replace(&template.join("src/lifecycle.rs"), "//! The state machine", "//! The one state machine");
+        for file in ["src/lifecycle.rs", "src/lifecycle.rs.liquid"] {
+            replace(&template.join(file), "//! The state machine", "//! The one state machine");
+        }
         fs::rename(template.join("src/http/client.rs"), template.join("src/http/sender.rs")).unwrap();
         fs::remove_file(template.join("deny.toml")).unwrap();
         fs::write(template.join(MIGRATION), "ALTER TABLE tasks ADD COLUMN priority integer;\n").unwrap();
