@@ -254,7 +254,7 @@ impl Staging {
     fn new(service: &Service) -> Result<Self> {
         let files = service.staging()?;
         let [folder, apart] = service::stagings(&service.top, &service.git_folder);
-        make(&folder)?;
+        service::make(&folder)?;
         let owner = own(&folder).inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
         // Not held yet, so not to be removed either.
         let lock = service.git_folder.join("index.lock");
@@ -262,7 +262,7 @@ impl Staging {
         if staging.files == apart {
             // Empty where a kill came amid these lines.
             let _ = fs::remove_dir(&apart);
-            make(&apart)?;
+            service::make(&apart)?;
             fs::write(staging.folder.join(APART), "")?;
         }
         match File::create_new(&staging.lock) {
@@ -292,11 +292,6 @@ impl Drop for Staging {
         }
         let _ = clear(&self.folder, &self.files);
     }
-}
-
-/// Makes a folder that is not there yet.
-fn make(folder: &Path) -> Result<()> {
-    fs::create_dir(folder).with_context(|| format!("{} can't be made", folder.display()))
 }
 
 /// Makes the staging folder this process's own, and that of the programs that it will start: they inherit the lock.

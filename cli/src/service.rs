@@ -106,7 +106,7 @@ impl Service {
     /// one file system are apart too.
     pub fn staging(&self) -> Result<PathBuf> {
         let [near, far] = stagings(&self.top, &self.git_folder);
-        fs::create_dir(&near).with_context(|| format!("{} can't be made", near.display()))?;
+        make(&near)?;
         let moved = fs::rename(&near, &far);
         fs::remove_dir(if moved.is_ok() { &far } else { &near })?;
         let apart = moved.is_err_and(|error| error.kind() == ErrorKind::CrossesDevices);
@@ -117,6 +117,11 @@ impl Service {
 /// The folder that changes to `top` are prepared in, and the one for their files where that lies on another mount.
 pub fn stagings(top: &Path, git_folder: &Path) -> [PathBuf; 2] {
     [git_folder.join("slipway"), top.join(".slipway")]
+}
+
+/// Makes a folder that is not there yet.
+pub fn make(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).with_context(|| format!("{} can't be made", folder.display()))
 }
 
 /// The template's address; a path counts from the folder with the record, wherever below it this was called.

@@ -149,15 +149,11 @@ impl Runner {
         let caused_by = job.context.trace.as_ref();
         let trace = Some(caused_by.map_or_else(|| Trace::begin(false), Trace::child));
         //@ if otlp
-        let (span, trace) = crate::telemetry::otlp::span(caused_by, trace, || {
-            info_span!(
-                "job",
-                otel.name = name,
-                job.id = %job.id,
-                job.attempt = i64::from(job.attempts),
-                otel.status_code = tracing::field::Empty,
-            )
-        });
+        let (span, trace) = crate::telemetry::otlp::span(
+            caused_by,
+            trace,
+            || info_span!("job", otel.name = name, job.id = %job.id, job.attempt = i64::from(job.attempts)),
+        );
         //@ end
         let context = Context { trace, ..job.context.clone() };
         let run = contained(run);
@@ -171,7 +167,7 @@ impl Runner {
             let (outcome, settlement) = self.after(&job, run.await, stop);
             //@ if otlp
             if outcome != "done" {
-                Span::current().record("otel.status_code", "ERROR");
+                crate::telemetry::otlp::failed(&Span::current());
             }
             //@ end
             counter!("jobs_total", "job" => name, "outcome" => outcome).increment(1);

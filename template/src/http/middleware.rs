@@ -142,7 +142,6 @@ pub fn observe<A: Future<Output = Response>>(
             http.request.method = method,
             http.route = route(path.as_ref()),
             http.response.status_code = tracing::field::Empty,
-            otel.status_code = tracing::field::Empty,
         )
     });
     //@ end
@@ -161,7 +160,7 @@ pub fn observe<A: Future<Output = Response>>(
         // Signed, or it would be exported as text.
         span.record("http.response.status_code", i64::from(response.status().as_u16()));
         if response.status().is_server_error() {
-            span.record("otel.status_code", "ERROR");
+            crate::telemetry::otlp::failed(&span);
         }
         //@ end
         record.status = response.status().as_u16();

@@ -155,12 +155,17 @@ impl Exporter {
 
 /// `work` in its span, which tells when it fails, or is given up with what it was for.
 pub async fn within<T, E>(span: Span, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let failed = guard(span.clone(), |span| span.set_status(Status::error("")));
+    let unless_done = guard(span.clone(), |span| failed(&span));
     let result = work.instrument(span).await;
     if result.is_ok() {
-        ScopeGuard::into_inner(failed);
+        ScopeGuard::into_inner(unless_done);
     }
     result
+}
+
+/// Tells of a span that what it is about failed.
+pub fn failed(span: &Span) {
+    span.set_status(Status::error(""));
 }
 
 /// The span of what is at `trace`, caused by `caller`, and where it is then; no span where it is not exported.

@@ -14,7 +14,7 @@ use super::check::Work;
 
 /// Lines under `src`, code and comments, and crates in the tree. The base variant has its own. The lines are
 /// what is there, so that growth is a decision; the aim is 4,000 and 2,000.
-const BOUNDS: [u32; 2] = [5678, 310];
+const BOUNDS: [u32; 2] = [5677, 310];
 const BASE_BOUNDS: [u32; 2] = [4061, 215];
 
 pub fn check(work: &mut Work<'_>) -> Result<String> {
