@@ -49,10 +49,12 @@ pub fn version() -> String {
     record.split_once("version = \"").unwrap().1.split_once('"').unwrap().0.to_owned()
 }
 
-/// Commits what is in `folder` and tags it.
+/// Commits what is in `folder` and tags it. It is packed, as a server has it: otherwise each that fetches it waits for
+/// that.
 pub fn release(folder: &Path, version: &str) {
     commit(folder, version);
     git(folder, &["tag", &format!("v{version}")]);
+    git(folder, &["repack", "-a", "-d", "--quiet"]);
 }
 
 pub fn commit(folder: &Path, message: &str) {
