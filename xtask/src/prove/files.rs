@@ -36,7 +36,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
 /// The workflows and scripts of this repository.
 pub fn check_own(work: &mut Work<'_>) -> Result<String> {
     let files = Files::of(work)?;
-    for script in [".ci/run", "xtask/clippy.sh", "xtask/rustdoc.sh"] {
+    for script in [".ci/run", "xtask/clippy.sh", "xtask/generated.sh", "xtask/rustdoc.sh"] {
         files.shellcheck(&files.named(script)?)?;
     }
     let workflows = files.workflows()?;

@@ -40,6 +40,8 @@ const COMPILED: [(&str, &str); 12] = [
     ("postgres+redis+rate_limit+otlp", "postgres"),
     ("postgres+redis+rate_limit+otlp", "postgres+redis+otlp"),
 ];
+/// Where `slipway` looks for cargo-generate.
+const GENERATOR: &str = "CARGO_GENERATE";
 /// Services that are changed at once: most of the time is spent in programs that use one core.
 const LANES: usize = 2;
 /// For all of them together.
@@ -75,8 +77,8 @@ pub fn become_variant(work: &mut Work<'_>) -> Result<String> {
     let parent = work.context.folder.join("services").join(work.subject.title.replace(' ', "-"));
     let service = Service::generate(work, from, &parent, owner::edit)?;
     let before = owner::lines(&service.folder)?;
-    let cargo_generate = &work.context.tools.cargo_generate;
-    let call = Call { program: &program, cargo_generate, template: work.context.snapshot.path() };
+    let environment = [(GENERATOR, work.context.tools.cargo_generate.as_path())];
+    let call = Call { program: &program, template: work.context.snapshot.path(), environment: &environment };
     let (code, said) = call.set(&service.folder, to)?;
     ensure!(code == Some(0), "{said}");
     work.subject.dir = service.folder;
@@ -101,17 +103,20 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
     let waiting = Mutex::new(services.iter().collect::<VecDeque<_>>());
     let failures = Mutex::new(Vec::new());
     let count = Mutex::new(0);
-    let cargo_generate = &work.context.tools.cargo_generate;
+    // Each variant is wanted before and after all others, and comes out the same each time.
+    let kept = Scratch::new()?;
+    let stand_in = work.context.root.join("xtask/generated.sh");
+    let environment = [
+        (GENERATOR, stand_in.as_path()),
+        ("PROVE_GENERATOR", &work.context.tools.cargo_generate),
+        ("PROVE_GENERATED", kept.path()),
+    ];
+    let call = Call { program: &program, template: work.context.snapshot.path(), environment: &environment };
     thread::scope(|scope| {
         for _ in 0..LANES {
             scope.spawn(|| {
                 while let Some(from) = { lock(&waiting).pop_front() } {
                     for to in services.iter().filter(|to| to.variant != from.variant) {
-                        let call = Call {
-                            program: &program,
-                            cargo_generate,
-                            template: work.context.snapshot.path(),
-                        };
                         match from.becomes(to, &call) {
                             Ok(()) => *lock(&count) += 1,
                             Err(error) => {
@@ -153,8 +158,9 @@ pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
 /// How `slipway` is called.
 pub struct Call<'a> {
     pub program: &'a Path,
-    pub cargo_generate: &'a Path,
     pub template: &'a Path,
+    /// What tells it with what to generate.
+    pub environment: &'a [(&'a str, &'a Path)],
 }
 
 impl Call<'_> {
@@ -163,7 +169,7 @@ impl Call<'_> {
         let mut command = Command::new(self.program);
         command.arg("set").args(TOGGLES.map(|toggle| format!("{toggle}={}", variant.has(toggle))));
         command.arg("--template").arg(self.template).current_dir(folder);
-        let output = command.env("CARGO_GENERATE", self.cargo_generate).output()?;
+        let output = command.envs(self.environment.iter().copied()).output()?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
     }
