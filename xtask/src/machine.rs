@@ -14,6 +14,10 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 #[cfg(target_os = "linux")]
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+/// The compiler's allocator takes large pages, where the system lets it: half as many page faults. That of a service is
+/// another, and heeds no such thing.
+pub const COMPILER: (&str, &str) = ("MALLOC_CONF", "thp:always");
+
 /// How many times more threads want to run than the machine can run, 1 or above: 1 in CI, and what
 /// others are doing on a shared machine is no fault of the template.
 #[must_use]

@@ -122,9 +122,6 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     Ok(report.proven())
 }
 
-/// Subjects that may be compiled and wait to be measured: the drills of some take as long as several compile.
-const AHEAD: usize = 2;
-
 /// Works through what is planned: one subject at a time is measured, while the next ones are compiled out of its way.
 fn work_through(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
     let mut subjects = plan.subjects();
@@ -132,7 +129,8 @@ fn work_through(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
     for subject in subjects.iter_mut().filter(|subject| subject.variant.is_some()) {
         subject.run(Step::makes_the_code, context, board);
     }
-    let (compiled, next) = mpsc::sync_channel(AHEAD);
+    // However many wait: the drills of some take as long as several compile.
+    let (compiled, next) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
             // Of this thread and what it starts: what is measured has the cores whenever it wants them.

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, geteuid};
 
 use crate::children::{Child, lock};
+use crate::machine::COMPILER;
 use crate::servers::tail;
 
 mod cargo_deny;
@@ -168,7 +169,7 @@ pub fn cargo_generate(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBu
     for (package, level) in HOT {
         command.args(["--config", &format!("profile.release.package.{package}.opt-level={level}")]);
     }
-    command.env("CARGO_TARGET_DIR", root.join("target/tools/build"));
+    command.env("CARGO_TARGET_DIR", root.join("target/tools/build")).env(COMPILER.0, COMPILER.1);
     finish(&mut command).context("cargo-generate could not be built")?;
     let built = cache.join("bin/cargo-generate");
     ensure!(new_enough(&built), "cargo-generate was built and is not there, or not new enough");

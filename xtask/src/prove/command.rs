@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::children::Child;
+use crate::machine::COMPILER;
 use crate::servers::tail;
 
 use super::check::Work;
@@ -48,10 +49,6 @@ const FOREIGN: [&str; 9] = [
     "OTEL_SERVICE_NAME",
     "CARGO_TARGET_DIR",
 ];
-
-/// The compiler's allocator takes large pages, where the system lets it: half as many page faults. That of a service is
-/// another, and heeds no such thing.
-pub const COMPILER: (&str, &str) = ("MALLOC_CONF", "thp:always");
 
 impl Work<'_> {
     /// cargo in the subject's folder, on the target folder and the profile that all share.

@@ -5,10 +5,11 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
+use crate::machine::COMPILER;
 use crate::weave;
 
 use super::check::Work;
-use super::command::{COMPILER, clean};
+use super::command::clean;
 use super::files;
 use super::steps::{self, Step};
 use super::transitions;
