@@ -150,32 +150,42 @@ fn needed(program: &str) -> Result<PathBuf> {
 /// # Errors
 /// When there is none and the build fails.
 pub fn cargo_generate(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBuf> {
-    let cache = cache_folder(root);
     let places = [
         on_path("cargo-generate"),
         Some(root.join("target/tools/bin/cargo-generate")),
-        Some(cache.join("bin/cargo-generate")),
+        Some(cache_folder(root).join("bin/cargo-generate")),
     ];
     if let Some(found) = places.into_iter().flatten().find(|path| new_enough(path)) {
         return Ok(found);
     }
-    say(&format!("building cargo-generate {CARGO_GENERATE}, once, into {}", cache.display()));
-    let mut command = Command::new("cargo");
-    command.args(["install", "cargo-generate", "--version", CARGO_GENERATE, "--locked", "--root"]);
-    command.arg(&cache).args(openssl(say)?);
-    for (key, value) in [("lto", "'off'"), ("codegen-units", "16"), ("opt-level", "0")] {
-        command.args(["--config", &format!("profile.release.{key}={value}")]);
-    }
-    for (package, level) in HOT {
-        command.args(["--config", &format!("profile.release.package.{package}.opt-level={level}")]);
-    }
-    command.env("CARGO_TARGET_DIR", root.join("target/tools/build")).env(COMPILER.0, COMPILER.1);
-    finish(&mut command).context("cargo-generate could not be built")?;
-    let built = cache.join("bin/cargo-generate");
+    let optimised = HOT.map(|(package, level)| format!("profile.release.package.{package}.opt-level={level}"));
+    let optimised = optimised.iter().flat_map(|setting| ["--config", setting]);
+    let options: Vec<_> = openssl(say)?.iter().copied().chain(optimised).collect();
+    let built = cargo_install(root, ("cargo-generate", CARGO_GENERATE), &options, say)?;
     ensure!(new_enough(&built), "cargo-generate was built and is not there, or not new enough");
-    // 500 MB that nothing reads again.
-    let _ = fs::remove_dir_all(root.join("target/tools/build"));
     Ok(built)
+}
+
+/// Builds a program into the user's cache, with nothing optimised but what `options` say: what takes the time is the build.
+fn cargo_install(
+    root: &Path,
+    (name, version): (&str, &str),
+    options: &[&str],
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<PathBuf> {
+    let cache = cache_folder(root);
+    say(&format!("building {name} {version}, once, into {}", cache.display()));
+    let objects = root.join("target/tools").join(name);
+    let mut command = Command::new("cargo");
+    command.args(["install", name, "--version", version, "--locked", "--root"]).arg(&cache);
+    for setting in ["lto='off'", "codegen-units=16", "opt-level=0"] {
+        command.args(["--config", &format!("profile.release.{setting}")]);
+    }
+    command.args(options).env("CARGO_TARGET_DIR", &objects).env(COMPILER.0, COMPILER.1);
+    finish(&mut command).with_context(|| format!("{name} could not be built"))?;
+    // Half a gigabyte that nothing reads again.
+    let _ = fs::remove_dir_all(objects);
+    Ok(cache.join("bin").join(name))
 }
 
 /// How the OpenSSL that cargo-generate links is had: the system's, else one built from source.

@@ -156,16 +156,16 @@ pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
 }
 
 /// How `slipway` is called.
-pub struct Call<'a> {
-    pub program: &'a Path,
-    pub template: &'a Path,
+struct Call<'a> {
+    program: &'a Path,
+    template: &'a Path,
     /// What tells it with what to generate.
-    pub environment: &'a [(&'a str, &'a Path)],
+    environment: &'a [(&'a str, &'a Path)],
 }
 
 impl Call<'_> {
     /// `slipway set` in `folder`, to all answers of `variant`. Its exit code, and what it said.
-    pub fn set(&self, folder: &Path, variant: Variant) -> Result<(Option<i32>, String)> {
+    fn set(&self, folder: &Path, variant: Variant) -> Result<(Option<i32>, String)> {
         let mut command = Command::new(self.program);
         command.arg("set").args(TOGGLES.map(|toggle| format!("{toggle}={}", variant.has(toggle))));
         command.arg("--template").arg(self.template).current_dir(folder);
