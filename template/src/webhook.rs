@@ -1,4 +1,4 @@
-//! The outbound call, as Standard Webhooks says (<https://github.com/standard-webhooks/standard-webhooks>).
+//! The outbound call, following Standard Webhooks (<https://github.com/standard-webhooks/standard-webhooks>).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
@@ -10,13 +10,16 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use garde::Validate;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{StatusCode, Url};
+use reqwest::{RequestBuilder, StatusCode, Url};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+//@ if otlp
+use tracing::{Span, info_span};
+//@ end
 
 use crate::config::value::{check, is_http, millis, optional};
 use crate::health::{Check, LastFailure};
@@ -58,7 +61,7 @@ fn signing_key(secret: &SecretString) -> Option<hmac::Key> {
     (24..=64).contains(&bytes.len()).then(|| hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
-/// The job that tells of a completed task.
+/// The job that announces a completed task.
 pub fn task_completed(task: &Task) -> Job {
     let timestamp = task.updated_at.format(&Rfc3339).unwrap_or_default();
     let event = json!({ "type": "task.completed", "timestamp": timestamp, "data": task });
@@ -74,12 +77,12 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// None without a URL: no client is built then, which would load the system's roots.
+    /// None without a URL. No client is built then, as that would load the system's root certificates.
     pub fn new(config: &Config) -> anyhow::Result<Option<Self>> {
         let Some(url) = config.url.clone() else { return Ok(None) };
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
-            // A redirect could lead anywhere, with our signature on it. Standard Webhooks has it count as a failure.
+            // A redirect could send our signed request anywhere. Standard Webhooks counts it as a failure.
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
@@ -95,7 +98,7 @@ impl Webhook {
     }
 
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
-        // Not for good: another replica may have it already.
+        // Retried: another replica may have the URL already, as in a rollout.
         let switched_off = || Failure { reason: "webhook.url is not set".to_owned(), retry: true };
         let Self { client, url, key, last } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
@@ -109,31 +112,59 @@ impl Webhook {
             let signature = BASE64.encode(hmac::sign(key, signed.as_bytes()));
             request = request.header("webhook-signature", format!("v1,{signature}"));
         }
-        if let Some(trace) = Context::current().and_then(|context| context.trace) {
+        let trace = Context::current().and_then(|context| context.trace);
+        //@ if otlp
+        let (span, trace) = crate::telemetry::otlp::span(None, trace, || {
+            let url = url.expose_secret().parse::<Url>().ok();
+            info_span!(
+                "webhook",
+                otel.name = "POST",
+                otel.kind = "client",
+                http.request.method = "POST",
+                server.address = url.as_ref().and_then(Url::host_str),
+                http.response.status_code = tracing::field::Empty,
+            )
+        });
+        //@ end
+        if let Some(trace) = trace {
             request = request.header("traceparent", trace.traceparent());
         }
-        let (reason, retry) = match request.body(job.payload).send().await.map(|answer| answer.status()) {
-            Ok(status) if status.is_success() => {
-                last.send_replace(None);
-                return Ok(());
-            }
-            Ok(status) => {
-                // Request Timeout, Conflict, Too Early.
-                let passing = [408, 409, 425].contains(&status.as_u16());
-                let passing = passing || status == StatusCode::TOO_MANY_REQUESTS || !status.is_client_error();
-                (format!("answered {status}"), passing)
-            }
-            // Without the URL, whose path or query may be a secret.
-            Err(error) => (format!("{:#}", anyhow::Error::from(error.without_url())), true),
-        };
-        // One that refuses a job for good is there.
-        last.send_replace(retry.then(|| reason.clone()));
-        Err(Failure { reason, retry })
+        let sending = send(request.body(job.payload), last);
+        //@ if otlp
+        let sending = crate::telemetry::otlp::within(span, sending);
+        //@ end
+        sending.await
     }
 }
 
-/// The system's resolver, less the addresses inside our own network (server-side request forgery). What is checked here
-/// is what is connected to. A host that is an address is asked of no resolver: [`Config::forbids_own_url`].
+async fn send(request: RequestBuilder, last: LastFailure) -> Result<(), Failure> {
+    let status = request.send().await.map(|response| response.status());
+    //@ if otlp
+    if let Ok(status) = status {
+        Span::current().record("http.response.status_code", i64::from(status.as_u16()));
+    }
+    //@ end
+    let (reason, retry) = match status {
+        Ok(status) if status.is_success() => {
+            last.send_replace(None);
+            return Ok(());
+        }
+        Ok(status) => {
+            // Request Timeout, Conflict, Too Early.
+            let transient = [408, 409, 425].contains(&status.as_u16());
+            let transient = transient || status == StatusCode::TOO_MANY_REQUESTS || !status.is_client_error();
+            (format!("answered {status}"), transient)
+        }
+        // The URL is left out, as its path or query may hold a secret.
+        Err(error) => (format!("{:#}", anyhow::Error::from(error.without_url())), true),
+    };
+    // A receiver that rejects a job for good is up.
+    last.send_replace(retry.then(|| reason.clone()));
+    Err(Failure { reason, retry })
+}
+
+/// The system's resolver, minus private addresses, against server-side request forgery. The client connects to the
+/// very addresses checked here. A host that is an address is not resolved: see [`Config::forbids_own_url`].
 #[derive(Debug)]
 struct Resolver {
     private: bool,
@@ -146,16 +177,18 @@ impl Resolve for Resolver {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let allowed: Vec<SocketAddr> = found.filter(|at| private || !is_private(at.ip())).collect();
             if allowed.is_empty() {
-                return Err("no address that webhook.allow_private_addresses permits".into());
+                return Err(
+                    "the host has no public address, and webhook.allow_private_addresses is false".into()
+                );
             }
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }
 
-/// What no one on the internet has (IANA's registries of special-purpose addresses). Of IPv6 only `2000::/3` is given
-/// out, less what carries an IPv4 address along (Teredo, 6to4) or stands in examples.
-static INNER: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+/// Addresses not used on the public internet (IANA's special-purpose address registries). Of IPv6 only `2000::/3` is
+/// allocated, minus what embeds an IPv4 address (Teredo, 6to4) or is reserved for documentation.
+static NOT_PUBLIC: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
     let networks = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 \
               192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 \
                     ::/3 4000::/2 8000::/1 2001::/23 2001:db8::/32 2002::/16 3fff::/20";
@@ -165,13 +198,13 @@ static INNER: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
 fn is_private(address: IpAddr) -> bool {
     let address = match address.to_canonical() {
         IpAddr::V6(v6) => match v6.octets() {
-            // The gateway of an IPv6-only network calls what stands at the end (NAT64, RFC 6052).
+            // In an IPv6-only network, the gateway connects to the IPv4 address at the end (NAT64, RFC 6052).
             [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0, v4 @ ..] => IpAddr::from(v4),
             _ => address,
         },
         v4 @ IpAddr::V4(_) => v4,
     };
-    INNER.iter().any(|network| network.contains(&address))
+    NOT_PUBLIC.iter().any(|network| network.contains(&address))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Traces to an OpenTelemetry collector, and a stop that no collector can hold up.
+//! Traces exported to an OpenTelemetry collector, and a shutdown that no collector can hold up.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::receiver::{Call, Receiver};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-/// A service that exports every trace to `endpoint`, and waits for it so long at the stop.
+/// A service that exports every trace to `endpoint`, and waits for it for at most `flush` at shutdown.
 async fn traced(endpoint: &str, flush: &str) -> TestApp {
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
@@ -55,6 +55,34 @@ async fn spans_reach_the_collector_before_the_exit() {
     for expected in names.into_iter().chain(fields) {
         assert!(holds(&sent, expected.as_bytes()), "{expected} was not exported");
     }
+}
+
+#[tokio::test]
+async fn webhook_is_called_in_a_span_that_tells_when_it_fails() {
+    let (collector, receiver) = (Receiver::start().await, Receiver::start().await);
+    collector.answers(200);
+    receiver.answers(403);
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("APP__OTLP__SAMPLE_RATIO", "1.0"),
+        ("APP__WEBHOOK__URL", receiver.url.as_str()),
+        ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
+    ];
+    let mut app = TestApp::spawn(&variables).await;
+    let task = app.create("a").await;
+    app.complete(&task).await;
+    app.process.event("job.failed").await;
+    assert_eq!(app.stop().await.code, Some(0));
+    let sent = exported(&collector.calls(1).await);
+    let call = &receiver.calls(1).await[0];
+    // A span's id, as the receiver was given it, then that of its parent, its name, and the kind 3, a client's.
+    let id = [&[0x12, 8], &unhex(&call.header("traceparent")[36..52])[..], &[0x22, 8]].concat();
+    let at = sent.windows(id.len()).position(|part| part == id).expect("the span was exported");
+    let after_parent = &sent[at + id.len() + 8..];
+    assert!(after_parent.starts_with(b"\x2a\x04POST\x30\x03"), "{after_parent:x?}");
+    assert!(holds(after_parent, b"server.address") && holds(after_parent, b"127.0.0.1"));
+    let errors = sent.windows(4).filter(|part| part == &[0x7a, 2, 0x18, 2]).count();
+    assert_eq!(errors, 2, "the call failed, and so did the job");
 }
 
 #[tokio::test]
@@ -123,7 +151,7 @@ async fn collector_that_does_not_answer_can_not_hold_up_the_exit() {
     let ended = app.stop().await;
     let took = began.elapsed();
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("timeout")));
-    // And not until the exporter itself gives up, which is after five.
+    // The exporter itself would give up only after five seconds.
     assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "{took:?}");
 }
 
@@ -147,7 +175,7 @@ async fn second_signal_is_heard_while_spans_are_flushed() {
 
 #[tokio::test]
 async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
-    // Time enough for the exporter's own retries: what is told is the cause, not the clock.
+    // Long enough for the exporter's own retries, so that the failure is reported and not a timeout.
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"),
         ("APP__OTLP__SAMPLE_RATIO", "1.0"),
@@ -172,7 +200,7 @@ async fn flush_in_which_some_spans_are_refused_is_no_success() {
     }
     app.process.signal(Signal::TERM);
     app.process.event("shutdown.drain_complete").await;
-    // What is closed before has a second.
+    // Closing the pools comes before the flush and may take a second.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     collector.answers(400);
     collector.calls(100).await;
@@ -242,12 +270,12 @@ async fn query_that_is_given_up_is_an_error_in_its_trace() {
     impatient.send().await.expect_err("nobody answers");
     assert_eq!(app.stop().await.code, Some(0));
     let sent = exported(&collector.calls(1).await);
-    // The field `status` of a span, with the code 2.
+    // The field `status` of a span, with the code 2 for an error.
     assert!(holds(&sent, b"list_tasks") && holds(&sent, &[0x7a, 2, 0x18, 2]), "no error");
 }
 
 //@ end
-/// All that a collector was sent.
+/// Everything that a collector was sent.
 fn exported(calls: &[Call]) -> Vec<u8> {
     calls.iter().flat_map(|call| call.body.to_vec()).collect()
 }

@@ -1,5 +1,5 @@
-//! How big a variant may be: a service that a person reads in an hour. (No function of more than
-//! 60 lines: clippy's `too_many_lines`, with the service's own `clippy.toml`.)
+//! How big a variant may be: a service that a person can read in an hour. (Functions are limited to 60 lines by
+//! clippy's `too_many_lines`, with the service's own `clippy.toml`.)
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,10 +12,10 @@ use crate::variant::Variant;
 
 use super::check::Work;
 
-/// Lines under `src`, code and comments, and crates in the tree. The base variant has its own. The lines are
-/// what is there, so that growth is a decision; the aim is 4,000 and 2,000.
-const BOUNDS: [u32; 2] = [5677, 310];
-const BASE_BOUNDS: [u32; 2] = [4061, 215];
+/// The most lines under `src` (code and comments) and crates in the tree; the base variant has its own bounds. The
+/// bounds on lines are the present counts, so that growth is a decision; the aim is 4,000, and 2,000 for base.
+const BOUNDS: [u32; 2] = [5705, 310];
+const BASE_BOUNDS: [u32; 2] = [4073, 215];
 
 pub fn check(work: &mut Work<'_>) -> Result<String> {
     let lines = lines_under(&work.subject.dir.join("src"))?;
@@ -43,14 +43,14 @@ fn lines_under(folder: &Path) -> Result<u32> {
     Ok(total)
 }
 
-/// Lines that are not blank and in no unit-test module.
+/// Counts the lines that are neither blank nor in a unit-test module.
 fn lines_of(text: &str) -> u32 {
     let mut total = 0;
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let next = lines.peek().copied().unwrap_or_default();
         if line == "#[cfg(test)]" && next.starts_with("mod ") {
-            // rustfmt puts the end of the module into the first column.
+            // rustfmt puts the closing brace of the module in the first column.
             let inline = next.ends_with('{');
             lines.by_ref().find(|line| !inline || *line == "}");
         } else if !line.trim().is_empty() {
@@ -64,7 +64,7 @@ fn crates_in_tree(work: &Work<'_>) -> Result<u32> {
     let mut command = Command::new("cargo");
     command.args(["tree", "--locked", "--edges", "normal,build", "--prefix", "none"]);
     let said = work.run(command.current_dir(&work.subject.dir))?;
-    // A line reads `name v1.2.3 (proc-macro) (*)`: the same crate with and without the notes.
+    // A line reads `name v1.2.3 (proc-macro) (*)`: a crate is the same with and without the notes.
     let crates = said.lines().map(|line| {
         let mut words = line.split_whitespace();
         (words.next(), words.next())

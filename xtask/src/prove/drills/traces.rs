@@ -1,5 +1,5 @@
-//! One trace, from a client through request, query, cache and job to the webhook's receiver, as a collector that
-//! nobody here wrote has received it.
+//! One trace, from a client through request, query, cache and job to the webhook's receiver, as received by a
+//! third-party collector.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ const CREATE: &str = "POST /v1/tasks";
 const GET: &str = "GET /v1/tasks/{id}";
 const COMPLETE: &str = "POST /v1/tasks/{id}/complete";
 /// Which span has which parent.
-const PARENTS: [(&str, &str); 11] = [
+const PARENTS: [(&str, &str); 12] = [
     (CREATE, THE_CLIENT),
     ("create_task", CREATE),
     (GET, THE_CLIENT),
@@ -38,6 +38,7 @@ const PARENTS: [(&str, &str); 11] = [
     ("insert_job", COMPLETE),
     ("store", COMPLETE),
     ("webhook", COMPLETE),
+    ("POST", "webhook"),
 ];
 
 /// A collector that writes what it receives to a file.
@@ -53,13 +54,13 @@ impl Collector {
         self.0.url()
     }
 
-    /// Whether each span has arrived, and its parent.
+    /// Whether each span has arrived with the right parent.
     fn has_all(&self) -> Result<bool> {
         let spans = self.spans()?;
         let is_there = |link: &(&str, &str)| {
             spans.iter().any(|(span, parent)| (span.name.as_str(), parent.as_str()) == *link)
         };
-        // The last one that ends, which has the name of another.
+        // The last one to end, which shares its name with another.
         let late = spans.iter().any(|(span, _)| span.text.contains("http.response.status_code: Int(504)"));
         Ok(late && PARENTS.iter().all(is_there))
     }
@@ -91,7 +92,7 @@ struct Span {
 }
 
 impl Span {
-    /// One from the collector's log.
+    /// Parses a span from the collector's log.
     fn read(text: &str) -> Self {
         let field = |name: &str| {
             let value =
@@ -131,7 +132,7 @@ pub fn followed(site: &Site<'_>) -> Result<String> {
     let mut slow = Connection::open(service.public)?;
     slow.send(&head("POST", "/v1/tasks", &header, 1))?;
     ensure!(slow.response()?.status == 504, "a body that does not come is no fault");
-    wait_until("the webhook", BOUND, || Ok(receiver.told_of() == 1))?;
+    wait_until("the webhook", BOUND, || Ok(receiver.delivered() == 1))?;
     let exit = site.stop(service)?;
     let flush = exit.event("telemetry.flush").context("no telemetry.flush")?;
     ensure!(flush["status"] == "ok", "{flush}");
@@ -139,7 +140,7 @@ pub fn followed(site: &Site<'_>) -> Result<String> {
     Ok(format!("{count} spans, each with its parent, from the client to the receiver"))
 }
 
-/// Holds what has arrived to what should have. Returns how many spans there are.
+/// Compares the spans that have arrived with the expected ones. Returns how many there are.
 fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
     let arrived = wait_until("all spans, each below its parent", BOUND, || collector.has_all());
     let spans = collector.spans()?;
@@ -149,12 +150,13 @@ fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
     ensure!(!links.contains(UNKNOWN), "a span without its parent: {links}");
     let named = |name| spans.iter().find(|(span, _)| span.name == name).map(|(span, _)| span).context(name);
 
-    let (sent, job) = (receiver.traces(), format!("00-{TRACE}-{}-01", named("webhook")?.id));
-    ensure!(sent == [job.as_str()], "the receiver was sent {sent:?}, not {job}");
+    let (sent, call) = (receiver.traces(), format!("00-{TRACE}-{}-01", named("POST")?.id));
+    ensure!(sent == [call.as_str()], "the receiver was sent {sent:?}, not {call}");
     for (name, attribute) in [
         (GET, "http.response.status_code: Int(200)"),
         ("webhook", "job.attempt: Int(1)"),
         ("webhook", "STATUS_CODE_UNSET"),
+        ("POST", "server.address: Str(127.0.0.1)"),
     ] {
         let text = &named(name)?.text;
         ensure!(text.contains(attribute), "{name} has no {attribute}:\n{text}");
