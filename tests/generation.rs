@@ -1,4 +1,4 @@
-//! Generating: cargo-generate itself, with what is committed, in every way that people call it.
+//! Generation tests: the real cargo-generate, run on the template as it stands, in every way that people call it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -54,7 +54,7 @@ fn the_full_variant_is_the_living_service_less_its_fences() {
     }
     support::succeed(command.args(["-d", "owner=skiff-owner"]));
 
-    // Worked out without the code that weaves.
+    // Computed without the weaving code.
     let mut living = contents(&template().join("template"));
     living.retain(|path, _| !path.ends_with(".liquid") && !path.starts_with("without/"));
     let found = contents(&folder.path().join("skiff"));
@@ -67,7 +67,7 @@ fn the_full_variant_is_the_living_service_less_its_fences() {
     }
 }
 
-/// So `--locked` accepts it, and the first build leaves it as it is.
+/// Otherwise `--locked` would reject it, and the first build would change it.
 #[test]
 fn each_lock_is_the_one_that_cargo_would_write() {
     for (variant, name) in Variant::all().zip(["aardvark", "order-desk", "zzz"].into_iter().cycle()) {
@@ -76,7 +76,7 @@ fn each_lock_is_the_one_that_cargo_would_write() {
         let service = generate::generate(&request).unwrap();
         let shipped = fs::read_to_string(service.join("Cargo.lock")).unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        // It asks the registry, which may fail for a moment.
+        // `cargo update` queries the registry, which may fail transiently.
         cargo.args(["update", "--workspace", "--quiet"]).current_dir(&service).env("CARGO_NET_RETRY", "10");
         let output = cargo.output().unwrap();
         assert!(output.status.success(), "`{variant}`: {}", text_of(&output.stderr));

@@ -1,4 +1,4 @@
-//! Updating a service and switching its parts: the real program, cargo-generate itself, and git.
+//! Tests of updating a service and changing its answers, with the real `slipway`, cargo-generate and git.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

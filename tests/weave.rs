@@ -1,4 +1,4 @@
-//! Weaving: what is committed is what the living service calls for, and each fault in it is named with its cure.
+//! Weaving tests: what is committed is what the living service calls for, and each fault is reported with its fix.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -21,12 +21,12 @@ fn what_is_woven_is_what_the_living_service_calls_for() {
         assert!(report.woven > 0, "nothing is woven");
         start.elapsed()
     };
-    // What others do on the machine can make one of them slow, and none quick.
+    // The best of five: other load on the machine can only make a check slower.
     let best = (0..5).map(check).min().unwrap();
     assert!(best.as_millis() < 1000, "the check took {best:?}");
 }
 
-/// The oldest that is allowed, and the one that the proof runs with.
+/// The oldest version that is supported, and the one that the proof runs with.
 #[test]
 fn the_same_two_versions_of_rust_are_named_everywhere() {
     let find = |path: &str, before: &str| {
@@ -72,7 +72,7 @@ impl Fixture {
         fixture
     }
 
-    /// Writes `cargo-generate.toml` with all questions, and `rules` after them.
+    /// Writes `cargo-generate.toml` with the questions of all toggles, followed by `rules`.
     fn config(&self, rules: &str) {
         let question = |toggle| format!("{toggle} = {{ type = \"bool\", prompt = \"?\", default = true }}");
         let questions = xtask::variant::TOGGLES.map(question).join("\n");
@@ -138,7 +138,7 @@ fn names_become_answers_and_other_braces_stay() {
         "image: ghcr.io/{{owner}}/{{project-name}}:${{ \"{{\" }} github.sha }}\n\
          {{ \"{\" }}{{project-name}}} {{ \"{%\" }} raw %}\n"
     );
-    assert!(!fixture.0.path().join("template/plain.yml.liquid").exists(), "Liquid has no business there");
+    assert!(!fixture.0.path().join("template/plain.yml.liquid").exists(), "nothing in it varies");
     let record = fixture.read("template/slipway.toml.liquid");
     assert!(
         record.contains("name = \"{{project-name}}\"\n") && record.contains("\nredis = {{redis}}\n"),
@@ -158,10 +158,7 @@ fn a_file_and_its_overlay_are_woven_together() {
     fixture.write("template/without/redis/src/a.rs", "format!(\"{{}}\");\n");
     fixture.weave();
     let overlay = fixture.read("template/without/redis/src/a.rs.liquid");
-    assert_eq!(
-        overlay, "format!(\"{{ \"{{\" }}}}\");\n",
-        "Liquid reads what takes the place of a woven file"
-    );
+    assert_eq!(overlay, "format!(\"{{ \"{{\" }}}}\");\n", "an overlay of a woven file is woven too");
 }
 
 #[test]
@@ -169,7 +166,7 @@ fn a_faulty_fence_is_named_with_its_line_and_cure() {
     let cases = [
         (
             "//@ if mysql\nx();\n//@ end\n",
-            "1: `mysql` is no toggle, write one of postgres, redis, rate_limit, otlp",
+            "1: `mysql` is not a toggle, write one of postgres, redis, rate_limit, otlp",
         ),
         ("x();\n//@ if redis\ny();\n", "2: the fence is not closed, write `//@ end` after its last line"),
         ("x();\n//@ end\n", "2: an `end` without a fence, delete it"),
@@ -178,16 +175,16 @@ fn a_faulty_fence_is_named_with_its_line_and_cure() {
             "//@ if redis\nx();\n//@ if otlp\ny();\n//@ end\n//@ end\n",
             "3: a fence inside the one of line 1, close",
         ),
-        ("//@ if not redis\nx();\n//@ end\n", "1: `not` is no toggle"),
+        ("//@ if not redis\nx();\n//@ end\n", "1: `not` is not a toggle"),
         (
             "//@ if redis or otlp and postgres\nx();\n//@ end\n",
-            "1: `redis or otlp and postgres` is no condition, join",
+            "1: `redis or otlp and postgres` is not a valid condition, join",
         ),
         ("//@ if redis or\nx();\n//@ end\n", "1: `if redis or` lacks a toggle"),
         ("//@ if\nx();\n//@ end\n", "1: `if ` lacks a toggle"),
-        ("//@ else\n", "1: `else` is no fence, write `//@ if TOGGLE` or `//@ end`"),
-        ("x(); //@ if redis\n", "1: a fence has a line to itself, here `//@ if TOGGLE` or `//@ end`"),
-        ("#@ if redis\n", "1: a fence has a line to itself, here `//@ if TOGGLE` or `//@ end`"),
+        ("//@ else\n", "1: `else` is not a fence, write `//@ if TOGGLE` or `//@ end`"),
+        ("x(); //@ if redis\n", "1: a fence must be alone on its line, here `//@ if TOGGLE` or `//@ end`"),
+        ("#@ if redis\n", "1: a fence must be alone on its line, here `//@ if TOGGLE` or `//@ end`"),
         ("//@ if redis or redis\nx();\n//@ end\n", ""),
     ];
     for (text, fault) in cases {
@@ -288,9 +285,9 @@ fn a_rule_that_cargo_generate_would_pass_over_is_refused() {
             "[conditional.'!redis']\nignore = [\"src/gone.rs\"]\n",
             "ignores template/src/gone.rs, which isn't there",
         ),
-        ("[conditional.'!mysql']\nignore = [\"a.rs\"]\n", "`!mysql` is no toggle"),
-        ("[conditional.'!redis']\nignore = [\"*.rs\"]\n", "is no plain path"),
-        ("[conditional.'!redis']\nignore = [\"/a.rs\"]\n", "is no plain path"),
+        ("[conditional.'!mysql']\nignore = [\"a.rs\"]\n", "`!mysql` is not a toggle"),
+        ("[conditional.'!redis']\nignore = [\"*.rs\"]\n", "is not a plain path"),
+        ("[conditional.'!redis']\nignore = [\"/a.rs\"]\n", "is not a plain path"),
         ("[conditional.'!redis']\nignore = [\"../a.rs\"]\n", "leaves the template"),
         ("[conditional.'!redis']\nexclude = [\"a.rs\"]\n", "holds `ignore = "),
     ];
@@ -323,7 +320,7 @@ fn toggles_and_version_are_the_same_everywhere() {
 
     let fixture = Fixture::new();
     fixture.write("cargo-generate.toml", "[template]\n[placeholders]\n");
-    assert!(fixture.fault().contains("`postgres` is a toggle but no question"));
+    assert!(fixture.fault().contains("`postgres` is a toggle without a question"));
 }
 
 #[test]
@@ -396,5 +393,5 @@ fn what_is_owned_is_there() {
     fixture.write("ownership.toml", "seeds = [\"src/a.rs\"]\nexample = [\"src\", \"src/b.rs\"]\n");
     assert_eq!(fixture.fault(), "ownership.toml: `src/b.rs` isn't in template/, correct or delete it");
     fixture.write("ownership.toml", "seeds = [\n");
-    assert!(fixture.fault().starts_with("ownership.toml: is no TOML, correct it"));
+    assert!(fixture.fault().starts_with("ownership.toml: is not valid TOML, correct it"));
 }

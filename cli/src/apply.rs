@@ -1,8 +1,8 @@
-//! Brings a merge into the index and the work tree of a service, whole or not at all.
+//! Applies a merge to the index and the work tree of a service, completely or not at all.
 //!
-//! All that takes room or may fail is prepared aside first; then files change places by renames alone, with what
-//! was there kept until the end. A run that is killed amid the renames is undone by the next one: git's own lock on
-//! the index, which is held meanwhile, keeps everyone else from building on half of it.
+//! Everything that takes disk space or may fail is prepared in a staging folder first. Then files are only renamed,
+//! and the old ones are kept until the end. If a run is killed during the renames, the next run undoes it: git's own
+//! lock on the index, which is held all the while, keeps everyone else from building on half a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -24,25 +24,25 @@ use crate::service::{self, Service};
 use crate::signals;
 use crate::tree::{self, Entry};
 
-/// What the folder with a prepared change holds: the paths that it is about, each after a `+` when there is a new
-/// version and a `-` when not, and ended by a zero.
+/// A file in the staging folder: the paths of the change, each preceded by a `+` if there is a new version and a `-`
+/// if not, and terminated by a NUL.
 const JOURNAL: &str = "journal";
-/// The process that works. It holds this file locked, and so does each program that it starts, which may outlive it.
-const OWNER: &str = "pid";
-/// How long those may take to end after it.
+/// The id of the process at work. It keeps this file locked, as does each program it starts, which may outlive it.
+const PID_FILE: &str = "pid";
+/// How long these programs may take to exit after it.
 const LAST_WRITES: Duration = Duration::from_secs(5);
-/// There once git's lock is held.
+/// Exists once we hold git's lock.
 const LOCKED: &str = "locked";
-/// The message of the commit to come, in git's own folder, where it goes.
+/// The message for the commit, in git's own folder, where a rename makes it `MERGE_MSG`.
 const MESSAGE: &str = "slipway-message";
-/// There once the files of the change lie in a folder of the work tree. A clone may bring one of its name along, but
-/// nothing into git's own, which alone is believed.
-const APART: &str = "apart";
-/// The files to come, and those that were there.
+/// Exists if the files of the change are in a folder of the work tree. A clone may contain a folder of that name, but
+/// can't put anything into git's own folder, so only this file is trusted.
+const FILES_IN_WORK_TREE: &str = "apart";
+/// The new versions of the files, and the old ones.
 const NEW: &str = "new";
 const OLD: &str = "old";
 
-/// What a file was and what it becomes.
+/// The old and the new version of a file.
 type Change<'a> = (Option<&'a Entry>, Option<&'a Entry>);
 type Changes<'a> = BTreeMap<PathBuf, Change<'a>>;
 
@@ -51,20 +51,20 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     let changes = changes(service, merged);
     let leaving: BTreeSet<&Path> =
         changes.iter().filter(|(_, (old, _))| old.is_some()).map(|(path, _)| path.as_path()).collect();
-    no_repository_leaves(&service.top, &changes)?;
+    no_submodule_removed(&service.top, &changes)?;
     let mut staging = Staging::new(service)?;
-    share(service, merged, &changes)?;
+    copy_objects(service, merged, &changes)?;
     stage(service, merged, &changes, &staging)?;
     fs::write(service.git_folder.join(MESSAGE), message)?;
     fs::write(staging.folder.join(JOURNAL), journal(&changes))?;
-    // The last to be asked, since people save while we work.
+    // Checked last, since people save files while we work.
     unchanged(service, &leaving, &staging)?;
     for path in changes.keys().filter(|path| !leaving.contains(path.as_path())) {
-        nothing_in_the_way(&service.top, path, &leaving)?;
+        refuse_to_overwrite_untracked(&service.top, path, &leaving)?;
     }
     signals::check()?;
 
-    // From here on Ctrl-C comes too late; it takes milliseconds.
+    // From here on Ctrl-C comes too late; the rest takes milliseconds.
     let paths: Vec<(PathBuf, bool)> =
         changes.iter().map(|(path, (_, new))| (path.clone(), new.is_some())).collect();
     let swapped = swap(&service.top, &staging.files, &paths)
@@ -73,7 +73,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
         if let Err(stuck) = undo(&service.top, &staging.files, &paths) {
             let kept = staging.keep();
             bail!(
-                "{error:#}; what was moved lies in {} ({stuck:#}): run slipway again to put it back",
+                "{error:#}; undoing the change failed, too ({stuck:#}): run slipway again to restore the files in {}",
                 kept.display()
             );
         }
@@ -82,58 +82,58 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
     staging.done = true;
     fs::rename(service.git_folder.join(MESSAGE), service.git_folder.join("MERGE_MSG"))?;
     drop(staging);
-    // Only spares git a look at each new file.
+    // Only saves git from reading each new file again.
     let _ = service.git.shielded().output(&["update-index", "-q", "--refresh"], &[]);
     Ok(())
 }
 
-/// Undoes what a run left that was killed amid its renames.
+/// Undoes what a run left behind that was killed during its renames.
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     let [staging, apart] = &service::stagings(top, git_folder);
     let _ = fs::remove_dir_all(gone(staging));
-    // Its owner is the first in it: without one it is empty, or what a kill left of one that was on its way out.
+    // The owner file comes first: a folder without one is empty, or its run was killed while it removed the folder.
     let ours = [JOURNAL, LOCKED].iter().any(|part| is_there(&staging.join(part)));
-    if fs::remove_dir(staging).is_err() && ours && !is_there(&staging.join(OWNER)) {
+    if fs::remove_dir(staging).is_err() && ours && !is_there(&staging.join(PID_FILE)) {
         clear(staging, apart)?;
     }
-    let Ok(owner) = File::open(staging.join(OWNER)) else { return Ok(()) };
+    let Ok(owner) = File::open(staging.join(PID_FILE)) else { return Ok(()) };
     let deadline = Instant::now() + LAST_WRITES;
     while let Err(held) = owner.try_lock() {
         if Instant::now() > deadline {
             let owner = io::read_to_string(&owner)?;
             bail!(
-                "another slipway is at work here (process {owner}, {held}): wait for it, then run this again"
+                "another slipway is running here (process {owner}, {held}): wait for it, then run this again"
             );
         }
         thread::sleep(Duration::from_millis(20));
     }
-    // It may have ended well meanwhile and taken its folder along; another one's may be there by now.
+    // That run may have finished meanwhile and removed its folder; another run's may be there by now.
     let same = |there: Metadata| Ok::<_, io::Error>(there.ino() == owner.metadata()?.ino());
-    if !fs::metadata(staging.join(OWNER)).and_then(same).unwrap_or(false) {
+    if !fs::metadata(staging.join(PID_FILE)).and_then(same).unwrap_or(false) {
         return recover(top, git_folder);
     }
     let (lock, message) = (git_folder.join("index.lock"), git_folder.join(MESSAGE));
     let (locked, pending) = (staging.join(LOCKED).exists(), lock.exists());
-    let let_go = locked && !pending;
+    let lock_gone = locked && !pending;
     let journal = fs::read(staging.join(JOURNAL)).ok().map(|journal| read_journal(&journal));
-    let files = if staging.join(APART).exists() { apart } else { staging };
+    let files = if staging.join(FILES_IN_WORK_TREE).exists() { apart } else { staging };
     let waits = |(path, _): &(PathBuf, bool)| is_there(&files.join(NEW).join(path));
     match journal {
-        // Git itself advises to take its lock away, and then to work on: only what is missing is put back.
-        Some(paths) if let_go && paths.iter().any(waits) => {
+        // git advises people to remove a stale lock and carry on; to keep their work, only missing files are restored.
+        Some(paths) if lock_gone && paths.iter().any(waits) => {
             for (path, _) in paths.iter().filter(|(path, _)| !is_there(&top.join(path))) {
                 relocate(&files.join(OLD).join(path), &top.join(path))?;
             }
             complain!(
-                "slipway: an earlier run was killed half-way, and git's lock was removed since; what was missing is back: \
-                 compare it with `git status`"
+                "slipway: an earlier run was killed half-way, and git's lock has been removed since; the missing files \
+                 are restored: check them with `git status`"
             );
         }
-        // It was done but for this.
-        _ if let_go => _ = fs::rename(&message, git_folder.join("MERGE_MSG")),
+        // Only this was left to do.
+        _ if lock_gone => _ = fs::rename(&message, git_folder.join("MERGE_MSG")),
         Some(paths) => {
             undo(top, files, &paths)?;
-            complain!("slipway: an earlier run was killed half-way; it is undone");
+            complain!("slipway: an earlier run was killed half-way and has been undone");
         }
         None => {}
     }
@@ -145,10 +145,10 @@ pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a staging folder, at one stroke for who comes after a kill: of half of one they would undo what is done.
+/// Removes a staging folder in one step: the run after a kill must not find half of it and undo what is done.
 fn clear(staging: &Path, apart: &Path) -> io::Result<()> {
-    if staging.join(APART).exists() {
-        // Without these nothing is undone, and no lock of git's is taken for ours.
+    if staging.join(FILES_IN_WORK_TREE).exists() {
+        // Without these files, no run undoes anything or takes another git's lock for ours.
         for part in [JOURNAL, LOCKED].map(|part| staging.join(part)) {
             if is_there(&part) {
                 fs::remove_file(part)?;
@@ -158,7 +158,7 @@ fn clear(staging: &Path, apart: &Path) -> io::Result<()> {
     }
     let gone = gone(staging);
     match fs::rename(staging, &gone) {
-        // Another one has come first.
+        // Another run has removed it already.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         renamed => renamed?,
     }
@@ -166,7 +166,7 @@ fn clear(staging: &Path, apart: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where it lies meanwhile.
+/// Where a staging folder is while it is being removed.
 fn gone(staging: &Path) -> PathBuf {
     staging.with_extension("gone")
 }
@@ -196,13 +196,13 @@ fn read_journal(journal: &[u8]) -> Vec<(PathBuf, bool)> {
     lines.map(|(mark, path)| (OsStr::from_bytes(path).into(), *mark == b'+')).collect()
 }
 
-/// Fails when a new file would take the place of one that git doesn't know.
-fn nothing_in_the_way(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Result<()> {
+/// Fails when a new file would take the place of one that git doesn't track.
+fn refuse_to_overwrite_untracked(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Result<()> {
     let cure = "which is not in git: move it or commit it, then run this again";
     let above: Vec<&Path> = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).collect();
     for above in above.into_iter().rev() {
         if fs::symlink_metadata(top.join(above)).is_ok_and(|there| !there.is_dir()) {
-            // What a link leads to stays where it is when the link leaves.
+            // Removing a link leaves its target alone.
             if leaving.contains(above) {
                 return Ok(());
             }
@@ -222,14 +222,14 @@ fn nothing_in_the_way(top: &Path, path: &Path, leaving: &BTreeSet<&Path>) -> Res
     Ok(())
 }
 
-/// Fails when a submodule would leave: what is not committed or pushed in it is nowhere else.
-fn no_repository_leaves(top: &Path, changes: &Changes<'_>) -> Result<()> {
+/// Fails when a submodule would be removed: what is not committed or pushed in it exists nowhere else.
+fn no_submodule_removed(top: &Path, changes: &Changes<'_>) -> Result<()> {
     for (path, _) in changes.iter().filter(|(_, (old, _))| old.is_some_and(|old| !old.is_file())) {
-        // Nothing is in it before `git submodule update --init`.
+        // It is empty before `git submodule update --init`.
         if fs::read_dir(top.join(path)).is_ok_and(|mut inside| inside.next().is_some()) {
             bail!(
-                "{} is a repository of its own, which would make way with all that only it has: `git mv` it elsewhere, \
-                 commit that, then run this again",
+                "{} is a repository of its own, which would be removed with all that only it has: `git mv` it \
+                 elsewhere, commit that, then run this again",
                 path.display()
             );
         }
@@ -237,14 +237,14 @@ fn no_repository_leaves(top: &Path, changes: &Changes<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The folder in which a change is prepared, and git's lock. Both go when it is dropped, which before the swap leaves
+/// The folder in which a change is prepared, and git's lock. Dropping it removes both, which before the swap leaves
 /// everything as it was.
 struct Staging {
     folder: PathBuf,
-    /// Where the files are: the same, or the one in the work tree.
+    /// Where the files are: in `folder`, or in the one in the work tree.
     files: PathBuf,
     lock: PathBuf,
-    /// Whether the lock has become the index.
+    /// Whether the lock is not ours to remove: not taken yet, or already renamed to the index.
     done: bool,
     /// Open, so that it stays locked.
     _owner: File,
@@ -255,20 +255,20 @@ impl Staging {
         let files = service.staging()?;
         let [folder, apart] = service::stagings(&service.top, &service.git_folder);
         service::make(&folder)?;
-        let owner = own(&folder).inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
-        // Not held yet, so not to be removed either.
+        let owner = claim(&folder).inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
+        // The lock is not held yet, so it must not be removed, either.
         let lock = service.git_folder.join("index.lock");
         let mut staging = Self { folder, files, lock, done: true, _owner: owner };
         if staging.files == apart {
-            // Empty where a kill came amid these lines.
+            // It is empty if a run was killed between these lines.
             let _ = fs::remove_dir(&apart);
             service::make(&apart)?;
-            fs::write(staging.folder.join(APART), "")?;
+            fs::write(staging.folder.join(FILES_IN_WORK_TREE), "")?;
         }
         match File::create_new(&staging.lock) {
             Ok(_) => staging.done = false,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!(
-                "another git is at work here ({} exists): wait for it, then run this again",
+                "another git is running here ({} exists): wait for it, then run this again",
                 staging.lock.display()
             ),
             Err(error) => return Err(error).context("git's index can't be locked"),
@@ -277,7 +277,7 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Leaves everything as it is, for the next run.
+    /// Leaves everything as it is, for the next run to undo.
     fn keep(self) -> PathBuf {
         std::mem::ManuallyDrop::new(self).files.clone()
     }
@@ -286,7 +286,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.done {
-            // First, or who comes after a kill takes a lock that is gone for a change that is done.
+            // The message goes first: the run after a kill takes a missing lock to mean that the change is done.
             let _ = fs::remove_file(self.lock.with_file_name(MESSAGE));
             let _ = fs::remove_file(&self.lock);
         }
@@ -294,9 +294,9 @@ impl Drop for Staging {
     }
 }
 
-/// Makes the staging folder this process's own, and that of the programs that it will start: they inherit the lock.
-fn own(folder: &Path) -> Result<File> {
-    let mut owner = File::create_new(folder.join(OWNER))?;
+/// Claims the staging folder for this process and the programs that it will start, which inherit the lock.
+fn claim(folder: &Path) -> Result<File> {
+    let mut owner = File::create_new(folder.join(PID_FILE))?;
     owner.try_lock()?;
     fcntl_setfd(&owner, FdFlags::empty())?;
     owner.write_all(std::process::id().to_string().as_bytes())?;
@@ -304,7 +304,7 @@ fn own(folder: &Path) -> Result<File> {
 }
 
 /// Gives the service the objects that only the scratch repository has.
-fn share(service: &Service, merged: &Merged, changes: &Changes<'_>) -> Result<()> {
+fn copy_objects(service: &Service, merged: &Merged, changes: &Changes<'_>) -> Result<()> {
     let stages = merged.conflicts.values().flat_map(|stages| stages.numbered().map(|(_, entry)| entry));
     let new = changes.values().filter_map(|(_, new)| *new).chain(stages);
     let ids: BTreeSet<&str> = new.filter(|entry| entry.is_file()).map(|entry| entry.id.as_str()).collect();
@@ -312,20 +312,20 @@ fn share(service: &Service, merged: &Merged, changes: &Changes<'_>) -> Result<()
         return Ok(());
     }
     let ids: String = ids.into_iter().flat_map(|id| [id, "\n"]).collect();
-    // Nothing is sent anywhere: to look for what is alike takes longer than all else that git does here.
+    // No search for deltas: nothing is sent anywhere, and it takes longer than all else that git does here.
     let pack = merged.scratch.git.feed(&["pack-objects", "--stdout", "-q", "--window=0"], ids.as_bytes())?;
     service.git.feed(&["unpack-objects", "-q"], &pack)?;
     Ok(())
 }
 
-/// Writes the new files and the new index aside.
+/// Writes the new files to the staging folder, and the new index to git's lock file.
 fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &Staging) -> Result<()> {
     let (new, old) = (staging.files.join(NEW), staging.files.join(OLD));
     fs::create_dir(&new)?;
     fs::create_dir(&old)?;
     let there = || changes.iter().filter_map(|(path, (_, new))| Some((path, (*new)?)));
     if there().next().is_some() {
-        // By way of git, so that files get the line endings and filters that its attributes call for.
+        // git writes them, so that they get the line endings and filters that its attributes call for.
         let git = service.git.with_index(&staging.folder.join("index"));
         let lines: Vec<u8> = there().flat_map(|(path, entry)| tree::index_line(path, entry, 0)).collect();
         git.feed(&["update-index", "-z", "--index-info"], &lines)?;
@@ -351,8 +351,8 @@ fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &St
     Ok(())
 }
 
-/// Fails when one of the files that are to go is not as it is committed, or anything is staged: someone saved, staged or
-/// committed it while we worked, or git was told not to look at it.
+/// Fails when a file that is to be replaced or removed is not as committed, or anything is staged: someone saved,
+/// staged or committed it while we worked, or git was told to ignore changes to it.
 fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) -> Result<()> {
     let head = format!("HEAD:{}", service.prefix.display());
     if service.git.line(&["rev-parse", &head])? != service.tree {
@@ -362,7 +362,7 @@ fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) ->
     if let Some(path) = named(&staged).next() {
         bail!("{} was staged meanwhile: `git commit` or `git stash` it, then run this again", path.display());
     }
-    // What isn't there was left out of a sparse checkout.
+    // A file that isn't there was left out of a sparse checkout.
     let there = leaving.iter().filter(|path| fs::symlink_metadata(service.top.join(path)).is_ok());
     let paths: Vec<u8> = there.flat_map(|path| [path.as_os_str().as_bytes(), b"\0"].concat()).collect();
     if paths.is_empty() {
@@ -378,7 +378,7 @@ fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) ->
     let changed = git.run(&["diff-files", "--name-only", "-z"])?;
     if let Some(path) = named(&changed).find(|path| leaving.contains(path)) {
         bail!(
-            "{} differs from what is committed, and git was told not to look at it, or it was saved meanwhile: `git \
+            "{} differs from what is committed: it was saved meanwhile, or git was told to ignore changes to it. `git \
              commit` it (after `git update-index --no-assume-unchanged --no-skip-worktree`), then run this again",
             path.display()
         );
@@ -386,13 +386,13 @@ fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) ->
     Ok(())
 }
 
-/// The paths of a list as git writes it with `-z`.
+/// The paths in a list that git wrote with `-z`.
 fn named(list: &[u8]) -> impl Iterator<Item = &Path> {
     let paths = list.split(|byte| *byte == 0).filter(|path| !path.is_empty());
     paths.map(|path| Path::new(OsStr::from_bytes(path)))
 }
 
-/// Moves what was there out of the way and what is new into its place.
+/// Moves the old files out of the way and the new ones into their place.
 fn swap(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     for (path, _) in paths {
         relocate(&top.join(path), &files.join(OLD).join(path))?;
@@ -404,7 +404,7 @@ fn swap(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     Ok(())
 }
 
-/// Undoes what [`swap`] did, however far it came.
+/// Undoes what [`swap`] did, however far it got.
 fn undo(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     for (path, has_new) in paths {
         let new = files.join(NEW).join(path);
@@ -419,7 +419,7 @@ fn undo(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
     Ok(())
 }
 
-/// Also where it is a link that leads nowhere.
+/// Whether `path` exists, be it as a dangling link.
 fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
@@ -481,7 +481,7 @@ mod tests {
         write(&git, &[("slipway/pid", "1"), ("slipway/locked", ""), ("slipway-message", "")]);
         write(&git, &[("slipway/journal", "+a/changed\0-b/gone\0+c/new\0"), ("slipway/new/c/new", "new")]);
         write(&git, &[("slipway/old/a/changed", "old"), ("slipway/old/b/gone", "old")]);
-        // Restored and worked on since.
+        // Restored by the user and edited since.
         write(&top, &[("b/gone", "mine")]);
         recover(&top, &git).unwrap();
         let back =
@@ -506,7 +506,7 @@ mod tests {
         let back = ["a/changed", "b/gone"].map(|path| (path.into(), "old".to_owned()));
         assert_eq!(contents(&top), back);
         assert!(contents(&git).is_empty(), "neither a message nor git's lock is left");
-        // A kill amid the end of one that was done, next to another git.
+        // A run that was killed while cleaning up after its change was done; the lock is another git's.
         write(&git, &[("slipway/pid", "1"), ("slipway/apart", ""), ("index.lock", "")]);
         write(&top, &prepared);
         recover(&top, &git).unwrap();

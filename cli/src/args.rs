@@ -16,14 +16,14 @@ pub struct Args {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Show the version and the answers that this service records, and what an update would change
+    /// Show this service's recorded version and answers, and what an update would change
     Status {
         #[command(flatten)]
         template: Template,
     },
-    /// Merge what the template changed since the recorded version into this service
+    /// Merge the template's changes since the recorded version into this service
     Update {
-        /// The version to go to, older ones included; the newest unless told
+        /// The version to update to, which may be an older one (default: the newest)
         #[arg(long, value_name = "VERSION", value_parser = version)]
         to: Option<Version>,
         #[command(flatten)]
@@ -31,7 +31,7 @@ pub enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Change answers: switch a part on or off, or another owner or description
+    /// Change answers: switch an optional part on or off, or change the owner or the description
     Set {
         /// Such as `redis=true` or `owner=harbour`
         #[arg(required = true, value_name = "QUESTION=ANSWER", value_parser = answer)]
@@ -41,14 +41,14 @@ pub enum Command {
         #[command(flatten)]
         common: Common,
     },
-    /// Generate a new service in a folder of its name; asks what isn't answered here
+    /// Generate a new service in a folder of its name; asks the questions that aren't answered here
     New {
         /// The service's name: a-z, 0-9 and single hyphens
         name: String,
         /// Such as `redis=true` or `owner=harbour`
         #[arg(value_name = "QUESTION=ANSWER", value_parser = answer)]
         answers: Vec<(String, String)>,
-        /// The version of the template; the newest unless told
+        /// The version of the template (default: the newest)
         #[arg(long, value_name = "VERSION", value_parser = version)]
         version: Option<Version>,
         #[command(flatten)]
@@ -58,15 +58,15 @@ pub enum Command {
 
 #[derive(clap::Args)]
 pub struct Template {
-    /// The template's repository or a folder with it; otherwise the one that `template` in slipway.toml names, or
-    /// the repository that slipway was installed from
+    /// The template's repository, or a folder with the template (default: what `template` in slipway.toml names, or
+    /// else the repository that slipway was installed from)
     #[arg(long, value_name = "PATH|URL")]
     pub template: Option<String>,
 }
 
 #[derive(clap::Args)]
 pub struct From {
-    /// The branch or tag of the template that this service was generated from, where it was no release
+    /// The branch or tag of the template that this service was generated from, if that was not a release
     #[arg(long, value_name = "BRANCH|TAG")]
     pub from: Option<String>,
 }
@@ -75,12 +75,12 @@ pub struct From {
 pub struct Common {
     #[command(flatten)]
     pub template: Template,
-    /// Only show the difference that it would make
+    /// Only show the diff and change nothing
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// A version, also as its tag is written.
+/// A version, with or without the `v` of its tag.
 fn version(text: &str) -> Result<Version, String> {
     Version::parse(text.strip_prefix('v').unwrap_or(text))
         .map_err(|error| format!("{error}; a version looks like 0.1.0"))

@@ -1,4 +1,4 @@
-//! `slipway update` and `slipway set`: the recorded state and the wanted one generated, their difference merged.
+//! `slipway update` and `slipway set`: generate the recorded and the wanted state, and merge their difference.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -31,11 +31,11 @@ pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Resu
     let template = open(&service, common)?;
     let record = &service.record;
     let newest = template.newest();
-    // Newer than the newest release is a preview.
+    // A known version above the newest release is a preview: there is no newer release to update to.
     let known = template.versions().contains(&&record.version);
     let already = to.map_or(known && *newest <= record.version, |to| *to == record.version);
     if already && from.is_none() {
-        say!("{} is at version {} already", record.name, record.version);
+        say!("{} is already at version {}", record.name, record.version);
         return Ok(Exit::Done);
     }
     let to = to.unwrap_or(newest);
@@ -46,7 +46,7 @@ pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Resu
     for question in
         wanted.template.questions()?.iter().filter(|question| !record.answers.contains_key(&question.name))
     {
-        say!("new question `{0}`: its default is taken, `slipway set {0}=…` changes it", question.name);
+        say!("new question `{0}`: its default is used; `slipway set {0}=…` changes it", question.name);
     }
     Ok(exit)
 }
@@ -62,8 +62,8 @@ pub fn set(asked: &[(String, String)], from: Option<&str>, common: &Common) -> R
     answers.extend(asked);
     if answers == service.record.answers {
         say!(
-            "{} has these answers already. If one was written into {FILE} by hand, its files are not there: put back \
-             what was there, commit it, then run this again",
+            "{} already has these answers. If you changed one in {FILE} by hand, the other files don't match it: \
+             restore the old answer, commit it, then run this again",
             service.record.name
         );
         return Ok(Exit::Done);
@@ -85,7 +85,7 @@ fn open(service: &Service, common: &Common) -> Result<Template> {
     Template::open(common.template.template.as_deref(), service.record.template.as_deref())
 }
 
-/// The state that the service records; its owners may have written answers there that are none.
+/// The state that the service records. Fails when its owners wrote invalid answers there.
 pub fn recorded(service: &Service, template: &Template, from: Option<&str>) -> Result<State> {
     let template = match from {
         Some(revision) => template.checkout_revision(revision)?,
@@ -135,7 +135,7 @@ fn change(
     if merged.conflicts.is_empty() {
         if !dry_run {
             say!(
-                "{title}: merged and staged. Review it with `git diff --staged`, then `git commit`; `git reset --merge` takes it back."
+                "{title}: merged and staged. Review it with `git diff --staged`, then `git commit`; `git reset --merge` undoes it."
             );
         }
         return Ok(Exit::Done);
@@ -146,18 +146,17 @@ fn change(
     let count = merged.conflicts.len();
     let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
     if dry_run {
-        say!("{title}: you and the template would be in conflict in {files}.");
+        say!("{title}: this would conflict in {files}.");
     } else {
         say!(
-            "{title}: merged, but you and the template are in conflict in {files}. Settle each (where there is text, both \
-             sides stand between <<<<<<< and >>>>>>>), `git add` or `git rm` it, then `git commit`; `git reset --merge` \
-             takes it all back."
+            "{title}: merged, with conflicts in {files}. Resolve each (in text, both sides are between <<<<<<< and \
+             >>>>>>>), `git add` or `git rm` it, then `git commit`; `git reset --merge` undoes the whole merge."
         );
     }
     Ok(Exit::Conflicts)
 }
 
-/// The message of the commit to come.
+/// The message for the commit.
 fn message(service: &Service, title: &str, merged: &Merged) -> Result<String> {
     let mut message = format!("{title}\n");
     for (at, note) in merged.notes.iter().enumerate() {
@@ -167,7 +166,7 @@ fn message(service: &Service, title: &str, merged: &Merged) -> Result<String> {
     if !merged.conflicts.is_empty() {
         let files = merged.conflicts.keys().map(|path| format!("\t{}\n", path.display()));
         let list = format!("Conflicts:\n{}", files.collect::<String>());
-        // Behind the sign that a comment has here.
+        // As comments, with this repository's comment character.
         let list = service.git.feed(&["stripspace", "--comment-lines"], list.as_bytes())?;
         let _ = write!(message, "\n{}", String::from_utf8_lossy(&list));
     }
@@ -186,7 +185,7 @@ fn show(service: &Service, merged: &Merged) -> Result<()> {
         &merged.tree,
     ])?;
     match std::io::stdout().write_all(&diff) {
-        // Who stopped reading has seen enough.
+        // The reader may stop early: that is no error.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }

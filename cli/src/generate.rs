@@ -1,4 +1,4 @@
-//! Generating a service: by the installed cargo-generate, so that what comes out is what it makes.
+//! Generates a service with the installed cargo-generate, so that the result is what cargo-generate itself makes.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,34 +10,34 @@ use crate::record::Answers;
 use crate::signals;
 use crate::template::Checkout;
 
-const CURE: &str = "cargo-generate can't be run: `cargo install cargo-generate --version 0.23.14 --locked` (which needs \
-                    pkg-config and libssl-dev on Linux, or --features vendored-openssl), or name the program in \
-                    CARGO_GENERATE";
+const INSTALL_HINT: &str = "cargo-generate can't be run: install it with `cargo install cargo-generate --version 0.23.14 --locked` \
+                    (which needs pkg-config and libssl-dev on Linux, or --features vendored-openssl), or name the \
+                    program in CARGO_GENERATE";
 
-/// Generates `name` of `template` below `parent`, with its defaults for what isn't answered; gives back its folder.
+/// Generates `name` from `template` below `parent`, with defaults for missing answers; returns its folder.
 pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Path) -> Result<PathBuf> {
     let mut command = command(template, name);
-    // A user's configuration would add answers of theirs. It wants a file here.
+    // The user's own configuration could add answers. The option needs a file, so it gets an empty one.
     command
         .args(["--config", "/dev/null", "--silent", "--vcs", "none", "--no-workspace", "--destination"])
         .arg(parent);
     let asked = template.questions()?;
-    // An older version has no place for a newer one's answers.
+    // An older version doesn't know the questions that a newer one added.
     for (question, answer) in
         answers.iter().filter(|(question, _)| asked.iter().any(|it| it.name == **question))
     {
         command.args(["--define", &format!("{question}={answer}")]);
     }
     signals::check()?;
-    let output = command.stdin(Stdio::null()).output().context(CURE)?;
+    let output = command.stdin(Stdio::null()).output().context(INSTALL_HINT)?;
     signals::check()?;
     if !output.status.success() {
-        bail!("cargo-generate made nothing of version {}: {}", template.version, reason(&output));
+        bail!("cargo-generate failed for version {}: {}", template.version, reason(&output));
     }
     Ok(parent.join(name))
 }
 
-/// Runs cargo-generate for a person, who is asked what isn't answered. Whether it succeeded.
+/// Runs cargo-generate, which asks for missing answers unless `silent`. Returns whether it succeeded.
 pub fn interactive(template: &Checkout, name: &str, answers: &Answers, silent: bool) -> Result<bool> {
     let mut command = command(template, name);
     for (question, answer) in answers {
@@ -46,7 +46,7 @@ pub fn interactive(template: &Checkout, name: &str, answers: &Answers, silent: b
     if silent {
         command.arg("--silent");
     }
-    let done = command.status().context(CURE)?.success();
+    let done = command.status().context(INSTALL_HINT)?.success();
     if !done {
         signals::check()?;
     }
@@ -61,13 +61,13 @@ fn command(template: &Checkout, name: &str) -> Command {
         }
     }
     command.arg("generate").arg("--path").arg(&template.folder).args(["--name", name]);
-    // It refuses to run when it can't tell who the author is, as in a container without $USER.
+    // cargo-generate refuses to run when it can't determine an author, as in a container without $USER.
     command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
     command
 }
 
-/// Why cargo-generate refused, without its colours and pictures, the place in a hook and the cure of a folder that it
-/// leaves, which is none of the caller's here.
+/// Why cargo-generate refused, without its colours and emoji, the line number in a hook, and the advice to remove the
+/// empty folder, which doesn't apply here.
 fn reason(output: &Output) -> String {
     let lines = |said: &[u8]| -> Vec<String> {
         String::from_utf8_lossy(said).lines().map(plain).filter(|line| !line.is_empty()).collect()

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::signals;
 
-/// What would point git somewhere else than at the folder it runs in: set when it is git that runs us, in a hook.
-const FOREIGN: [&str; 9] = [
+/// Variables that point git away from the folder it runs in. git sets them for hooks, which may run us.
+const INHERITED_VARIABLES: [&str; 9] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",
     "GIT_DIR",
@@ -23,10 +23,10 @@ const FOREIGN: [&str; 9] = [
     "GIT_QUARANTINE_PATH",
     "GIT_WORK_TREE",
 ];
-/// `merge-tree --write-tree` came with it.
-const OLDEST: (u32, u32) = (2, 38);
+/// The first version with `merge-tree --write-tree`.
+const MINIMUM_VERSION: (u32, u32) = (2, 38);
 
-/// git in a folder.
+/// Runs git in a folder.
 #[derive(Clone, Debug)]
 pub struct Git {
     folder: PathBuf,
@@ -39,39 +39,39 @@ impl Git {
         Self { folder: folder.to_owned(), environment: Vec::new(), shielded: false }
     }
 
-    /// git on the bare repository at `folder`. Named, since some have git refuse those that it only comes across.
+    /// git on the bare repository at `folder`. `GIT_DIR` names it, since git can be set to refuse those it discovers.
     pub fn bare(folder: &Path) -> Self {
         Self { environment: vec![("GIT_DIR", folder.into())], ..Self::at(folder) }
     }
 
-    /// The same with an index of its own.
+    /// The same, but with its own index.
     pub fn with_index(&self, index: &Path) -> Self {
         let mut git = self.clone();
         git.environment.push(("GIT_INDEX_FILE", index.into()));
         git
     }
 
-    /// The same out of a Ctrl-C's reach, for what must not stop half-way.
+    /// The same, but out of Ctrl-C's reach, for work that must not stop half-way.
     pub fn shielded(&self) -> Self {
         Self { shielded: true, ..self.clone() }
     }
 
-    /// Its standard output.
+    /// Runs git and returns its standard output.
     pub fn run(&self, arguments: &[&str]) -> Result<Vec<u8>> {
         self.feed(arguments, &[])
     }
 
-    /// Its standard output as one line.
+    /// Like [`Self::run`], for output of one line.
     pub fn line(&self, arguments: &[&str]) -> Result<String> {
         Ok(String::from_utf8_lossy(&self.run(arguments)?).trim_end().to_owned())
     }
 
-    /// Its standard output when it is given `input`.
+    /// Like [`Self::run`], with `input` on its standard input.
     pub fn feed(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
         let output = self.output(arguments, input)?;
         if !output.status.success() {
-            let said = last_words(&output.stderr);
-            // Of a full disk git often says no more than which file it could not write.
+            let said = error_summary(&output.stderr);
+            // When the disk is full, git often names only the file that it could not write.
             let cause = if said.contains("write") {
                 self.room().err().map(|error| format!(": {error}"))
             } else {
@@ -82,26 +82,26 @@ impl Git {
         Ok(output.stdout)
     }
 
-    /// Whether there is room to write where it works.
+    /// Fails when there is no room left to write in the folder.
     fn room(&self) -> std::io::Result<()> {
         tempfile::tempfile_in(&self.folder)?.write_all(&vec![1; 1 << 20])
     }
 
-    /// Runs it to its end, whichever that is.
+    /// Runs git and returns its output and status, whether it succeeded or not.
     pub fn output(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
         let mut command = Command::new("git");
-        // What it prints is read by us, whatever someone likes to see on a terminal.
+        // We parse the output, so the user's colour settings must not apply.
         command.args(["-c", "color.ui=false"]).args(arguments).current_dir(&self.folder);
-        for name in FOREIGN {
+        for name in INHERITED_VARIABLES {
             command.env_remove(name);
         }
-        // Objects that nothing refers to are nobody's commits, but git wants a name on each.
+        // Our commits never leave the scratch repository, but git wants an author and a committer on each.
         for role in ["AUTHOR", "COMMITTER"] {
             command
                 .env(format!("GIT_{role}_NAME"), "slipway")
                 .env(format!("GIT_{role}_EMAIL"), "slipway@localhost");
         }
-        // Reading must not take locks that a program next to us may want; what is said is shown, not translated.
+        // Reads must not take locks that another program may want. Messages must be in English: we match and show them.
         command.env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if self.shielded {
@@ -124,7 +124,7 @@ fn piped(command: &mut Command, input: &[u8]) -> Result<Output> {
     let stdin = child.stdin.take();
     thread::scope(|scope| {
         if let Some(mut stdin) = stdin {
-            // When git ends early, its status says why.
+            // When git exits before it has read everything, its status says why.
             scope.spawn(move || drop(stdin.write_all(input)));
         }
         Ok(child.wait_with_output()?)
@@ -137,8 +137,12 @@ pub fn new_enough() -> Result<()> {
     let number = said.split(' ').nth(2).unwrap_or_default();
     let mut parts = number.split('.').map(|part| part.parse().unwrap_or_default());
     let found = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if found < OLDEST {
-        bail!("git {number} can't merge trees: install git {}.{} or newer", OLDEST.0, OLDEST.1);
+    if found < MINIMUM_VERSION {
+        bail!(
+            "git {number} can't merge trees: install git {}.{} or newer",
+            MINIMUM_VERSION.0,
+            MINIMUM_VERSION.1
+        );
     }
     Ok(())
 }
@@ -155,18 +159,18 @@ fn verb<'a>(arguments: &[&'a str]) -> &'a str {
     ""
 }
 
-/// What a program gave as its reasons, or said last, on one line.
-pub fn last_words(said: &[u8]) -> String {
+/// The errors that a program printed, or else its last line, joined into one line.
+pub fn error_summary(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let reason =
         |line: &&str| line.strip_prefix("fatal: ").or(line.strip_prefix("error: ")).map(str::to_owned);
     let mut reasons: Vec<String> = lines.iter().filter_map(reason).collect();
-    // One for each of a hundred files would hide the cause.
+    // An error for each of a hundred files would hide the cause.
     reasons.truncate(2);
     match lines.last() {
         Some(last) if reasons.is_empty() => (*last).to_owned(),
         Some(_) => reasons.join("; "),
-        None => "it said nothing".to_owned(),
+        None => "it printed nothing".to_owned(),
     }
 }

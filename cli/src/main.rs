@@ -1,5 +1,5 @@
-//! Runs inside a service that slipway generated: says what it was made of, brings it to a newer version of the
-//! template, and switches its parts on and off, each time by a merge that git does.
+//! Runs inside a service that slipway generated: shows what it was generated from, updates it to another version of
+//! the template, and changes its answers. Every change is a git merge.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -27,14 +27,14 @@ use clap::Parser as _;
 use args::{Args, Command};
 use say::complain;
 
-/// How a run ends. clap exits with 2 as well when it is called wrongly.
+/// How a run ends. On a usage error, clap exits with 2 as well.
 enum Exit {
     Done = 0,
-    /// Both sides changed the same lines: the owner has to say which it is to be.
+    /// Both sides changed the same lines: the owner has to resolve them.
     Conflicts = 1,
     /// Nothing was changed.
     Refused = 2,
-    /// As shells have it for SIGINT. Nothing was changed.
+    /// The exit code that shells use for SIGINT. Nothing was changed.
     Interrupted = 130,
 }
 

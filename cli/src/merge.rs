@@ -1,5 +1,5 @@
-//! What the template changed between two generations, merged into the service by git: trees only, in a repository
-//! of its own that borrows the service's objects, so that nothing of the service is touched.
+//! Merges what the template changed between two generated states into the service. git merges trees only, in a
+//! scratch repository that borrows the service's objects, so the service itself is not touched.
 
 mod endings;
 mod lock;
@@ -28,13 +28,13 @@ const OURS: &str = "yours";
 
 /// What is to be merged.
 pub struct Sides<'a> {
-    /// The service as it was generated, and as it would be now.
+    /// The service as it was generated, and as it would be generated now.
     pub recorded: &'a Path,
     pub wanted: &'a Path,
-    /// The label of the template's side in conflict markers; a branch could be called so.
+    /// The label of the template's side in conflict markers; it also names a branch, so it must be valid as one.
     pub label: &'a str,
     pub ownership: &'a Ownership,
-    /// Whether the owner's lines win in files that are theirs.
+    /// Whether the owner's lines win in files that belong to the owner.
     pub update: bool,
 }
 
@@ -45,13 +45,13 @@ pub struct Merged {
     pub tree: String,
     /// The files in which both sides changed the same lines, with the three versions of each.
     pub conflicts: BTreeMap<PathBuf, Stages>,
-    /// What git says of them.
+    /// What git says about them.
     pub messages: Vec<Message>,
-    /// What was decided without asking, for people.
+    /// Decisions that were made without asking, for the user.
     pub notes: Vec<String>,
 }
 
-/// What git says of some files.
+/// What git says about some files.
 pub struct Message {
     paths: Vec<PathBuf>,
     pub text: String,
@@ -75,7 +75,7 @@ impl Scratch {
         Ok(Self { git: Git::bare(&repository), folder })
     }
 
-    /// A file of its own.
+    /// The path of a file in its folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -90,7 +90,7 @@ pub fn merge(service: &Service, sides: &Sides<'_>) -> Result<Merged> {
     let recorded = tree::import(git, sides.recorded)?;
     let mut wanted = tree::import(git, sides.wanted)?;
     let mut notes = migrations::renumber(&service.files, &recorded, &mut wanted);
-    notes.extend(policy::leave_example(sides.ownership, &service.files, &recorded, &mut wanted));
+    notes.extend(policy::drop_removed_example(sides.ownership, &service.files, &recorded, &mut wanted));
 
     let index = scratch.file("index");
     let base = commit(git, &tree::write(git, &recorded, &index)?, None)?;
@@ -121,18 +121,18 @@ struct Outcome {
     messages: Vec<Message>,
 }
 
-/// The merge itself. New files follow a folder that the service renamed, as git does it where nothing else is set;
-/// git itself fails on `merge.renormalize` where there is no work tree.
+/// The merge itself, whatever the user's settings: new files follow a folder that the service renamed, and
+/// `merge.renormalize` is off, since git fails on it without a work tree.
 fn merge_tree(git: &Git, label: &str) -> Result<Outcome> {
     let settings = ["merge.renames=true", "merge.directoryRenames=true", "merge.renormalize=false"];
     let settings = settings.map(|setting| ["-c", setting]).concat();
     let call = ["merge-tree", "--write-tree", "--messages", "-z", OURS, label];
     let said = git.output(&[&settings[..], &call[..]].concat(), &[])?;
     if !matches!(said.status.code(), Some(0 | 1)) {
-        bail!("git could not merge: {}", git::last_words(&said.stderr));
+        bail!("git could not merge: {}", git::error_summary(&said.stderr));
     }
     let mut fields = said.stdout.split(|byte| *byte == 0);
-    let mut next = || fields.next().context("git's account of the merge ends early");
+    let mut next = || fields.next().context("git's report on the merge ends early");
     let tree = String::from_utf8(next()?.to_vec())?;
     let mut conflicts = BTreeMap::<PathBuf, Stages>::new();
     loop {
@@ -142,13 +142,13 @@ fn merge_tree(git: &Git, label: &str) -> Result<Outcome> {
         }
         let (path, mut words) = tree::described(line)?;
         let (Some(mode), Some(id), Some(stage)) = (words.next(), words.next(), words.next()) else {
-            bail!("git lists a conflict that has no stage");
+            bail!("git listed a conflict without a stage");
         };
         let entry = Entry { mode: mode.to_owned(), id: id.to_owned() };
         conflicts.entry(path).or_default().set(stage, entry);
     }
     let mut messages = Vec::new();
-    // Each: how many paths, the paths, the kind, the text. The last field is empty: all of them end with a zero.
+    // Each message: the number of paths, the paths, the kind, the text. The last field is empty: each ends with a NUL.
     while let Ok(count) = std::str::from_utf8(next()?)?.parse::<usize>() {
         let paths = (0..count).map(|_| Ok(OsStr::from_bytes(next()?).into())).collect::<Result<_>>()?;
         let _kind = next()?;

@@ -21,7 +21,7 @@ pub fn run(
     let checkout = template.checkout(version.unwrap_or(template.newest()))?;
     let answers: Answers = answers.iter().cloned().collect();
     checkout.accepts(&answers)?;
-    // Who can't be asked gets the defaults.
+    // Without a terminal there is nobody to ask, so the defaults are used.
     let silent = !io::stdin().is_terminal();
     Ok(if interactive(&checkout, name, &answers, silent)? { Exit::Done } else { Exit::Refused })
 }

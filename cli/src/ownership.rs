@@ -1,4 +1,4 @@
-//! Which files are the service's own from its first day on: the template's `ownership.toml` says it.
+//! Which files belong to the service's owner from the first day: the template's `ownership.toml` lists them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,24 +8,25 @@ use toml_edit::{Array, DocumentMut, Item};
 
 const FILE: &str = "ownership.toml";
 
-/// The files that are given away.
+/// The files that belong to the service's owner.
 #[derive(Debug, Default)]
 pub struct Ownership {
-    /// An update changes them only where their owner did not.
+    /// An update changes these only where their owner did not.
     pub seeds: Vec<PathBuf>,
-    /// Those of them that make up the example domain: once they are gone, no other is brought.
+    /// The same holds for the example domain; once all of these have been removed, an update adds no new ones.
     pub example: Vec<PathBuf>,
 }
 
 impl Ownership {
-    /// What the template in `folder` says.
+    /// Reads the `ownership.toml` of the template in `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Ok(Self::default());
         }
-        let document: DocumentMut =
-            fs::read_to_string(path)?.parse().with_context(|| format!("the template's {FILE} is no TOML"))?;
+        let document: DocumentMut = fs::read_to_string(path)?
+            .parse()
+            .with_context(|| format!("the template's {FILE} is not valid TOML"))?;
         let listed = |key: &str| -> Vec<PathBuf> {
             let paths = document.get(key).and_then(Item::as_array).into_iter().flat_map(Array::iter);
             paths.filter_map(|path| Some(path.as_str()?.into())).collect()
@@ -33,7 +34,7 @@ impl Ownership {
         Ok(Self { seeds: listed("seeds"), example: listed("example") })
     }
 
-    /// Whether `path` is the service's own.
+    /// Whether `path` belongs to the service's owner.
     pub fn is_seed(&self, path: &Path) -> bool {
         self.seeds.iter().chain(&self.example).any(|seed| path.starts_with(seed))
     }

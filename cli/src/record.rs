@@ -1,4 +1,4 @@
-//! `slipway.toml`: what a service says that it was generated with.
+//! `slipway.toml`: the record of what a service was generated with.
 
 use std::collections::BTreeMap;
 
@@ -8,23 +8,23 @@ use toml_edit::{DocumentMut, Item, Value};
 
 pub const FILE: &str = "slipway.toml";
 
-/// Answers by their questions, as text.
+/// Answers as text, by question.
 pub type Answers = BTreeMap<String, String>;
 
-/// What `slipway.toml` says.
+/// The content of `slipway.toml`.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub version: Version,
     pub name: String,
     pub answers: Answers,
-    /// The template's repository, where the owners wrote it down.
+    /// The template's repository, if the owners wrote one into the record.
     pub template: Option<String>,
 }
 
 impl Record {
-    /// Reads the record's text.
+    /// Parses the record's text.
     pub fn parse(text: &str) -> Result<Self> {
-        Self::of(text).context(format!("{FILE} can't be used; `git log -p {FILE}` shows what it was"))
+        Self::of(text).context(format!("{FILE} can't be used (`git log -p {FILE}` shows how it changed)"))
     }
 
     fn of(text: &str) -> Result<Self> {
@@ -34,8 +34,8 @@ impl Record {
             value.map(str::to_owned).with_context(|| format!("it has no `{key} = \"…\"`"))
         };
         let version = text_of("version")?;
-        let version =
-            Version::parse(&version).with_context(|| format!("`version = \"{version}\"` is none"))?;
+        let version = Version::parse(&version)
+            .with_context(|| format!("`version = \"{version}\"` is not a version"))?;
         let values = document.get("values").and_then(Item::as_table_like).context("it has no [values]")?;
         let mut answers = Answers::new();
         for (question, answer) in values.iter() {
@@ -47,7 +47,7 @@ impl Record {
             };
             answers.insert(question.to_owned(), answer);
         }
-        // The template's own name stands there until someone writes an address in its place.
+        // It holds the template's name until someone replaces that with an address.
         let template = text_of("template").ok().filter(|address| address.contains(['/', ':']));
         Ok(Self { version, name: text_of("name")?, answers, template })
     }
@@ -75,7 +75,7 @@ mod tests {
     fn says_what_is_broken() {
         for (from, to, wanted) in [
             ("version = \"0.1.0\"", "", "no `version"),
-            ("0.1.0", "latest", "`version = \"latest\"` is none"),
+            ("0.1.0", "latest", "`version = \"latest\"` is not a version"),
             ("name = \"orders\"", "", "no `name"),
             ("[values]", "[answers]", "no [values]"),
             ("= true", "= [1]", "the answer to `redis`"),

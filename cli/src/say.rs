@@ -1,14 +1,14 @@
-//! What is said to whoever runs it. Where nobody reads it, as behind `slipway status | head -1`, the run goes on and
-//! ends as it would otherwise; `println!` would panic there.
+//! Output for the user. When the reader has gone away, as in `slipway status | head -1`, the run goes on and ends as
+//! it would otherwise; `println!` would panic.
 
-/// A line on the standard output.
+/// Prints a line to standard output.
 macro_rules! say {
     ($($text:tt)*) => {
         $crate::say::line(std::io::stdout(), format_args!($($text)*))
     };
 }
 
-/// A line on the standard error.
+/// Prints a line to standard error.
 macro_rules! complain {
     ($($text:tt)*) => {
         $crate::say::line(std::io::stderr(), format_args!($($text)*))
@@ -19,10 +19,10 @@ pub(crate) use {complain, say};
 
 /// What the macros call.
 pub fn line(mut to: impl std::io::Write, text: std::fmt::Arguments<'_>) {
-    // What a file or a program said must not command the terminal.
+    // Text that comes from a file or another program must not be able to control the terminal.
     let commands = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
     let text = text.to_string().replace(commands, "\u{fffd}");
-    // The exit code tells how the run went, also where this can't.
+    // If this fails, the exit code still tells how the run went.
     let _ = writeln!(to, "{text}");
 }
 

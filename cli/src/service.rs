@@ -1,4 +1,4 @@
-//! The service that we run in, and whether it is in a state to be changed.
+//! The service that we run in, and whether it is ready to be changed.
 
 use std::env;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::git::Git;
 use crate::record::{self, Record};
 use crate::tree::{self, Files};
 
-/// What git leaves in its folder while it waits for someone to finish, and what ends it.
+/// What git keeps in its folder during an unfinished operation, and the name of that operation.
 const UNFINISHED: [(&str, &str); 6] = [
     ("MERGE_HEAD", "a merge"),
     ("CHERRY_PICK_HEAD", "a cherry-pick"),
@@ -22,7 +22,7 @@ const UNFINISHED: [(&str, &str); 6] = [
     ("BISECT_LOG", "a bisection"),
 ];
 
-/// A service in a work tree of git.
+/// A service in a git work tree.
 #[derive(Debug)]
 pub struct Service {
     /// git at the top of the work tree.
@@ -34,9 +34,9 @@ pub struct Service {
     pub objects: PathBuf,
     /// `sha1` or `sha256`.
     pub format: String,
-    /// Where the service is below `top`; empty when it is all that is there.
+    /// The service's path below `top`; empty when the service is at the top.
     pub prefix: PathBuf,
-    /// The service's files as they are committed, and their tree.
+    /// The service's files as committed, and their tree.
     pub files: Files,
     pub tree: String,
     pub record: Record,
@@ -50,10 +50,10 @@ impl Service {
         let said = git.output(&["rev-parse", "--show-toplevel"], &[])?;
         if !said.status.success() {
             bail!(
-                "{} is in no git work tree, and slipway merges through git: run it inside a service, after `git \
-                 init`, `git add .` and `git commit` if there is no repository yet ({})",
+                "{} is not in a git work tree, and slipway merges with git: run it inside a service; if there is no \
+                 repository yet, first run `git init`, `git add .` and `git commit` ({})",
                 here.display(),
-                crate::git::last_words(&said.stderr)
+                crate::git::error_summary(&said.stderr)
             );
         }
         let top = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim_end());
@@ -61,9 +61,9 @@ impl Service {
         let paths =
             git.line(&["rev-parse", "--absolute-git-dir", "--git-path", "objects", "--show-object-format"])?;
         let mut paths = paths.lines();
-        let git_folder = PathBuf::from(paths.next().context("git's folder")?);
-        let objects = top.join(paths.next().context("git's objects")?);
-        let format = paths.next().context("git's object format")?.to_owned();
+        let git_folder = PathBuf::from(paths.next().context("git reported no folder")?);
+        let objects = top.join(paths.next().context("git reported no object folder")?);
+        let format = paths.next().context("git reported no object format")?.to_owned();
         apply::recover(&top, &git_folder)?;
 
         let folder = recorded(&here, &top)?;
@@ -85,7 +85,7 @@ impl Service {
         Ok(Self { git, top, git_folder, objects, format, prefix, files, tree, record })
     }
 
-    /// Fails when there is something that a merge could be mixed up with.
+    /// Fails when something is unfinished or uncommitted that the merge would get mixed up with.
     pub fn ready_to_change(&self) -> Result<()> {
         for (name, what) in UNFINISHED {
             if self.git_folder.join(name).exists() {
@@ -98,12 +98,12 @@ impl Service {
         let first = String::from_utf8_lossy(&first[3..]).into_owned();
         let more = if changed.len() > 1 { format!(" and {} more", changed.len() - 1) } else { String::new() };
         bail!(
-            "{first}{more} changed since the last commit: `git commit` or `git stash` first, so that the way back is clear"
+            "{first}{more} changed since the last commit: `git commit` or `git stash` first, so that the merge can be undone"
         )
     }
 
-    /// Where the files of a change are prepared: where they need only be moved from. A trial tells, since two mounts of
-    /// one file system are apart too.
+    /// The folder to prepare a change's files in: one from which a rename can move them into the work tree. Only trying
+    /// tells, since a rename also fails between two mounts of one file system.
     pub fn staging(&self) -> Result<PathBuf> {
         let [near, far] = stagings(&self.top, &self.git_folder);
         make(&near)?;
@@ -114,24 +114,24 @@ impl Service {
     }
 }
 
-/// The folder that changes to `top` are prepared in, and the one for their files where that lies on another mount.
+/// The folder in which changes to `top` are prepared, and the one for their files if the first is on another mount.
 pub fn stagings(top: &Path, git_folder: &Path) -> [PathBuf; 2] {
     [git_folder.join("slipway"), top.join(".slipway")]
 }
 
-/// Makes a folder that is not there yet.
+/// Creates a folder, which must not exist yet.
 pub fn make(folder: &Path) -> Result<()> {
-    fs::create_dir(folder).with_context(|| format!("{} can't be made", folder.display()))
+    fs::create_dir(folder).with_context(|| format!("{} can't be created", folder.display()))
 }
 
-/// The template's address; a path counts from the folder with the record, wherever below it this was called.
+/// The template's address. A path is relative to the folder with the record, wherever below it we were called.
 fn seen_from(folder: &Path, address: String) -> String {
     let path = folder.join(&address);
-    // A colon tells a URL, if no folder has it in its name.
+    // A colon marks a URL, unless there is a folder of that name.
     if address.contains(':') && !path.is_dir() { address } else { path.display().to_string() }
 }
 
-/// The folder with the record: this one, or the nearest above.
+/// The folder with the record: `here`, or the nearest one above it.
 fn recorded(here: &Path, top: &Path) -> Result<PathBuf> {
     let (here, top) = (here.canonicalize()?, top.canonicalize()?);
     let mut folders = here.ancestors().take_while(|folder| folder.starts_with(&top));

@@ -1,4 +1,4 @@
-//! Ctrl-C and its like: noticed between two steps, so that every step either happens whole or is undone.
+//! Ctrl-C and other termination signals: checked between steps, so that each step either completes or is undone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -20,7 +20,7 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// From here on a signal only shows in [`check`].
+/// From here on, a signal no longer ends the process: [`check`] reports it instead.
 pub fn watch() -> Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, SEEN.clone())?;
@@ -28,7 +28,7 @@ pub fn watch() -> Result<()> {
     Ok(())
 }
 
-/// Fails once a signal has come.
+/// Fails once a signal has arrived.
 pub fn check() -> Result<()> {
     if SEEN.load(Ordering::SeqCst) {
         bail!(Interrupted);

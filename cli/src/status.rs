@@ -8,7 +8,7 @@ use crate::say::say;
 use crate::service::Service;
 use crate::template::Template;
 
-/// Prints it. Conflicts that an update would meet are no failure of the question.
+/// Prints both. Conflicts that an update would have don't make `status` fail.
 pub fn run(template: Option<&str>) -> Result<Exit> {
     let service = Service::find()?;
     let record = &service.record;
@@ -17,7 +17,7 @@ pub fn run(template: Option<&str>) -> Result<Exit> {
     for (question, answer) in &record.answers {
         say!("  {question:width$}  {answer}");
     }
-    // What is recorded is shown even where the template is out of reach.
+    // The record has been shown by now, even if the template can't be reached.
     let template = Template::open(template, record.template.as_deref())?;
     let newest = template.newest();
     let recorded = change::recorded(&service, &template, None)?;
@@ -41,6 +41,6 @@ pub fn run(template: Option<&str>) -> Result<Exit> {
     {
         say!("  new question: {}", question.name);
     }
-    say!("`slipway update --dry-run` shows the difference, `slipway update` makes it.");
+    say!("`slipway update --dry-run` shows the diff, `slipway update` applies it.");
     Ok(Exit::Done)
 }

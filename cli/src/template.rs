@@ -15,21 +15,21 @@ use crate::git::{self, Git};
 use crate::ownership::Ownership;
 use crate::record::Answers;
 
-/// What cargo-generate reads, and so what tells a template.
+/// cargo-generate's configuration, which marks a folder as a template.
 const CONFIG: &str = "cargo-generate.toml";
 const RECORD: &str = "template/slipway.toml";
 
-/// A template and what is known of its versions.
+/// A template and its versions.
 #[derive(Debug)]
 pub struct Template {
     source: Source,
-    /// The address, for people.
+    /// The address, for messages.
     address: String,
 }
 
 #[derive(Debug)]
 enum Source {
-    /// No repository, or one without a release: its one version is what is there.
+    /// Not a repository, or one without releases: the only version is the one that is there.
     Folder(Checkout),
     /// A repository with releases, each a tag `v<version>`.
     Repository { url: String, tags: BTreeMap<Version, String>, format: &'static str },
@@ -40,32 +40,32 @@ enum Source {
 pub struct Checkout {
     pub version: Version,
     pub folder: PathBuf,
-    /// Removes the folder in the end, if it is ours.
+    /// Removes the folder when dropped, if we created it.
     _ours: Option<TempDir>,
 }
 
-/// What a template asks.
+/// A question that the template asks.
 #[derive(Debug)]
 pub struct Question {
     pub name: String,
-    /// Only true and false are answers.
+    /// Whether the only valid answers are true and false.
     pub is_bool: bool,
 }
 
 impl Template {
-    /// The one at `asked`, else the one that the service `recorded`, else the one that this program came with.
+    /// The one at `asked`, else the one that the service `recorded`, else the one that this program was installed from.
     pub fn open(asked: Option<&str>, recorded: Option<&str>) -> Result<Self> {
         let address = match asked.or(recorded) {
             Some(address) => address.to_owned(),
             None => origin().context(
-                "which template? Give its repository with --template, or write it into slipway.toml: template = \"URL\"",
+                "the template is not known: name its repository with --template, or in slipway.toml with template = \"URL\"",
             )?,
         };
         let source = source(&address)?;
         Ok(Self { source, address })
     }
 
-    /// Its versions, the oldest first.
+    /// Its versions, oldest first.
     pub fn versions(&self) -> Vec<&Version> {
         match &self.source {
             Source::Folder(checkout) => vec![&checkout.version],
@@ -73,14 +73,14 @@ impl Template {
         }
     }
 
-    /// The newest version that is no preview.
+    /// The newest release, or the newest preview if there is no release.
     pub fn newest(&self) -> &Version {
         let versions = self.versions();
         let release = versions.iter().rfind(|version| version.pre.is_empty());
         release.or(versions.last()).expect("a template has a version, or it is not opened")
     }
 
-    /// `version` on disk.
+    /// Puts `version` on disk.
     pub fn checkout(&self, version: &Version) -> Result<Checkout> {
         match &self.source {
             Source::Folder(checkout) if checkout.version == *version => Ok(checkout.again()),
@@ -91,13 +91,13 @@ impl Template {
         }
     }
 
-    /// The `version` that a service records, on disk.
+    /// Puts the `version` that a service records on disk.
     pub fn recorded(&self, version: &Version) -> Result<Checkout> {
         let cure = match self.source {
-            Source::Folder(_) => "name a repository that has it with --template",
+            Source::Folder(_) => "use --template to name a repository that has it",
             Source::Repository { .. } => {
-                "name the branch or tag that the service was generated from: `slipway update --from NAME`, with --dry-run \
-                 to see what it would change, or `slipway set … --from NAME`"
+                "name the branch or tag that the service was generated from: `slipway update --from NAME` (with \
+                 --dry-run to see what would change) or `slipway set … --from NAME`"
             }
         };
         ensure!(self.versions().contains(&version), "{}; {cure}", self.lacks(version));
@@ -106,7 +106,7 @@ impl Template {
 
     fn lacks(&self, version: &Version) -> String {
         let versions: Vec<String> = self.versions().iter().map(ToString::to_string).collect();
-        let newer = if version > self.newest() { ", which is newer than all that it has" } else { "" };
+        let newer = if version > self.newest() { ", which is newer than all of its versions" } else { "" };
         format!(
             "the template at {} has no version {version}{newer}; it has {}",
             self.address,
@@ -114,10 +114,10 @@ impl Template {
         )
     }
 
-    /// A branch or tag on disk, whatever version it says that it is.
+    /// Puts a branch or tag on disk, whatever version it records.
     pub fn checkout_revision(&self, revision: &str) -> Result<Checkout> {
         match &self.source {
-            Source::Folder(_) => bail!("{} has no revisions to choose from, leave out --from", self.address),
+            Source::Folder(_) => bail!("{} has no revisions to choose from: leave out --from", self.address),
             Source::Repository { url, format, .. } => fetched(url, revision, format),
         }
     }
@@ -126,22 +126,22 @@ impl Template {
 impl Checkout {
     fn new(folder: PathBuf, ours: Option<TempDir>) -> Result<Self> {
         let text = fs::read_to_string(folder.join(RECORD)).with_context(|| format!("it has no {RECORD}"))?;
-        let record: DocumentMut = text.parse().with_context(|| format!("its {RECORD} is no TOML"))?;
+        let record: DocumentMut = text.parse().with_context(|| format!("its {RECORD} is not valid TOML"))?;
         let version = record.get("version").and_then(Item::as_str).unwrap_or_default();
         let version = Version::parse(version).with_context(|| format!("its {RECORD} has no version"))?;
         Ok(Self { version, folder, _ours: ours })
     }
 
-    /// The same files once more, for as long as this one is kept.
+    /// A second handle to the same files, valid for as long as this one is kept.
     pub fn again(&self) -> Self {
         Self { version: self.version.clone(), folder: self.folder.clone(), _ours: None }
     }
 
-    /// What it asks.
+    /// The questions that it asks.
     pub fn questions(&self) -> Result<Vec<Question>> {
         let text = fs::read_to_string(self.folder.join(CONFIG))?;
         let config: DocumentMut =
-            text.parse().with_context(|| format!("the template's {CONFIG} is no TOML"))?;
+            text.parse().with_context(|| format!("the template's {CONFIG} is not valid TOML"))?;
         let questions = config.get("placeholders").and_then(Item::as_table_like);
         let question = |(name, item): (&str, &Item)| {
             let is_bool = item.get("type").and_then(Item::as_str) == Some("bool");
@@ -150,13 +150,13 @@ impl Checkout {
         Ok(questions.map(|all| all.iter().map(question).collect()).unwrap_or_default())
     }
 
-    /// Fails when `answers` are not to questions of this template, or none that they allow.
+    /// Fails when one of `answers` is to an unknown question, or is not allowed by its question.
     pub fn accepts(&self, answers: &Answers) -> Result<()> {
         let questions = self.questions()?;
         for (name, answer) in answers {
             let Some(question) = questions.iter().find(|question| question.name == *name) else {
                 let names: Vec<&str> = questions.iter().map(|question| question.name.as_str()).collect();
-                bail!("there is no question \"{name}\"; there are {}", names.join(", "));
+                bail!("there is no question \"{name}\"; allowed are {}", names.join(", "));
             };
             ensure!(
                 !question.is_bool || ["true", "false"].contains(&answer.as_str()),
@@ -166,7 +166,7 @@ impl Checkout {
         Ok(())
     }
 
-    /// Which of its files are the service's own.
+    /// Which of its files belong to the service's owner.
     pub fn ownership(&self) -> Result<Ownership> {
         Ownership::read(&self.folder)
     }
@@ -185,7 +185,7 @@ fn source(address: &str) -> Result<Source> {
     } else if address.contains(':') {
         address.to_owned()
     } else {
-        bail!("there is no template at {address}: no such folder, and it is no URL");
+        bail!("there is no template at {address}: it is neither a folder nor a URL");
     };
     let (tags, format) = tags(&url)?;
     if tags.is_empty() {
@@ -194,19 +194,19 @@ fn source(address: &str) -> Result<Source> {
     Ok(Source::Repository { url, tags, format })
 }
 
-/// The tags that are versions, and the format of the objects.
+/// The tags that are versions, and the repository's object format.
 fn tags(url: &str) -> Result<(BTreeMap<Version, String>, &'static str)> {
     let said = Git::at(Path::new("/")).output(&["ls-remote", "--", url, "HEAD", "refs/tags/v*"], &[])?;
     if !said.status.success() {
         bail!(
             "the template at {url} can't be reached: {}; check the address and the network, or name a clone with \
              --template PATH",
-            git::last_words(&said.stderr)
+            git::error_summary(&said.stderr)
         );
     }
     let listed = String::from_utf8_lossy(&said.stdout);
     let refs = || listed.lines().filter_map(|line| line.split_once('\t'));
-    // Not what `init.defaultObjectFormat` says here: the length of an id tells.
+    // The length of an id tells the format; `init.defaultObjectFormat` on this machine may differ.
     let format = if refs().any(|(id, _)| id.len() == 64) { "sha256" } else { "sha1" };
     let tags = refs()
         .filter_map(|(_, name)| {
@@ -216,7 +216,7 @@ fn tags(url: &str) -> Result<(BTreeMap<Version, String>, &'static str)> {
     Ok((tags, format))
 }
 
-/// `revision` of the template at `url`, without its history.
+/// Fetches `revision` of the template at `url`, without its history.
 fn fetched(url: &str, revision: &str, format: &str) -> Result<Checkout> {
     let ours = TempDir::with_prefix("slipway-")?;
     let (repository, folder) = (ours.path().join("git"), ours.path().join("template"));
@@ -224,9 +224,9 @@ fn fetched(url: &str, revision: &str, format: &str) -> Result<Checkout> {
     fs::create_dir(&folder)?;
     let git = Git::bare(&repository).with_index(&ours.path().join("index"));
     git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, revision])
-        .with_context(|| format!("the template at {url} could not be fetched at {revision}"))?;
+        .with_context(|| format!("{revision} could not be fetched from the template at {url}"))?;
     git.run(&["read-tree", "FETCH_HEAD"])?;
-    // As it is committed, whatever line endings this machine and its user prefer.
+    // Files come out as committed, whatever line endings this machine or its user prefers.
     let prefix = format!("--prefix={}/", folder.display());
     git.run(&[
         "-c",
@@ -254,7 +254,7 @@ fn origin() -> Option<String> {
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     let source = installed_from(&said)?;
     if Path::new(&source).is_dir() {
-        // The folder of this crate: the template is the repository that it is in.
+        // This is the crate's folder: the template is the repository around it.
         let repository = Path::new(&source).ancestors().find(|folder| folder.join(CONFIG).is_file())?;
         return Some(repository.display().to_string());
     }
@@ -266,7 +266,7 @@ fn installed_from(listed: &str) -> Option<String> {
     let line = listed.lines().find(|line| line.starts_with("slipway v"))?;
     let source = line.split_once(" (")?.1.strip_suffix("):")?;
     let source = source.split('#').next()?;
-    // cargo puts the branch or tag that was asked for behind the address.
+    // cargo appends the requested branch or tag to the address.
     Some(source.split('?').next()?.trim_start_matches("git+").to_owned())
 }
 

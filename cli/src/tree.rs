@@ -1,4 +1,4 @@
-//! Trees of files as git keeps them.
+//! File trees, as git stores them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -41,20 +41,20 @@ pub fn read(git: &Git, tree: &str) -> Result<Files> {
     for line in listed.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
         let (path, mut words) = described(line)?;
         let (mode, _kind, id) = (words.next(), words.next(), words.next());
-        let (mode, id) = (mode.context("a mode")?, id.context("an object")?);
+        let (mode, id) = (mode.context("git listed no mode")?, id.context("git listed no object")?);
         files.insert(path, Entry { mode: mode.to_owned(), id: id.to_owned() });
     }
     Ok(files)
 }
 
-/// The words before the tab, and the path behind it, as git lists files.
+/// Splits a line of git's file listings: the path after the tab, and the words before it.
 pub fn described(line: &[u8]) -> Result<(PathBuf, std::str::Split<'_, char>)> {
-    let tab = line.iter().position(|byte| *byte == b'\t').context("git lists no file")?;
+    let tab = line.iter().position(|byte| *byte == b'\t').context("git listed no path")?;
     let words = std::str::from_utf8(&line[..tab])?.split(' ');
     Ok((OsStr::from_bytes(&line[tab + 1..]).into(), words))
 }
 
-/// Writes a tree of `files`, by way of an index at `index` that is not there yet.
+/// Writes a tree of `files`, using a temporary index at `index`, which must not exist yet.
 pub fn write(git: &Git, files: &Files, index: &Path) -> Result<String> {
     let git = git.with_index(index);
     let lines: Vec<u8> = files.iter().flat_map(|(path, entry)| index_line(path, entry, 0)).collect();
@@ -64,7 +64,7 @@ pub fn write(git: &Git, files: &Files, index: &Path) -> Result<String> {
     Ok(tree)
 }
 
-/// What `update-index --index-info` takes: the entry of `path` at `stage`.
+/// A line for `update-index --index-info`: the entry of `path` at `stage`.
 pub fn index_line(path: &Path, entry: &Entry, stage: u8) -> Vec<u8> {
     let head = format!("{} {} {stage}\t", entry.mode, entry.id);
     [head.as_bytes(), path.as_os_str().as_bytes(), b"\0"].concat()
@@ -87,7 +87,7 @@ pub fn import(git: &Git, folder: &Path) -> Result<Files> {
     }
     let named = |(path, _): &(PathBuf, _)| [folder.join(path).as_os_str().as_bytes(), b"\n"].concat();
     let input: Vec<u8> = paths.iter().flat_map(named).collect();
-    // Without filters: which line endings a file has is the service's matter, not this machine's.
+    // Without filters: the service decides on line endings, not this machine's settings.
     let ids = git.feed(&["hash-object", "-w", "--no-filters", "--stdin-paths"], &input)?;
     let ids: Vec<&str> = std::str::from_utf8(&ids)?.lines().collect();
     ensure!(ids.len() == paths.len(), "git stored {} of {} files", ids.len(), paths.len());

@@ -1,10 +1,10 @@
-//! Answers that can't be used: each is refused with what is allowed, and nothing is left on disk.
+//! Invalid answers: each is refused with a message that says what is allowed, and no file is left on disk.
 
 use std::path::Path;
 
 use crate::support::{contents, repository, silent, succeed, template, text_of};
 
-/// The line of what cargo-generate printed that has `wanted`; nothing may have been generated.
+/// Runs `command`, which must fail, print a line that contains `wanted`, and leave no file in `parent`.
 fn refusal(command: &mut std::process::Command, parent: &Path, wanted: &str) {
     let output = command.output().unwrap();
     let said = text_of(&output.stdout) + &text_of(&output.stderr);
@@ -17,19 +17,19 @@ fn refusal(command: &mut std::process::Command, parent: &Path, wanted: &str) {
 #[test]
 fn a_name_that_cannot_be_used_is_refused() {
     let cases = [
-        ("fn", "is a keyword of Rust"),
-        ("Async", "is a keyword of Rust"),
-        ("std", "is a crate of Rust itself"),
-        ("core", "is a crate of Rust itself"),
-        ("test", "is a crate of Rust itself"),
-        ("proc-macro", "is a crate of Rust itself"),
-        ("deps", "is a folder that cargo builds in"),
-        ("build", "is a folder that cargo builds in"),
-        ("examples", "is a folder that cargo builds in"),
-        ("incremental", "is a folder that cargo builds in"),
-        ("on", "is no name in YAML or PostgreSQL"),
-        ("yes", "is no name in YAML or PostgreSQL"),
-        ("template1", "is no name in YAML or PostgreSQL"),
+        ("fn", "is a Rust keyword"),
+        ("Async", "is a Rust keyword"),
+        ("std", "is a built-in Rust crate"),
+        ("core", "is a built-in Rust crate"),
+        ("test", "is a built-in Rust crate"),
+        ("proc-macro", "is a built-in Rust crate"),
+        ("deps", "is a folder that cargo uses for its output"),
+        ("build", "is a folder that cargo uses for its output"),
+        ("examples", "is a folder that cargo uses for its output"),
+        ("incremental", "is a folder that cargo uses for its output"),
+        ("on", "is a reserved word in YAML or PostgreSQL"),
+        ("yes", "is a reserved word in YAML or PostgreSQL"),
+        ("template1", "is a reserved word in YAML or PostgreSQL"),
         ("tokio", "is a crate that the service depends on"),
         ("zürich", "is not ASCII"),
         ("9-lives", "doesn't start with a letter"),
@@ -42,7 +42,7 @@ fn a_name_that_cannot_be_used_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let wanted = format!("the name \"{name}\" {reason}");
         if reason.is_empty() {
-            // cargo-generate makes a proper name of it.
+            // cargo-generate turns it into a valid name.
             succeed(&mut silent(folder.path(), name));
             continue;
         }
@@ -70,22 +70,22 @@ fn an_answer_that_cannot_be_used_is_refused() {
         ("otlp=1", "was not `true` or `false`"),
         (
             "owner=two words",
-            "the owner \"two words\" is no GitHub organisation or user; allowed are letters, digits",
+            "the owner \"two words\" is not a valid GitHub organisation or user; allowed are letters, digits",
         ),
         ("owner=-acme", "no hyphen first"),
         ("owner=acme-", "no hyphen first or last"),
-        ("owner=", "the owner \"\" is no"),
-        ("description=", "the description \"\" can't"),
-        ("description=Says \"hi\"", "can't stand in every file; allowed are ASCII letters"),
-        ("description=a: b", "can't stand in every file"),
-        ("description={{owner}}", "can't stand in every file"),
-        ("description=back\\slash", "can't stand in every file"),
-        ("description=- a", "can't stand in every file"),
-        ("description=a $b", "can't stand in every file"),
-        ("description=a #b", "can't stand in every file"),
-        ("description=a & b", "can't stand in every file"),
-        (&long, "120 at most"),
-        (&long_owner, "39 at most"),
+        ("owner=", "the owner \"\" is not a valid"),
+        ("description=", "the description \"\" is not valid"),
+        ("description=Says \"hi\"", "that it goes into; allowed are ASCII letters"),
+        ("description=a: b", "is not valid in every file"),
+        ("description={{owner}}", "is not valid in every file"),
+        ("description=back\\slash", "is not valid in every file"),
+        ("description=- a", "is not valid in every file"),
+        ("description=a $b", "is not valid in every file"),
+        ("description=a #b", "is not valid in every file"),
+        ("description=a & b", "is not valid in every file"),
+        (&long, "at most 120 characters"),
+        (&long_owner, "at most 39 characters"),
     ];
     for (answer, wanted) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -101,7 +101,7 @@ fn what_is_as_long_as_it_may_be_is_taken() {
     succeed(silent(folder.path(), &"x".repeat(50)).args(["-d", &description, "-d", &owner]));
 }
 
-/// As far as a hook can tell: it sees a variable only if it knows the name.
+/// Only misspellings that the hook looks for: it can query a variable by its name, but not list those that are set.
 #[test]
 fn an_answer_to_a_question_that_is_nearly_one_is_refused() {
     let slips =
@@ -119,7 +119,7 @@ fn an_answer_to_a_question_that_is_nearly_one_is_refused() {
     }
 }
 
-/// cargo-generate's own configuration hands the values in it to every template.
+/// cargo-generate passes the values in its own configuration to every template.
 #[test]
 fn a_value_for_other_templates_does_no_harm() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The shell of the emitted release workflow that asks the registry, which no proof can: with a `docker` that answers as
-//! one would.
+//! The step of the emitted release workflow that asks the registry whether a version is published. No proof can ask a
+//! registry, so a fake `docker` answers as one would.
 
 use std::fs;
 use std::process::Command;
@@ -18,11 +18,11 @@ fn script() -> String {
     step["run"].as_str().unwrap().to_owned()
 }
 
-/// What the step puts out where docker ends so, or none where it fails.
+/// The output of the step when the shell code in `docker` replaces `docker`, or `None` if the step fails.
 fn published(docker: &str) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("output");
-    // As GitHub calls it.
+    // The options with which GitHub runs bash.
     let mut shell = Command::new("bash");
     shell.args([
         "--noprofile",

@@ -1,4 +1,4 @@
-//! What the tests of generation share.
+//! Helpers shared by the generation tests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,19 +20,19 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The cargo-generate to test with: the one in `CARGO_GENERATE`, one that is found, or one that is built now.
+/// The cargo-generate to test with: the one in `CARGO_GENERATE`, else one that is installed, else one built now.
 pub fn generator() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     let find = || match std::env::var_os("CARGO_GENERATE") {
         Some(named) => PathBuf::from(named),
-        // Not by `eprintln!`, which a test keeps to itself for the two minutes that a build takes.
+        // Not `eprintln!`: the test harness would capture it, and a build takes two minutes.
         None => tools::cargo_generate(repository(), &|line| drop(writeln!(std::io::stderr(), "{line}")))
             .expect("cargo-generate is needed: install it, or name one in CARGO_GENERATE"),
     };
     FOUND.get_or_init(find).clone()
 }
 
-/// A copy of this repository as git has it, without what was built.
+/// A copy of this repository's work tree without the files that git ignores, such as build output.
 pub fn template() -> &'static Path {
     static COPY: OnceLock<TempDir> = OnceLock::new();
     let copy = COPY.get_or_init(|| {
@@ -43,7 +43,7 @@ pub fn template() -> &'static Path {
     copy.path()
 }
 
-/// A call that takes the default for what isn't answered.
+/// A cargo-generate call that takes the defaults of questions without an answer.
 pub fn silent(parent: &Path, name: &str) -> Command {
     let mut command = generate::command(&generator());
     command.arg("--path").arg(template()).arg("--destination").arg(parent);
@@ -82,7 +82,7 @@ pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// What has to come out but for `Cargo.lock`, as the living service and `cargo-generate.toml` say.
+/// The files of `variant` that the living service and `cargo-generate.toml` call for, except `Cargo.lock`.
 pub fn expected(variant: Variant, names: &Names) -> BTreeMap<String, Vec<u8>> {
     let (config, tree) = (Config::read(template()).unwrap(), Tree::read(template()).unwrap());
     let texts = tree.expected(&config, variant, names).unwrap();

@@ -1,4 +1,4 @@
-//! Every way of calling cargo-generate brings out the same service.
+//! Every way of calling cargo-generate produces the same service.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::support::{contents, generator, silent, succeed, template, text_of};
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// The service that the answers `-d` make.
+/// The service that is generated when `answers` are given with `-d`.
 fn service(answers: &[&str]) -> Files {
     let folder = tempfile::tempdir().unwrap();
     succeed(silent(folder.path(), "order-desk").args(answers.iter().flat_map(|answer| ["-d", answer])));
@@ -32,7 +32,7 @@ fn the_defaults_need_no_server() {
     same(&files, &service(&["postgres=false", "redis=false", "rate_limit=true", "otlp=true", "owner=acme"]));
 }
 
-/// GitHub tells no difference, and an image's name takes no capitals.
+/// GitHub ignores the case of an owner's name, and an image name must be in lower case.
 #[test]
 fn an_owner_is_written_small() {
     same(&service(&["owner=Harbour"]), &service(&["owner=harbour"]));
@@ -50,7 +50,7 @@ fn from_a_repository() {
     command.arg("--git").arg(clone.path()).arg("--destination").arg(folder.path());
     succeed(command.args(["--name", "order-desk", "--silent"]));
     same(&contents(&folder.path().join("order-desk")), &service(&[]));
-    assert!(folder.path().join("order-desk/.git").is_dir(), "it begins as a repository");
+    assert!(folder.path().join("order-desk/.git").is_dir(), "it should be a git repository");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn into_an_empty_folder() {
     same(&contents(folder.path()), &service(&[]));
 }
 
-/// Wherever it was generated from, and whatever the path has in it.
+/// Wherever the service is generated, and whatever characters its path has.
 #[test]
 fn what_it_says_leads_to_the_service() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,7 +121,7 @@ fn into_a_workspace() {
     succeed(&mut silent(folder.path(), "order-desk"));
     let joined = fs::read_to_string(&manifest).unwrap();
     assert!(joined.contains("members = [\"order-desk\"]"), "{joined}");
-    // Cargo takes the workspace's lock from now on, and the profile of the root.
+    // From now on cargo uses the workspace's lockfile and the root's profile.
     let mut cargo = Command::new(env!("CARGO"));
     let output =
         succeed(cargo.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(folder.path()));
@@ -149,9 +149,9 @@ fn answer(command: Command, folder: &Path) {
         ("Project Name", "order-desk\r".to_owned()),
         ("What the service does", ENTER.into()),
         ("The GitHub organisation or user", "harbour\r".into()),
-        ("Keep tasks and jobs in PostgreSQL", format!("{DOWN}{ENTER}")),
+        ("Store tasks and jobs in PostgreSQL", format!("{DOWN}{ENTER}")),
         ("Share the cache between replicas", ENTER.into()),
-        ("Limit how many requests", ENTER.into()),
+        ("Limit the request rate", ENTER.into()),
         ("Export traces", format!("{UP}{ENTER}")),
     ];
     for (question, answer) in answers {

@@ -1,4 +1,4 @@
-//! Where owners and the template meet.
+//! What happens where the owner's changes and the template's meet.
 
 use xtask::owner::{LAST_DEPENDENCY, edit, lines, lost, own, remove_example};
 use xtask::variant::Variant;
@@ -30,7 +30,7 @@ fn what_is_theirs_stays_where_lines_do_not_meet() {
     }
 }
 
-/// Where `cargo add` puts a dependency is where the template puts those of a toggle.
+/// `cargo add` puts a dependency in the same place in which the template puts those of a toggle.
 #[test]
 fn dependencies_are_no_conflict_for_being_neighbours() {
     let service = Service::generate(&[]);
@@ -43,7 +43,7 @@ fn dependencies_are_no_conflict_for_being_neighbours() {
     assert!(!manifest.contains("governor"), "{manifest}");
 }
 
-/// Far enough from the template's for git to see no conflict, and no manifest with both.
+/// The two lines are far enough apart for git to see no conflict, but a manifest with both of them is invalid.
 #[test]
 fn a_dependency_that_both_add_is_there_once() {
     let service = Service::generate(&[]);
@@ -57,8 +57,11 @@ fn a_dependency_that_both_add_is_there_once() {
         let said = service.run(&["set", "redis=true"], code);
         let open = git(&service.folder, &["diff", "--name-only", "--diff-filter=U"]);
         if code == 1 {
-            let cause = "Cargo.toml has the lines of both sides and can't be read, line ";
-            assert!(said.contains(cause) && said.contains(": duplicate key: keep one of them"), "{said}");
+            let cause = "Cargo.toml has lines from both sides and can't be parsed (line ";
+            assert!(
+                said.contains(cause) && said.contains(": duplicate key): keep only one side's"),
+                "{said}"
+            );
             assert_eq!(open, "Cargo.toml");
             assert!(
                 service.read("Cargo.toml").contains(&format!("[dependencies]\n{ours}\n")),
@@ -96,7 +99,7 @@ fn a_crate_by_a_name_of_theirs_has_the_packages_that_it_needs() {
     assert!(lock.contains("name = \"redis\"") && lock.contains("name = \"berths\""), "{lock}");
 }
 
-/// It says more than versions, so git's merge of its lines has to do.
+/// The lockfile holds more than packages, so slipway can't merge it by its entries: git's merge of its lines has to do.
 #[test]
 fn a_lock_that_is_not_understood_is_no_conflict_either() {
     let service = Service::generate(&[]);
@@ -118,7 +121,7 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
         "        let checks = store.checks().into_iter().rev().collect();\n",
     );
     service.replace("config/default.toml", "# Tasks kept in memory.", "# Berths kept in memory.");
-    // Theirs, but an answer is not given for nothing.
+    // The owner's file, but their lines win on `update` only: what `set` changes must not be dropped silently.
     service.replace("README.md", "| `src/cache.rs` |", "| our `src/cache.rs` |");
     service.replace(
         "src/app.rs",
@@ -151,15 +154,15 @@ fn lines_that_both_changed_are_marked_and_none_is_lost() {
         "the template's side is there too"
     );
     assert_eq!(git(&service.folder, &["ls-files", "--unmerged", "src/app.rs"]).lines().count(), 3);
-    assert!(git(&service.folder, &["show", ":2:src/app.rs"]).contains("let ours"), "as git numbers them");
+    assert!(git(&service.folder, &["show", ":2:src/app.rs"]).contains("let ours"), "stage 2 should be ours");
     assert!(service.read(".git/MERGE_MSG").contains("; Conflicts:\n;\tREADME.md\n;\tsrc/app.rs\n"));
-    // All else is merged and staged.
+    // Everything else is merged and staged.
     assert!(service.folder.join("src/cache/shared.rs").exists());
     service.refuses(&["set", "otlp=false"], "changed since the last commit");
 
     git(&service.folder, &["reset", "--quiet", "--merge"]);
     let (files, known, _) = service.state();
-    assert_eq!((&files, &known), (&before.0, &before.1), "the way back");
+    assert_eq!((&files, &known), (&before.0, &before.1), "after git reset --merge");
 }
 
 #[test]

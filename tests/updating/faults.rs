@@ -1,4 +1,4 @@
-//! What breaks a run off, at each of its steps: afterwards everything is as it was, or all of it is done.
+//! A run that is cut short, at each of its steps: afterwards either everything is as it was, or the change is complete.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use crate::support::{Service, commit, contents, generator, git, said, slipway, t
 
 const SET: [&str; 3] = ["set", "redis=true", "postgres=true"];
 
-/// A `git` in `folder` that runs `script` before the real one.
+/// Writes a `git` into `folder` that runs `script` before the real one.
 pub fn shim(folder: &Path, script: &str) {
     wrap(folder, "git", &which("git"), script);
 }
@@ -27,7 +27,7 @@ fn which(program: &str) -> PathBuf {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file()).unwrap()
 }
 
-/// `slipway set` whose `at`th program of its own, git or cargo-generate, runs `fault` first.
+/// A `slipway set` in which the `at`th program that it starts, git or cargo-generate, runs `fault` first.
 fn broken_off(service: &Service, at: usize, fault: &str) -> Command {
     let shims = service.parent.path().join("shims");
     let _ = fs::remove_dir_all(&shims);
@@ -41,14 +41,14 @@ fn broken_off(service: &Service, at: usize, fault: &str) -> Command {
     );
     let mut command = service.command(&SET);
     command.env("PATH", path.unwrap()).env("CARGO_GENERATE", shims.join("cargo-generate"));
-    // What a killed run leaves there goes with the test.
+    // So that what a killed run leaves there is removed with the test's folder.
     command.env("TMPDIR", service.parent.path());
-    // A group of its own: what a terminal sends to all of them must not reach this test.
+    // A process group of its own: a signal to the whole group, as a terminal sends it, must not reach this test.
     command.process_group(0);
     command
 }
 
-/// How many programs it runs.
+/// How many programs `slipway set` starts.
 fn steps(service: &Service) -> usize {
     said(&mut broken_off(service, 0, ":"), 0);
     let count = fs::read_to_string(service.parent.path().join("shims/count")).unwrap().lines().count();
@@ -57,17 +57,17 @@ fn steps(service: &Service) -> usize {
 }
 
 fn take_back(service: &Service) {
-    // What was broken off may have been git's look at the new files, which this makes good.
+    // The run may have been cut short before git refreshed the index, so this refreshes it.
     git(&service.folder, &["status"]);
     git(&service.folder, &["reset", "--quiet", "--merge"]);
 }
 
-/// The steps that touch the service, and some of those before.
+/// The last eight steps, during which the service changes, and every fifth of the earlier ones.
 fn telling(steps: usize) -> impl Iterator<Item = usize> {
     (1..=steps).filter(move |at| at + 8 > steps || at % 5 == 0)
 }
 
-/// What there is of the service, without the shims and git's record of past resets.
+/// The state of the service, without the shims and without `ORIG_HEAD`, which a past reset leaves.
 fn state(service: &Service) -> impl PartialEq + std::fmt::Debug + use<> {
     let (_, known, left) = service.state();
     let left: Vec<_> = left.into_iter().filter(|name| name != "ORIG_HEAD").collect();
@@ -82,7 +82,7 @@ fn ctrl_c_at_every_step() {
     assert!(steps > 20, "it runs {steps} programs");
     let mut interrupted = 0;
     for at in 1..=steps {
-        // As a terminal does it: to slipway, and to whatever it runs in the same group.
+        // As a terminal sends it: to slipway and to every program that it runs in the same process group.
         let output = broken_off(&service, at, "kill -s INT 0; sleep 0.05").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
@@ -90,7 +90,7 @@ fn ctrl_c_at_every_step() {
                 interrupted += 1;
                 assert!(said.contains("interrupted; nothing was changed"), "step {at}: {said}");
             }
-            // Too late: it is done.
+            // The signal came too late: the change is made.
             Some(0) => take_back(&service),
             other => panic!("step {at}: {other:?}: {said}"),
         }
@@ -130,12 +130,12 @@ fn a_kill_at_every_step() {
     let service = Service::generate(&[]);
     let before = state(&service);
     for at in telling(steps(&service)) {
-        // What it had started outlives it.
+        // The program that it started outlives it, and keeps this file locked until it ends.
         let alive = service.parent.path().join("alive");
         let fault = format!("exec 9> {}; flock 9; kill -KILL $PPID; sleep 0.2", alive.display());
         let mut command = broken_off(&service, at, &fault);
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-        // The next run makes it good.
+        // The next run recovers from it.
         service.run(&["status"], 0);
         fs::File::open(alive).unwrap().lock().unwrap();
         if service.read("slipway.toml").contains("redis = true") {
@@ -196,7 +196,7 @@ fn what_is_made_meanwhile_where_a_new_file_goes_is_kept() {
     let service = Service::generate(&[]);
     let mine = service.folder.join("src/cache/shared.rs");
     let steps = steps(&service);
-    // Up to the last program before files change places.
+    // Up to the last program before the files are swapped.
     for at in steps - 3..steps {
         let make = format!("mkdir -p {0} && echo mine > {0}/shared.rs", mine.parent().unwrap().display());
         let output = broken_off(&service, at, &make).output().unwrap();
@@ -219,7 +219,7 @@ fn what_git_was_told_not_to_look_at_is_kept() {
     }
 }
 
-/// On a file system of its own with less and less room. Mounting one needs root, or a user's own namespace.
+/// Runs `slipway` on a file system of its own with `$1` KiB left. Mounting one needs root or a user namespace.
 const FULL_DISK: &str = r#"
 set -e
 room=$1 disk=$2 service=$3; shift 3
@@ -237,17 +237,17 @@ find "$disk" -maxdepth 1 -name 'slipway-*'
 git fsck --no-dangling --no-progress
 "#;
 
-/// Has git's folder and the work tree on mounts of their own.
+/// Puts git's folder on a different mount from the work tree.
 const APART: &str = "mount --bind .git .git";
 
-/// `script` where it may mount what nobody else sees.
+/// A command that runs `script` in namespaces of its own, where it may mount what nobody else sees.
 fn mounting(script: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
     command
 }
 
-/// `program` behind `mounts`.
+/// A command that makes `mounts` in the service's folder, in such namespaces, then runs `program` there.
 fn behind(service: &Service, mounts: &str, program: &Command) -> Command {
     let mut command = mounting(&format!("{mounts} && exec \"$@\""));
     command.arg(program.get_program()).args(program.get_args()).current_dir(&service.folder);
@@ -259,7 +259,7 @@ fn behind(service: &Service, mounts: &str, program: &Command) -> Command {
 fn a_swap_that_fails_half_way() {
     let service = Service::generate(&[]);
     let before = state(&service);
-    // Nothing can take the place of what is mounted.
+    // A mount point can't be renamed or replaced.
     let mut set = behind(&service, "mount --bind Cargo.toml Cargo.toml", &service.command(&SET));
     let said = said(&mut set, 2);
     assert!(said.starts_with("error: ") && said.contains("Cargo.toml can't be moved"), "{said}");
@@ -267,12 +267,12 @@ fn a_swap_that_fails_half_way() {
     assert_eq!(git(&service.folder, &["status", "--porcelain"]), "");
 }
 
-/// One file system is not enough: nothing is renamed from one mount of it to another.
+/// Being on one file system is not enough: a rename can't cross from one mount of it to another.
 #[test]
 fn a_git_folder_behind_a_mount_of_its_own() {
     let service = Service::generate(&[]);
     let (before, steps) = (state(&service), steps(&service));
-    // Before the swap and after it.
+    // Killed before the swap and after it.
     for at in [steps - 1, steps] {
         let killed = broken_off(&service, at, "kill -KILL $PPID; sleep 0.2");
         let mut killed = behind(&service, APART, &killed);
@@ -283,14 +283,14 @@ fn a_git_folder_behind_a_mount_of_its_own() {
         }
         assert_eq!(state(&service), before, "step {at} of {steps}");
     }
-    // A kill may leave it empty, too.
+    // A kill may also leave `.slipway` empty.
     fs::create_dir(service.folder.join(".slipway")).unwrap();
     said(&mut behind(&service, APART, &service.command(&SET)), 0);
     service.is_generated(&SET[1..]);
     assert!(!service.folder.join(".slipway").exists());
 }
 
-/// Whoever commits what a killed run leaves has it in every clone.
+/// If someone commits what a killed run left behind, every clone has it.
 #[test]
 fn what_a_clone_brings_along_is_nothing_to_undo() {
     let service = Service::generate(&[]);
@@ -315,13 +315,13 @@ fn what_a_clone_brings_along_is_nothing_to_undo() {
         assert_eq!(service.state(), before);
     };
     unharmed();
-    // Nor is the lock of another git.
+    // Nor is the lock of another git removed.
     service.write(".git/index.lock", "");
     unharmed();
     fs::remove_file(service.folder.join(".git/index.lock")).unwrap();
-    // Where files would have to be prepared in it, it is in the way.
+    // When files would have to be prepared in `.slipway`, it is in the way.
     let mut set = behind(&service, APART, &service.command(&SET));
-    service.refuses_as(&mut set, "/.slipway can't be made: File exists");
+    service.refuses_as(&mut set, "/.slipway can't be created: File exists");
     service.run(&SET, 0);
     assert_eq!(service.read(".git/config"), settings);
 }

@@ -1,4 +1,4 @@
-//! Bad days: each is refused with its cause and its cure, and everything stays as it was.
+//! What slipway refuses: each time with the cause and the fix, and with everything left as it was.
 
 use std::fs;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ fn a_tree_that_is_not_clean() {
     git(&service.folder, &["add", "README.md"]);
     service.write("src/lib.rs", "// Ours.\n");
     service.refuses(&["update"], "1 more changed since the last commit");
-    // What would be is shown all the same.
+    // A dry run still shows what would change.
     service.run(&["set", "redis=true", "--dry-run"], 0);
 }
 
@@ -44,7 +44,10 @@ fn a_record_that_is_broken() {
         service.write("slipway.toml", &bad);
         commit(&service.folder, "broken");
         service.refuses(&["set", "redis=true"], wanted);
-        service.refuses(&["status"], "`git log -p slipway.toml` shows what it was");
+        service.refuses(
+            &["status"],
+            "slipway.toml can't be used (`git log -p slipway.toml` shows how it changed): ",
+        );
     }
 }
 
@@ -68,12 +71,12 @@ fn a_record_of_answers_that_there_are_not() {
     let good = service.read("slipway.toml");
     for (bad, wanted) in [
         ("redis = \"maybe\"", "slipway.toml: redis can't be \"maybe\": allowed are true and false"),
-        ("reddis = true", "slipway.toml: there is no question \"reddis\"; there are"),
+        ("reddis = true", "slipway.toml: there is no question \"reddis\"; allowed are"),
     ] {
         service.write("slipway.toml", &good.replace("redis = false", bad));
         commit(&service.folder, "broken");
         service.refuses(&["set", "otlp=false"], wanted);
-        // It shows what is recorded first.
+        // `status` shows what is recorded before it fails.
         let said = said(&mut service.command(&["status"]), 2);
         assert!(said.contains(wanted), "{said}");
     }
@@ -85,7 +88,7 @@ fn a_record_that_is_newer_than_the_template() {
     let version = crate::support::version();
     service.replace("slipway.toml", &format!("version = \"{version}\""), "version = \"9.0.0\"");
     commit(&service.folder, "newer");
-    let wanted = format!("has no version 9.0.0, which is newer than all that it has; it has {version}");
+    let wanted = format!("has no version 9.0.0, which is newer than all of its versions; it has {version}");
     service.refuses(&["set", "redis=true"], &wanted);
     service.refuses(&["update"], &wanted);
 }
@@ -93,13 +96,14 @@ fn a_record_that_is_newer_than_the_template() {
 #[test]
 fn answers_that_there_are_not() {
     let service = Service::generate(&[]);
-    let known = "there are description, owner, postgres, redis, rate_limit, otlp";
+    let known = "allowed are description, owner, postgres, redis, rate_limit, otlp";
     service.refuses(&["set", "rediss=true"], &format!("there is no question \"rediss\"; {known}"));
     service.refuses(&["set", "redis=maybe"], "redis can't be \"maybe\": allowed are true and false");
     let refused = said(&mut service.command(&["set", "owner=two words"]), 2);
     let wanted = format!(
-        "error: cargo-generate made nothing of version {}: Runtime error: the owner \"two words\" is no GitHub organisation \
-         or user; allowed are letters, digits and hyphens, no hyphen first or last, 39 at most\n",
+        "error: cargo-generate failed for version {}: Runtime error: the owner \"two words\" is not a valid GitHub \
+         organisation or user; allowed are letters, digits and hyphens, no hyphen first or last, at most 39 \
+         characters\n",
         crate::support::version()
     );
     assert_eq!(refused, wanted);
@@ -111,7 +115,7 @@ fn answers_that_there_are_not() {
 fn a_new_service_that_cannot_be() {
     let parent = tempfile::tempdir().unwrap();
     for (arguments, wanted) in
-        [(&["fn"][..], "fn"), (&["orders", "foo=1"], "there is no question \"foo\"; there are")]
+        [(&["fn"][..], "fn"), (&["orders", "foo=1"], "there is no question \"foo\"; allowed are")]
     {
         let mut command = slipway();
         command.arg("new").args(arguments).arg("--template").arg(template()).current_dir(&parent);
@@ -127,7 +131,7 @@ fn a_version_that_there_is_not() {
     let version = crate::support::version();
     service.refuses(
         &["update", "--to", "7.7.7"],
-        &format!("has no version 7.7.7, which is newer than all that it has; it has {version}"),
+        &format!("has no version 7.7.7, which is newer than all of its versions; it has {version}"),
     );
     service.refuses(&["update", "--to", "0.0.1"], &format!("has no version 0.0.1; it has {version}"));
     let said = said(&mut service.command(&["update", "--to", "latest"]), 2);
@@ -139,7 +143,7 @@ fn a_template_that_is_out_of_reach() {
     let mut service = Service::generate(&[]);
     let empty = tempfile::tempdir().unwrap();
     for (template, wanted) in [
-        ("/nowhere/at/all", "there is no template at /nowhere/at/all: no such folder, and it is no URL"),
+        ("/nowhere/at/all", "there is no template at /nowhere/at/all: it is neither a folder nor a URL"),
         ("http://127.0.0.1:9/slipway", "can't be reached"),
         ("file:///nowhere/at/all", "check the address and the network, or name a clone with --template PATH"),
         (empty.path().to_str().unwrap(), "holds no template"),
@@ -148,7 +152,7 @@ fn a_template_that_is_out_of_reach() {
         service.refuses(&["set", "redis=true"], wanted);
         service.refuses(&["update"], wanted);
     }
-    // What is recorded is shown even so.
+    // `status` still shows what is recorded.
     let said = said(&mut service.command(&["status"]), 2);
     assert!(said.contains("owner        acme") && said.contains("holds no template"), "{said}");
 }
@@ -159,9 +163,9 @@ fn no_template_named_at_all() {
     let mut command = slipway();
     service.refuses_as(
         command.args(["update"]).current_dir(&service.folder),
-        "which template? Give its repository with --template",
+        "the template is not known: name its repository with --template",
     );
-    // Until it is written down, which updates then keep.
+    // Until the record names one, which later changes keep.
     let address = format!("template = \"{}\"", template().display());
     service.replace("slipway.toml", "template = \"slipway\"", &address);
     commit(&service.folder, "ours");
@@ -182,7 +186,7 @@ fn a_path_to_the_template_in_the_record_counts_from_there() {
         let said = said(command.arg("status").current_dir(service.folder.join(folder)), 0);
         assert!(said.contains("nothing to update"), "{said}");
     }
-    // What is given on the command line counts from where it is given.
+    // A path on the command line is relative to the current folder.
     let mut command = slipway();
     command.args(["status", "--template", "../theirs"]).current_dir(service.folder.join("src"));
     said(&mut command, 2);
@@ -196,7 +200,7 @@ fn a_path_to_the_template_in_the_record_counts_from_there() {
 fn a_folder_that_git_does_not_know() {
     let service = Service::generate(&[]);
     fs::remove_dir_all(service.folder.join(".git")).unwrap();
-    service.refuses(&["set", "redis=true"], "is in no git work tree, and slipway merges through git");
+    service.refuses(&["set", "redis=true"], "is not in a git work tree, and slipway merges with git");
     git(&service.folder, &["init", "--quiet"]);
     let said = said(&mut service.command(&["set", "redis=true"]), 2);
     assert!(said.contains("nothing is committed yet: `git add .` and `git commit`"), "{said}");
@@ -226,7 +230,7 @@ fn something_that_git_has_not_finished() {
         fs::remove_file(unfinished).unwrap();
     }
     service.write(".git/index.lock", "");
-    service.refuses(&["set", "redis=true"], "another git is at work here");
+    service.refuses(&["set", "redis=true"], "another git is running here");
 }
 
 #[test]
@@ -242,7 +246,7 @@ fn a_file_in_the_way_that_git_does_not_have() {
     ] {
         service.write(path, "mine");
         service.refuses(&["set", "redis=true"], wanted);
-        // Ignored or not.
+        // Whether git ignores it or not.
         service.write(".git/info/exclude", "/src/cache\n");
         service.refuses(&["set", "redis=true"], wanted);
         let there = service.folder.join("src/cache");
@@ -261,7 +265,7 @@ fn a_repository_of_their_own_in_the_way() {
     service.write("docs/unpushed", "mine");
     service.refuses(
         &["set", "otlp=false"],
-        "docs is a repository of its own, which would make way with all that",
+        "docs is a repository of its own, which would be removed with all that",
     );
 }
 

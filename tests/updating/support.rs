@@ -1,4 +1,4 @@
-//! What the tests of updating share: a template with releases, and services that were generated from it.
+//! Helpers shared by the update tests: a template with releases, and services that were generated from it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,7 +19,7 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The cargo-generate to test with: the one in `CARGO_GENERATE`, one that is found, or one that is built now.
+/// The cargo-generate to test with: the one in `CARGO_GENERATE`, else one that is installed, else one built now.
 pub fn generator() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     let find = || match env::var_os("CARGO_GENERATE") {
@@ -30,7 +30,7 @@ pub fn generator() -> PathBuf {
     FOUND.get_or_init(find).clone()
 }
 
-/// The template as it is, in a repository with the release of the version that it says.
+/// A repository with the template as it is in the work tree, released as the version that it records.
 pub fn template() -> &'static Path {
     static REPOSITORY: OnceLock<TempDir> = OnceLock::new();
     let repository = REPOSITORY.get_or_init(|| {
@@ -43,14 +43,14 @@ pub fn template() -> &'static Path {
     repository.path()
 }
 
-/// The version that the template has now.
+/// The template's current version.
 pub fn version() -> String {
     let record = fs::read_to_string(repository().join("template/slipway.toml")).unwrap();
     record.split_once("version = \"").unwrap().1.split_once('"').unwrap().0.to_owned()
 }
 
-/// Commits what is in `folder` and tags it. It is packed, as a server has it: otherwise each that fetches it waits for
-/// that.
+/// Commits what is in `folder`, tags it, and packs the repository, as on a server: otherwise each fetch has to wait for
+/// the packing.
 pub fn release(folder: &Path, version: &str) {
     commit(folder, version);
     git(folder, &["tag", &format!("v{version}")]);
@@ -62,7 +62,7 @@ pub fn commit(folder: &Path, message: &str) {
     git(folder, &["commit", "--quiet", "--allow-empty", "--message", message]);
 }
 
-/// git with nobody's settings; its standard output.
+/// Runs git without the user's settings; returns its standard output.
 pub fn git(folder: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
     command.args(["-c", "user.name=owner", "-c", "user.email=owner@localhost"]).args(arguments);
@@ -75,7 +75,7 @@ pub fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Each file below `folder` with its content and whether it can be executed; git's own are left out.
+/// Each file below `folder`, except those in `.git`, with its content and whether it is executable.
 pub fn contents(folder: &Path) -> BTreeMap<String, (String, bool)> {
     let mut files = BTreeMap::new();
     for entry in WalkDir::new(folder).into_iter().filter_entry(|entry| entry.file_name() != ".git") {
@@ -97,7 +97,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Generated with `answers`, and committed.
+    /// Generates a service with `answers` and commits it.
     pub fn generate(answers: &[&str]) -> Self {
         Self::of(template(), answers)
     }
@@ -117,12 +117,12 @@ impl Service {
         command
     }
 
-    /// Runs it; it has to end with `code`. What it said.
+    /// Runs `slipway`, which must exit with `code`; returns its output.
     pub fn run(&self, arguments: &[&str], code: i32) -> String {
         said(&mut self.command(arguments), code)
     }
 
-    /// Runs it; it has to refuse with `wanted` in its words, and to leave everything as it was.
+    /// Runs `slipway`, which must refuse with `wanted` in its message and leave everything as it was.
     pub fn refuses(&self, arguments: &[&str], wanted: &str) {
         self.refuses_as(&mut self.command(arguments), wanted);
     }
@@ -135,7 +135,7 @@ impl Service {
         assert_eq!(self.state(), before, "{command:?} left something behind");
     }
 
-    /// All that a run may not change when it fails: files, index, refs, and what lies in git's folder.
+    /// Everything that a failed run must not change: files, index, refs, and the names of what is in git's folder.
     pub fn state(&self) -> (BTreeMap<String, (String, bool)>, String, Vec<String>) {
         let git_folder = git_folder(&self.folder);
         let known = git_folder.as_ref().map_or(String::new(), |_| {
@@ -161,12 +161,12 @@ impl Service {
         fs::write(path, text).unwrap();
     }
 
-    /// Puts `to` in the place of the one `from` in a file.
+    /// Replaces the only occurrence of `from` in a file with `to`.
     pub fn replace(&self, path: &str, from: &str, to: &str) {
         replace(&self.folder.join(path), from, to);
     }
 
-    /// Whether it has exactly the files that are generated with `answers`, staged.
+    /// Asserts that the service has exactly the files that are generated with `answers`, with every change staged.
     #[track_caller]
     pub fn is_generated(&self, answers: &[&str]) {
         let fresh = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ pub fn replace(file: &Path, from: &str, to: &str) {
     fs::write(file, text.replace(from, to)).unwrap();
 }
 
-/// What cargo-generate makes of the work tree of `template`.
+/// Generates a service in `parent` from the work tree of `template`; returns its folder.
 pub fn generated(template: &Path, parent: &Path, answers: &[&str]) -> PathBuf {
     let mut command = generate::command(&generator());
     command.arg("--path").arg(template).arg("--destination").arg(parent);
@@ -201,14 +201,14 @@ pub fn generated(template: &Path, parent: &Path, answers: &[&str]) -> PathBuf {
     parent.join(NAME)
 }
 
-/// The program, without this machine's settings.
+/// `slipway`, without the user's git settings.
 pub fn slipway() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
     command.env("CARGO_GENERATE", generator()).env("GIT_CONFIG_GLOBAL", "/dev/null");
     command
 }
 
-/// Runs `command`; it has to end with `code`. What it said.
+/// Runs `command`, which must exit with `code`; returns its output.
 #[track_caller]
 pub fn said(command: &mut Command, code: i32) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap();

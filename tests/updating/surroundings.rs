@@ -1,4 +1,4 @@
-//! Where services live: below others, in workspaces, with other line endings, next to files that git doesn't have.
+//! Where services live: in monorepos and workspaces, with other line endings, next to files that aren't in git.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::{Service, commit, contents, generated, git, template};
 
-/// A service in a folder of a repository that has other things too.
+/// A service in a subfolder of a repository that has other things too.
 fn in_a_monorepo() -> Service {
     let parent = tempfile::tempdir().unwrap();
     let top = parent.path();
@@ -24,7 +24,7 @@ fn a_service_in_a_monorepo() {
     let service = in_a_monorepo();
     let top = service.parent.path();
     fs::write(top.join("notes.txt"), "not in git").unwrap();
-    // From a folder inside it as well.
+    // Run from a subfolder of the service, which must work as well.
     let mut command = service.command(&["set", "redis=true", "postgres=true"]);
     crate::support::said(command.current_dir(service.folder.join("src/http")), 0);
     service.is_generated(&["redis=true", "postgres=true"]);
@@ -82,10 +82,10 @@ fn a_work_tree_of_its_own() {
     let first = service.folder.clone();
     let before = contents(&first);
     let device = |folder: &str| fs::metadata(folder).unwrap().dev();
-    // Also where it is on another file system than git's own folder.
+    // Also with the work tree on a different file system from git's folder.
     let here = device(first.to_str().unwrap());
     let far = ["/dev/shm", env!("CARGO_TARGET_TMPDIR")].into_iter().find(|folder| device(folder) != here);
-    let far = tempfile::tempdir_in(far.expect("a second file system")).unwrap();
+    let far = tempfile::tempdir_in(far.expect("this test needs a second file system")).unwrap();
     for (parent, name) in [(service.parent.path().to_owned(), "near"), (far.path().to_owned(), "far")] {
         let other = parent.join(name);
         git(&first, &["worktree", "add", "--quiet", other.to_str().unwrap()]);
@@ -163,7 +163,7 @@ fn line_endings_that_git_converts() {
     assert_eq!(git(&service.folder, &["diff", "--name-only"]), "");
     assert!(
         !git(&service.folder, &["cat-file", "blob", ":src/cache/shared.rs"]).contains('\r'),
-        "as it is stored"
+        "git should store it with LF"
     );
 }
 
@@ -175,7 +175,7 @@ fn line_endings_that_were_committed() {
     }
     let ours = service.read("src/lib.rs").replace("//! The service", "//! Our service");
     service.write("src/lib.rs", &ours);
-    // What is merged by its meaning as well.
+    // Also edits to the files that are merged by their entries rather than their lines.
     service.replace("Cargo.toml", "\ngovernor = ", "\nitoa = \"1\"\r\ngovernor = ");
     service.write("slipway.toml", &(service.read("slipway.toml") + "# Ours.\r\n"));
     let (name, older, newer) = ("name = \"orders\"\r\n", "version = \"0.1.0\"", "version = \"0.2.0\"");
@@ -240,14 +240,14 @@ fn whatever_their_settings_are() {
         command.env(format!("GIT_{name}"), "/nowhere");
     }
     crate::support::said(&mut command, 0);
-    assert!(service.read("src/work.rs").contains("\r\n"), "as git writes files here");
+    assert!(service.read("src/work.rs").contains("\r\n"), "git writes files with CRLF here");
     assert!(!service.folder.join("src/jobs.rs").exists(), "renames are followed");
     for (path, (text, executable)) in contents(&service.folder) {
         service.write(&path, &text.replace("\r\n", "\n"));
         assert!(!executable, "{path}");
     }
     fs::rename(service.folder.join("src/work.rs"), service.folder.join("src/jobs.rs")).unwrap();
-    assert!(rules[1].join("redis.yml").exists() && !rules[0].exists(), "those of folders as well");
+    assert!(rules[1].join("redis.yml").exists() && !rules[0].exists(), "renames of folders are followed");
     fs::rename(&rules[1], &rules[0]).unwrap();
     commit(&service.folder, "set");
     service.is_generated(&["redis=true"]);

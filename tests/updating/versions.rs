@@ -1,4 +1,4 @@
-//! From one release of a template to another, there and back.
+//! Updates from one release of a template to another, and back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,8 +18,8 @@ const MIGRATION: &str = "migrations/0003_priorities.sql";
 const LISTS: &str = "tests/service/lists.rs";
 const REMARK: &str = "Imports point one way: `main` → `app` → everything;";
 
-/// A template with three releases: 0.2.0 changes a file, renames one, removes one, asks a new question and adds a
-/// migration; 0.3.0 changes the renamed file, the README and a remark of the record.
+/// A template with three releases and a preview: 0.2.0 changes, renames and removes files, asks a new question and
+/// adds a migration and an example file; 0.3.0 changes the renamed file, the README and a comment in the record.
 fn releases() -> &'static Path {
     static REPOSITORY: OnceLock<TempDir> = OnceLock::new();
     let make = || {
@@ -75,7 +75,7 @@ fn releases() -> &'static Path {
     REPOSITORY.get_or_init(make).path()
 }
 
-/// What a release generates.
+/// The files that a release generates.
 fn fresh(version: &str, answers: &[&str]) -> BTreeMap<String, (String, bool)> {
     let (clone, parent) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let tag = format!("v{version}");
@@ -84,7 +84,7 @@ fn fresh(version: &str, answers: &[&str]) -> BTreeMap<String, (String, bool)> {
     contents(&generated(clone.path(), parent.path(), answers))
 }
 
-/// A service of 0.1.0.
+/// A service that was generated from 0.1.0.
 fn service(answers: &[&str]) -> Service {
     let parent = tempfile::tempdir().unwrap();
     let service = Service { folder: parent.path().join("orders"), parent, template: releases().to_owned() };
@@ -137,12 +137,12 @@ fn it_goes_to_the_newest_release_but_to_no_preview() {
     service.run(&["update"], 0);
     is(&service, &fresh("0.3.0", &[]));
     assert_eq!(service.read(".git/MERGE_MSG"), "Update to slipway 0.3.0\n");
-    // Nor back from one.
+    // Nor does it go back from a preview.
     commit(&service.folder, "update");
     service.replace("slipway.toml", "version = \"0.3.0\"", "version = \"0.4.0-preview.1\"");
     commit(&service.folder, "preview");
     let said = service.run(&["update"], 0);
-    assert!(said.contains("orders is at version 0.4.0-preview.1 already"), "{said}");
+    assert!(said.contains("orders is already at version 0.4.0-preview.1"), "{said}");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn the_record_keeps_what_its_owner_wrote_into_it() {
     let (record, _) = wanted.get_mut("slipway.toml").unwrap();
     *record = record.replace(theirs, ours);
     is(&service, &wanted);
-    // A line that nothing is known of.
+    // A line that the template knows nothing of.
     let service = self::service(&[]);
     service.write("slipway.toml", &(service.read("slipway.toml") + "# Ours.\n"));
     commit(&service.folder, "ours");
@@ -242,7 +242,7 @@ fn what_they_changed_renamed_or_removed_takes_part() {
     let client = service.read("src/http/client.rs");
     service.write("src/http/client.rs", &format!("{client}// Ours.\n"));
     git(&service.folder, &["mv", "src/lifecycle.rs", "src/states.rs"]);
-    // Of the example, under a new name: where lines meet, theirs stay.
+    // An example file under a new name: where both sides changed the same lines, the owner's stay.
     git(&service.folder, &["mv", "src/task.rs", "src/berth.rs"]);
     let berth = format!("// Ours.\n{}", service.read("src/berth.rs"));
     service.write("src/berth.rs", &berth);
@@ -252,7 +252,7 @@ fn what_they_changed_renamed_or_removed_takes_part() {
     let sender = service.read("src/http/sender.rs");
     assert!(
         sender.ends_with("// Ours.\n") && sender.starts_with("//! Who has sent"),
-        "theirs, under the new name"
+        "both changes, under the new name"
     );
     assert!(service.read("src/states.rs").starts_with("//! The one state machine"), "new, under their name");
     assert_eq!(service.read("src/berth.rs"), berth);
@@ -270,7 +270,7 @@ fn a_conflict_is_told_before_it_is_made() {
     let said = service.run(&["status"], 0);
     assert!(said.contains("  conflict in src/lifecycle.rs\n"), "{said}");
     let said = service.run(&["update", "--dry-run"], 1);
-    assert!(said.contains("you and the template would be in conflict in 1 file."), "{said}");
+    assert!(said.contains("this would conflict in 1 file."), "{said}");
     assert_eq!(service.state(), before);
 }
 
@@ -281,7 +281,7 @@ fn a_removed_example_is_not_brought_back() {
     commit(&service.folder, "ours");
     let said = service.run(&["update"], 0);
     assert!(said.contains("src/task.rs stays removed"), "{said}");
-    assert!(said.contains(&format!("{LISTS} is not brought")), "{said}");
+    assert!(said.contains(&format!("{LISTS} is not added")), "{said}");
     for gone in ["src/http/tasks.rs", "src/task.rs", "src/tasks.rs", "tests/service/api.rs", LISTS] {
         assert!(!service.folder.join(gone).exists(), "{gone} is back");
     }
@@ -290,7 +290,7 @@ fn a_removed_example_is_not_brought_back() {
 #[test]
 fn their_readme_wins_where_an_update_meets_it() {
     let latin_1 = |text: &str| text.chars().map(|letter| u8::try_from(letter).unwrap_or(b'?')).collect();
-    // To git it is no text.
+    // Git takes it for binary.
     let utf_16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     for encoded in [&latin_1 as &dyn Fn(&str) -> Vec<u8>, &utf_16] {
         let service = service(&[]);
@@ -303,7 +303,7 @@ fn their_readme_wins_where_an_update_meets_it() {
         assert!(fs::read(&path).unwrap() == text);
         assert!(
             service.read(".git/MERGE_MSG").contains("\n\n- README.md: where"),
-            "and for those who review it"
+            "the commit message should have it as well"
         );
     }
 }
@@ -334,7 +334,7 @@ fn what_was_no_release_is_named_by_its_branch() {
     assert!(said(&mut service.command(&["status"]), 2).contains(cause));
     service.run(&["update", "--from", "early"], 0);
     is(&service, &fresh("0.3.0", &[]));
-    // Also where the record says that it is the newest already.
+    // Also when the record already has the newest version.
     commit(&service.folder, "update");
     let said = service.run(&["update", "--from", "early"], 0);
     assert!(said.contains("Update to slipway 0.3.0: nothing changes"), "{said}");

@@ -1,4 +1,4 @@
-//! What people ask of it on a good day.
+//! The ordinary uses of `slipway`, when nothing goes wrong.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -35,10 +35,7 @@ fn what_is_so_already_changes_nothing() {
     let service = Service::generate(&["redis=true"]);
     let before = service.state();
     let said = service.run(&["set", "redis=true"], 0);
-    assert!(
-        said.contains("has these answers already. If one was written into slipway.toml by hand"),
-        "{said}"
-    );
+    assert!(said.contains("already has these answers. If you changed one in slipway.toml by hand"), "{said}");
     assert!(service.run(&["update"], 0).contains("already"));
     assert_eq!(service.state(), before);
 }
@@ -60,7 +57,7 @@ fn the_way_back_is_git_s() {
     git(&service.folder, &["reset", "--quiet", "--merge"]);
     let (files, known, _) = service.state();
     assert_eq!((&files, &known), (&before.0, &before.1));
-    assert!(!service.folder.join(".git/MERGE_MSG").exists(), "the message goes as well");
+    assert!(!service.folder.join(".git/MERGE_MSG").exists(), "MERGE_MSG should be gone as well");
 }
 
 #[test]
@@ -77,7 +74,7 @@ fn status_says_what_is_recorded() {
     }
 }
 
-/// On a machine of one's own it takes a quarter of this; what others are doing on a shared one is no fault of ours.
+/// On an idle machine it takes a quarter of this; on a shared one, the bounds grow with the load.
 #[test]
 fn it_answers_before_one_looks_away() {
     let service = Service::generate(&[]);
@@ -102,7 +99,7 @@ fn new_is_cargo_generate_with_the_newest_release() {
     command.args(["new", "orders", "redis=true", "owner=harbour", "--template"]).arg(template());
     said(command.current_dir(parent.path()).stdin(Stdio::null()), 0);
     let folder = parent.path().join("orders");
-    assert!(folder.join(".git").is_dir(), "it begins as a repository");
+    assert!(folder.join(".git").is_dir(), "it should be a git repository");
     let service = Service { folder, parent, template: template().to_owned() };
     service.is_generated(&["redis=true", "owner=harbour"]);
 }
@@ -124,7 +121,7 @@ fn a_template_may_be_a_bare_repository_one_without_releases_or_with_other_ids() 
     }
 }
 
-/// As behind `| head -0`, on both outputs.
+/// As when piped into `head -0`, for both standard output and standard error.
 #[test]
 fn it_does_its_work_where_nobody_reads_what_it_says() {
     let service = Service::generate(&[]);

@@ -1,4 +1,4 @@
-//! Line endings: what is generated has those that the service's files were committed with, else every line would
+//! Line endings: generated files get those that the service's files were committed with. Otherwise every line would
 //! differ.
 
 use std::collections::BTreeSet;
@@ -15,56 +15,56 @@ use crate::record;
 use crate::service::Service;
 use crate::tree;
 
-/// Gives the files in `folders` the line endings of their counterparts in `service`; one that has none follows the
-/// record.
+/// Gives the files in `folders` the line endings of their counterparts in `service`; a file that has none gets those
+/// of the record.
 pub fn follow(git: &Git, service: &Service, folders: &[&Path]) -> Result<()> {
-    let carried = carried(git, service)?;
-    if carried.is_empty() {
+    let crlf_files = crlf_files(git, service)?;
+    if crlf_files.is_empty() {
         return Ok(());
     }
-    let new_ones = carried.contains(Path::new(record::FILE));
+    let new_ones = crlf_files.contains(Path::new(record::FILE));
     for folder in folders {
         for entry in WalkDir::new(folder) {
             let entry = entry?;
             let path = entry.path().strip_prefix(folder)?;
-            let wanted = if service.files.contains_key(path) { carried.contains(path) } else { new_ones };
+            let wanted = if service.files.contains_key(path) { crlf_files.contains(path) } else { new_ones };
             if !entry.file_type().is_file() || !wanted {
                 continue;
             }
-            // Text alone: in anything else a line feed is no end of a line.
+            // Only text: elsewhere a line feed doesn't end a line.
             if let Ok(text) = String::from_utf8(fs::read(entry.path())?) {
-                fs::write(entry.path(), carry(&text))?;
+                fs::write(entry.path(), to_crlf(&text))?;
             }
         }
     }
     Ok(())
 }
 
-/// `text` with a carriage return at each line's end.
-pub fn carry(text: &str) -> String {
+/// `text` with CRLF line endings.
+pub fn to_crlf(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\n', "\r\n")
 }
 
-/// Whether each line of `content` ends with a carriage return too.
-pub fn are_carried(content: &[u8]) -> bool {
+/// Whether all line endings of `content` are CRLF; false when it has none.
+pub fn is_crlf(content: &[u8]) -> bool {
     let mut ends = content.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
     ends.next().is_some_and(|line| line.ends_with(b"\r\n")) && ends.all(|line| line.ends_with(b"\r\n"))
 }
 
-/// The files of `service` in which each line ends with a carriage return too.
-fn carried(git: &Git, service: &Service) -> Result<BTreeSet<PathBuf>> {
-    // Whatever patterns and colours someone likes to search with.
+/// The files of `service` in which all line endings are CRLF.
+fn crlf_files(git: &Git, service: &Service) -> Result<BTreeSet<PathBuf>> {
+    // Independent of the user's settings for patterns and colours.
     let said =
         git.output(&["grep", "-G", "--no-color", "-l", "-I", "-z", "-e", "\r$", &service.tree, "--"], &[])?;
     if !matches!(said.status.code(), Some(0 | 1)) {
-        bail!("git could not search for line endings: {}", git::last_words(&said.stderr));
+        bail!("git could not search for line endings: {}", git::error_summary(&said.stderr));
     }
     let mut found = BTreeSet::new();
     for name in said.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         // `<tree>:<path>`
         let path = Path::new(OsStr::from_bytes(name.get(service.tree.len() + 1..).unwrap_or_default()));
         let Some(entry) = service.files.get(path) else { continue };
-        if are_carried(&tree::content(git, &entry.id)?) {
+        if is_crlf(&tree::content(git, &entry.id)?) {
             found.insert(path.to_owned());
         }
     }

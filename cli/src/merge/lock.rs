@@ -1,5 +1,5 @@
-//! `Cargo.lock` merged by its packages, as cargo would have written it: lines of a lock that fit together may still
-//! be no lock, and lines that don't fit may well.
+//! Merges `Cargo.lock` by packages, into what cargo would have written: lines that merge cleanly may still give an
+//! invalid lockfile, and lines that conflict may have a valid result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -7,80 +7,80 @@ use std::fmt::Write as _;
 use semver::Version;
 use toml_edit::{DocumentMut, Item, Table};
 
-/// A package.
+/// The identity of a package.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Id {
     name: String,
     version: Version,
-    /// None: a crate of the service.
+    /// `None` for a crate of the service.
     source: Option<String>,
 }
 
-/// Packages of which cargo takes one: of a name, a source, and compatible versions.
-type Class = (String, Option<String>, String);
+/// Packages of which cargo uses only one: of one name and source, with compatible versions.
+type CompatKey = (String, Option<String>, String);
 
 #[derive(Clone, Debug)]
 struct Package {
     checksum: Option<String>,
-    needs: BTreeSet<Class>,
+    needs: BTreeSet<CompatKey>,
 }
 
-/// The packages by their classes.
+/// A lockfile: its packages by class.
 #[derive(Debug)]
 struct Lock {
     head: String,
-    packages: BTreeMap<Class, (Id, Package)>,
+    packages: BTreeMap<CompatKey, (Id, Package)>,
 }
 
-/// The lock of a service whose lock is `ours`, after what changed from `base` to `theirs`. Nothing where one isn't
-/// as cargo writes it, or says more than versions.
+/// Merges what changed from `base` to `theirs` into `ours`. `None` when one of them isn't as cargo writes it, or
+/// holds more than packages.
 pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
     let (mut base, ours, mut theirs) = (Lock::parse(base)?, Lock::parse(ours)?, Lock::parse(theirs)?);
     if ours.head != theirs.head {
         return None;
     }
-    // The service's crate may have another name by now.
-    let only_in = |one: &Lock, other: &Lock| -> Vec<Class> {
-        one.crates().filter(|class| !other.packages.contains_key(*class)).cloned().collect()
+    // The service's crate may have been renamed.
+    let only_in = |one: &Lock, other: &Lock| -> Vec<CompatKey> {
+        one.crates().filter(|compat_key| !other.packages.contains_key(*compat_key)).cloned().collect()
     };
     if let ([was], [is]) = (&*only_in(&base, &ours), &*only_in(&ours, &base)) {
         (base, theirs) = (base.renamed(was, is), theirs.renamed(was, is));
     }
     let mut packages = BTreeMap::new();
-    let mut waiting: Vec<Class> = ours.crates().cloned().collect();
-    while let Some(class) = waiting.pop() {
-        if packages.contains_key(&class) {
+    let mut waiting: Vec<CompatKey> = ours.crates().cloned().collect();
+    while let Some(compat_key) = waiting.pop() {
+        if packages.contains_key(&compat_key) {
             continue;
         }
-        let (id, package) = chosen(&class, &base, &ours, &theirs)?;
+        let (id, package) = chosen(&compat_key, &base, &ours, &theirs)?;
         waiting.extend(package.needs.iter().cloned());
-        packages.insert(class, (id, package));
+        packages.insert(compat_key, (id, package));
     }
     Some(Lock { head: ours.head, packages }.to_text())
 }
 
-/// What becomes of a package that has to be there.
-fn chosen(class: &Class, base: &Lock, ours: &Lock, theirs: &Lock) -> Option<(Id, Package)> {
-    let [base, ours, theirs] = [base, ours, theirs].map(|lock| lock.packages.get(class));
+/// The package that the merged lockfile gets for a class that it needs.
+fn chosen(compat_key: &CompatKey, base: &Lock, ours: &Lock, theirs: &Lock) -> Option<(Id, Package)> {
+    let [base, ours, theirs] = [base, ours, theirs].map(|lock| lock.packages.get(compat_key));
     let (ours, theirs) = match (ours, theirs) {
         (Some(ours), Some(theirs)) => (ours, theirs),
         (Some(one), None) | (None, Some(one)) => return Some(one.clone()),
         (None, None) => return None,
     };
-    // The service's own version is its owner's.
-    let take_theirs = class.1.is_some()
+    // The version of the service itself is up to its owner.
+    let take_theirs = compat_key.1.is_some()
         && match base.map(|(id, _)| &id.version) {
             Some(was) if *was == ours.0.version => true,
             Some(was) if *was == theirs.0.version => false,
             _ => ours.0.version < theirs.0.version,
         };
     let (id, package) = if take_theirs { theirs } else { ours };
-    // Another version needs other packages, and so do other features: these may come from either side.
+    // Another version changes the dependencies, and so do other features; either side may have made such a change.
     let nothing = BTreeSet::new();
     let before = base.map_or(&nothing, |(_, package)| &package.needs);
     let (one, other) = (&ours.1.needs, &theirs.1.needs);
-    let kept = |class: &&Class| {
-        let gone = before.contains(class) && !(one.contains(class) && other.contains(class));
+    let kept = |compat_key: &&CompatKey| {
+        let gone = before.contains(compat_key) && !(one.contains(compat_key) && other.contains(compat_key));
         !gone
     };
     let needs = one.union(other).filter(kept).cloned().collect();
@@ -104,23 +104,23 @@ impl Lock {
             let needs = named
                 .into_iter()
                 .flatten()
-                .map(|name| found(name.as_str()?, &ids).map(class))
+                .map(|name| found(name.as_str()?, &ids).map(compat_key))
                 .collect::<Option<_>>()?;
             let checksum = table.get("checksum").and_then(Item::as_str).map(str::to_owned);
-            if packages.insert(class(id), (id.clone(), Package { checksum, needs })).is_some() {
+            if packages.insert(compat_key(id), (id.clone(), Package { checksum, needs })).is_some() {
                 return None;
             }
         }
         Some(Self { head: text.split("[[package]]").next()?.to_owned(), packages })
     }
 
-    /// Those of the service.
-    fn crates(&self) -> impl Iterator<Item = &Class> {
+    /// The crates of the service.
+    fn crates(&self) -> impl Iterator<Item = &CompatKey> {
         self.packages.keys().filter(|(_, source, _)| source.is_none())
     }
 
-    /// The same with one of them under another name.
-    fn renamed(mut self, was: &Class, is: &Class) -> Self {
+    /// The same with the crate `was` renamed to `is`.
+    fn renamed(mut self, was: &CompatKey, is: &CompatKey) -> Self {
         if let Some((id, package)) = self.packages.remove(was) {
             self.packages.insert(is.clone(), (Id { name: is.0.clone(), ..id }, package));
         }
@@ -139,7 +139,8 @@ impl Lock {
                     let _ = writeln!(text, "{key} = \"{value}\"");
                 }
             }
-            let mut needs: Vec<&Id> = package.needs.iter().map(|class| &self.packages[class].0).collect();
+            let mut needs: Vec<&Id> =
+                package.needs.iter().map(|compat_key| &self.packages[compat_key].0).collect();
             needs.sort();
             if !needs.is_empty() {
                 text += "dependencies = [\n";
@@ -152,7 +153,7 @@ impl Lock {
         text
     }
 
-    /// As short as it is clear.
+    /// The shortest unambiguous name.
     fn named(&self, id: &Id) -> String {
         let alike = |same: fn(&Id, &Id) -> bool| {
             self.packages.values().filter(|(other, _)| other.name == id.name && same(other, id)).count()
@@ -172,7 +173,7 @@ fn id(table: &Table) -> Option<Id> {
     Some(Id { name: text("name")?, version: Version::parse(&text("version")?).ok()?, source: text("source") })
 }
 
-/// The one of `ids` that is meant by `name`, `name version` or `name version (source)`.
+/// The one of `ids` that `name`, `name version` or `name version (source)` refers to.
 fn found<'a>(named: &str, ids: &'a [Id]) -> Option<&'a Id> {
     let mut words = named.splitn(3, ' ');
     let name = words.next()?;
@@ -187,10 +188,10 @@ fn found<'a>(named: &str, ids: &'a [Id]) -> Option<&'a Id> {
     fitting.next().is_none().then_some(found)
 }
 
-fn class(id: &Id) -> Class {
+fn compat_key(id: &Id) -> CompatKey {
     let Version { major, minor, patch, .. } = id.version;
     let compatible = match (major, minor) {
-        // There is one of each name, whatever its version.
+        // The service has one crate of a name, whatever its version.
         _ if id.source.is_none() => String::new(),
         _ if !id.version.pre.is_empty() => id.version.to_string(),
         (0, 0) => format!("0.0.{patch}"),
@@ -206,7 +207,7 @@ mod tests {
 
     use super::merge;
 
-    /// A lock of packages, each with what it needs.
+    /// A lockfile of packages, each with its dependencies.
     fn lock(packages: &[(&str, &str, &[&str])]) -> String {
         let mut text = "# @generated\nversion = 4\n".to_owned();
         for (name, version, needs) in packages {
@@ -273,7 +274,7 @@ mod tests {
         assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
     }
 
-    /// The owner dropped what needed it; what the template adds needs it again.
+    /// The owner dropped the package that needed `b`; the template adds one that needs it again.
     #[test]
     fn what_is_needed_is_there_and_no_more() {
         let base = lock(&[("a", "1.0.0", &["b"]), ("b", "1.0.0", &[]), ("orders", "0.1.0", &["a"])]);

@@ -1,5 +1,5 @@
-//! Migrations may have run: one that the service has is never edited and never goes alone, and a new one takes no
-//! number that is taken.
+//! Migrations may have run: those that the service has are never edited, and are only removed along with the
+//! database; a new one never takes a number that is in use.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use crate::tree::Files;
 
 const FOLDER: &str = "migrations";
 
-/// Gives the migrations that `wanted` adds another number where the service has one of its own under theirs, or where
-/// they would stand before one that they came after.
+/// Renumbers the migrations that `wanted` adds, where the service has a migration of its own with the same number, or
+/// where they would come before one that they have to follow.
 pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<String> {
     let mut notes = Vec::new();
     let new: Vec<PathBuf> = migrations(wanted)
         .filter(|path| !recorded.contains_key(*path) && !ours.contains_key(*path))
         .cloned()
         .collect();
-    // Of those that came from the template, under whatever number.
+    // The highest number of those that came from the template, which may have been renumbered.
     let last = migrations(ours)
         .filter(|path| recorded.values().any(|entry| entry == &ours[*path]))
         .filter_map(|path| number(path))
@@ -41,8 +41,8 @@ pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<Strin
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let digits = name.chars().take_while(char::is_ascii_digit).count();
         let to = path.with_file_name(format!("{free:0digits$}{}", &name[digits..]));
-        let why = if own { "you have a migration of that number" } else { "it has to come last" };
-        notes.push(format!("{} comes as {}: {why}", path.display(), to.display()));
+        let why = if own { "you have a migration with that number" } else { "it has to come last" };
+        notes.push(format!("{} is added as {}: {why}", path.display(), to.display()));
         if let Some(entry) = wanted.remove(&path) {
             wanted.insert(to, entry);
         }
@@ -50,8 +50,8 @@ pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<Strin
     notes
 }
 
-/// Refuses a merge that edits a migration of the service, and keeps those that an older version didn't have yet.
-/// Without a database they all go.
+/// Refuses a merge that edits a migration of the service, and keeps those that an older version doesn't have yet.
+/// If `wanted` has no database, the merge may remove them.
 pub fn keep(merged: &mut Merged, service: &Service, wanted: &Files) -> Result<()> {
     if migrations(wanted).next().is_none() {
         return Ok(());
@@ -94,7 +94,7 @@ mod tests {
         brought(&paths.iter().map(|path| (*path, *path)).collect::<Vec<_>>())
     }
 
-    /// By the name as which it comes, and by that which it had.
+    /// Each path with the one that its content was generated under.
     fn brought(paths: &[(&str, &str)]) -> Files {
         let entry = |(path, id): &(&str, &str)| {
             (PathBuf::from(path), Entry { mode: "100644".into(), id: (*id).to_owned() })
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(renumber(&files(&[a, mine[0], mine[1]]), &files(&[a]), &mut wanted).len(), 2);
         let renumbered = brought(&[(a, a), ("migrations/0011_b.sql", b), ("migrations/0012_c.sql", c)]);
         assert_eq!(wanted, renumbered);
-        // Nor does a later one go before them.
+        // A later one doesn't come before them, either.
         let (mut ours, mut wanted) = (renumbered, files(&[a, b, c, d]));
         ours.extend(files(&mine));
         assert_eq!(renumber(&ours, &files(&[a, b, c]), &mut wanted).len(), 1);

@@ -1,5 +1,5 @@
-//! Conflicts that need no one to decide them: of tables and locks, whose lines are no text, and in files that are
-//! the service's own.
+//! Conflicts that nobody has to decide: in TOML tables and lockfiles, which are merged by their entries rather than
+//! their lines, and in files that belong to the service's owner.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,8 +19,8 @@ use crate::tree::{self, Entry, Files};
 const LOCK: &str = "Cargo.lock";
 const MANIFEST: &str = "Cargo.toml";
 
-/// Takes what `wanted` adds to the example domain out of it where the service has given that up.
-pub fn leave_example(
+/// Drops what `wanted` adds to the example domain if the service has removed the example.
+pub fn drop_removed_example(
     ownership: &Ownership,
     ours: &Files,
     recorded: &Files,
@@ -33,10 +33,10 @@ pub fn leave_example(
     let new = |path: &PathBuf| ownership.is_example(path) && !recorded.contains_key(path);
     let left: Vec<PathBuf> = wanted.keys().filter(|path| new(path)).cloned().collect();
     wanted.retain(|path, _| !left.contains(path));
-    left.iter().map(|path| format!("{} is not brought: you removed the example", path.display())).collect()
+    left.iter().map(|path| format!("{} is not added: you removed the example", path.display())).collect()
 }
 
-/// Settles what it can of the conflicts in `merged`.
+/// Resolves those conflicts in `merged` that nobody has to decide.
 pub fn settle(
     merged: &mut Merged,
     sides: &Sides<'_>,
@@ -46,10 +46,10 @@ pub fn settle(
 ) -> Result<()> {
     let git = merged.scratch.git.clone();
     let found: BTreeSet<PathBuf> = merged.conflicts.keys().cloned().collect();
-    let unread = unread(&git, merged)?;
-    by_meaning(merged, service, recorded, wanted, unread.is_some());
+    let manifest_parse_error = manifest_parse_error(&git, merged)?;
+    add_structured_files(merged, service, recorded, wanted, manifest_parse_error.is_some());
     for (path, stages) in merged.conflicts.clone() {
-        // By the name that it was generated under, if its owner gave it another.
+        // The path that it was generated under, if its owner renamed it.
         let renamed = stages.base.as_ref().filter(|_| !recorded.contains_key(&path));
         let mut generated: Vec<_> =
             recorded.iter().filter(|(_, entry)| renamed == Some(entry)).map(|(path, _)| path).collect();
@@ -60,7 +60,7 @@ pub fn settle(
         match &stages {
             Stages { base: Some(base), ours: Some(ours), theirs: Some(theirs) } => {
                 let by_lines = if found.contains(&path) { None } else { merged.files.get(&path).cloned() };
-                match one_of_three(
+                match merge_file(
                     &git,
                     sides.update && seed,
                     &path,
@@ -74,10 +74,10 @@ pub fn settle(
                     }
                     None if found.contains(&path) => continue,
                     None if path == Path::new(MANIFEST) => {
-                        merged.messages.extend(unread.as_deref().map(two_of_one));
+                        merged.messages.extend(manifest_parse_error.as_deref().map(unparsable_manifest));
                         continue;
                     }
-                    // Then as git has it.
+                    // Then git's merge stands.
                     None => {}
                 }
             }
@@ -99,9 +99,15 @@ pub fn settle(
     Ok(())
 }
 
-/// Adds what goes by its meaning even where git saw no conflict: lines of a lock may fit and be wrong together, and so
-/// do two of a manifest for one dependency.
-fn by_meaning(merged: &mut Merged, service: &Service, recorded: &Files, wanted: &Files, manifest: bool) {
+/// Adds the files that are merged by their entries even where git saw no conflict: the lines of a lockfile may merge
+/// cleanly and still be wrong together, and so may a manifest's, with two for one dependency.
+fn add_structured_files(
+    merged: &mut Merged,
+    service: &Service,
+    recorded: &Files,
+    wanted: &Files,
+    manifest: bool,
+) {
     let manifest = manifest.then_some(MANIFEST);
     for path in [LOCK, record::FILE].into_iter().chain(manifest).map(Path::new) {
         let stages = Stages {
@@ -115,8 +121,8 @@ fn by_meaning(merged: &mut Merged, service: &Service, recorded: &Files, wanted: 
     }
 }
 
-/// Why the manifest can't be read as git merged it.
-fn unread(git: &Git, merged: &Merged) -> Result<Option<String>> {
+/// Why the manifest, as git merged it, can't be parsed.
+fn manifest_parse_error(git: &Git, merged: &Merged) -> Result<Option<String>> {
     let Some(entry) = merged.files.get(Path::new(MANIFEST)) else { return Ok(None) };
     let text = String::from_utf8_lossy(&tree::content(git, &entry.id)?).into_owned();
     let Err(error) = text.parse::<DocumentMut>() else { return Ok(None) };
@@ -124,16 +130,16 @@ fn unread(git: &Git, merged: &Merged) -> Result<Option<String>> {
     Ok(Some(format!("line {}: {}", before.matches('\n').count() + 1, error.message())))
 }
 
-/// What to say of it where the lines themselves were no conflict.
-fn two_of_one(cause: &str) -> Message {
+/// The message for a manifest that can't be parsed although its lines merged cleanly.
+fn unparsable_manifest(cause: &str) -> Message {
     let text = format!(
-        "CONFLICT (content): {MANIFEST} has the lines of both sides and can't be read, {cause}: keep one of them"
+        "CONFLICT (content): {MANIFEST} has lines from both sides and can't be parsed ({cause}): keep only one side's"
     );
     Message { paths: vec![MANIFEST.into()], text }
 }
 
-/// The one file that comes of three, or nothing when someone has to decide; `by_lines` is what git made of them.
-fn one_of_three(
+/// Merges three versions into one; `None` when someone has to decide. `by_lines` is the file as git merged it.
+fn merge_file(
     git: &Git,
     ours_win: bool,
     path: &Path,
@@ -143,22 +149,23 @@ fn one_of_three(
 ) -> Result<Option<Vec<u8>>> {
     let [base, ours, theirs] = stages.map(|entry| tree::content(git, &entry.id));
     let bytes = [base?, ours?, theirs?];
-    // What goes by meaning knows one ending of a line; the owner's comes back in the end.
+    // The merges by entries only know LF; the owner's line endings are restored at the end.
     let texts = bytes.each_ref().map(|bytes| String::from_utf8_lossy(bytes).replace("\r\n", "\n"));
     let [base, ours, theirs] = texts.each_ref().map(String::as_str);
     let text = if path.ends_with(LOCK) {
         lock::merge(base, ours, theirs)
     } else if path == Path::new(record::FILE) {
-        // What it records is what was asked for; all else in it is the owner's.
+        // It must record what was asked for; everything else in it is the owner's.
         let by_lines = by_lines.map(|entry| tree::content(git, &entry.id)).transpose()?;
         let by_lines = by_lines.and_then(|text| String::from_utf8(text).ok());
         table::merge(base, ours, theirs)
             .or_else(|| by_lines.filter(|text| record_alike(text, theirs)))
             .or_else(|| table::merge(base, theirs, ours))
             .or_else(|| {
-                merged
-                    .notes
-                    .push(format!("{} is the template's: look at what you had in it", path.display()));
+                merged.notes.push(format!(
+                    "{} was replaced by the template's: check what you had in it",
+                    path.display()
+                ));
                 Some(theirs.to_owned())
             })
     } else if path.ends_with(MANIFEST) {
@@ -170,20 +177,20 @@ fn one_of_three(
         merged.notes.push(format!("{}: where the template changed your lines, yours stay", path.display()));
         return favouring_ours(merged, bytes.each_ref()).map(Some);
     }
-    let carried = endings::are_carried(&bytes[1]);
-    Ok(text.map(|text| if carried { endings::carry(&text) } else { text }.into_bytes()))
+    let crlf_files = endings::is_crlf(&bytes[1]);
+    Ok(text.map(|text| if crlf_files { endings::to_crlf(&text) } else { text }.into_bytes()))
 }
 
-/// Whether both record the same.
+/// Whether both record the same version and answers.
 fn record_alike(one: &str, other: &str) -> bool {
     let read = |text| Record::parse(text).map(|record| (record.version, record.answers)).ok();
     read(one).is_some_and(|one| read(other) == Some(one))
 }
 
-/// Merges as git does, with the owner's lines wherever both sides changed the same.
+/// Merges by lines, as git does, with the owner's wherever both sides changed the same ones.
 fn favouring_ours(merged: &Merged, [base, ours, theirs]: [&Vec<u8>; 3]) -> Result<Vec<u8>> {
     let files = [("base", base), ("ours", ours), ("theirs", theirs)];
-    // As git tells that it is no text, such as UTF-16, which it merges not at all.
+    // How git recognises binary files, which include UTF-16; it doesn't merge them.
     if files.iter().any(|(_, content)| content.iter().take(8000).any(|byte| *byte == 0)) {
         return Ok(ours.clone());
     }

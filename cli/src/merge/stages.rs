@@ -2,7 +2,7 @@
 
 use crate::tree::Entry;
 
-/// A version is missing where the file isn't there.
+/// A version is `None` if the file doesn't exist in it.
 #[derive(Clone, Debug, Default)]
 pub struct Stages {
     pub base: Option<Entry>,
@@ -11,7 +11,7 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// By the number that git gives it.
+    /// Sets the version with git's stage number.
     pub fn set(&mut self, stage: &str, entry: Entry) {
         match stage {
             "1" => self.base = Some(entry),
@@ -20,7 +20,7 @@ impl Stages {
         }
     }
 
-    /// Those that are there, each with its number.
+    /// The versions that exist, each with its stage number.
     pub fn numbered(&self) -> impl Iterator<Item = (u8, &Entry)> {
         let all = [(1, &self.base), (2, &self.ours), (3, &self.theirs)];
         all.into_iter().filter_map(|(number, entry)| Some((number, entry.as_ref()?)))

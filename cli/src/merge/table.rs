@@ -1,14 +1,14 @@
-//! TOML merged by its keys: two neighbouring lines of `[dependencies]` contradict each other to git, not to cargo.
+//! Merges TOML by keys: changes to neighbouring lines of `[dependencies]` conflict for git, but not for cargo.
 
 use toml_edit::{Decor, DocumentMut, Item, Key, RawString, Table};
 
-/// `ours` with what changed from `base` to `theirs`; nothing when both changed one key, or when the template changed
-/// more than keys say.
+/// Merges what changed from `base` to `theirs` into `ours`. `None` when both changed the same key, or when the
+/// template changed a comment line.
 pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
-    let remarks = |text: &str| -> Vec<String> {
+    let comments = |text: &str| -> Vec<String> {
         text.lines().map(str::trim).filter(|line| line.starts_with('#')).map(str::to_owned).collect()
     };
-    if remarks(base) != remarks(theirs) {
+    if comments(base) != comments(theirs) {
         return None;
     }
     let base: DocumentMut = base.parse().ok()?;
@@ -41,7 +41,7 @@ fn take(base: &Table, ours: &mut Table, theirs: &Table) -> Option<()> {
             }
             (_, Some(item), is) if same(item, is) => {}
             (Some(was), Some(item), is) if same(item, was) => match (item, is) {
-                // Only the value: what stands before and behind it is the owner's.
+                // Only the value is replaced: the spaces and comments around it are the owner's.
                 (Item::Value(old), Item::Value(new)) => {
                     let decor = old.decor().clone();
                     *old = new.clone();
@@ -59,7 +59,7 @@ fn take(base: &Table, ours: &mut Table, theirs: &Table) -> Option<()> {
     Some(())
 }
 
-/// Removes `name` from `ours`. What its owner has written above it goes to what follows; nothing when nothing does.
+/// Removes `name` from `ours`. The owner's comment above it moves to the next key; `None` when no key follows.
 fn remove(base: &Table, ours: &mut Table, name: &str) -> Option<()> {
     let above = |table: &Table| -> String {
         let decor = match table.get(name) {
@@ -82,7 +82,7 @@ fn remove(base: &Table, ours: &mut Table, name: &str) -> Option<()> {
     Some(())
 }
 
-/// Tables by their keys: the text of one leaves out the tables in it.
+/// Compares tables by their keys, since the text of a table leaves out the tables in it.
 fn same(one: &Item, other: &Item) -> bool {
     match (one.as_table(), other.as_table()) {
         (Some(one), Some(other)) => {
@@ -114,7 +114,7 @@ mod tests {
         let (ours, theirs) = (BASE.replace("b = \"1\"", "b = \"3\""), BASE.replace("b = \"1\"", "b = \"2\""));
         assert_eq!(merge(BASE, &ours, &theirs), None);
         assert_eq!(merge(BASE, &ours, &BASE.replace("b = \"1\"\n", "")), None);
-        // The same on both sides is none.
+        // The same change on both sides is no conflict.
         assert_eq!(merge(BASE, &ours, &ours), Some(ours.clone()));
     }
 
@@ -123,7 +123,7 @@ mod tests {
         let lints = |level: &str| format!("{BASE}\n[lints.rust]\nunused = \"{level}\"\n");
         let mine = |level| lints(level).replace("b = \"1\"\n", "b = \"1\"\nmine = \"2\"\n");
         assert_eq!(merge(&lints("warn"), &mine("warn"), &lints("deny")), Some(mine("deny")));
-        // What the template drops is not dropped together with what its owner has put beside it.
+        // What the template drops does not take with it what the owner has put beside it.
         let target = |os| format!("\n[target.'cfg({os})'.dependencies]\nc = \"1\"\n");
         let base = format!("{BASE}{}", target("unix"));
         assert_eq!(merge(&base, &base, BASE).as_deref(), Some(BASE));
@@ -135,7 +135,7 @@ mod tests {
         let ours = BASE.replace("a = \"1\"", "\n# mine\na = \"1\"");
         let wanted = ours.replace("a = \"1\"\n", "");
         assert_eq!(merge(BASE, &ours, &BASE.replace("a = \"1\"\n", "")), Some(wanted));
-        // Nothing does.
+        // Nothing follows it.
         let ours = BASE.replace("b =", "# mine\nb =");
         assert_eq!(merge(BASE, &ours, &BASE.replace("b = \"1\"\n", "")), None);
         let base = format!("{BASE}\n[lints]\nc = \"1\"\n");
