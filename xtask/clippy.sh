@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# cargo's compiler of a service's own crates, as clippy has it: one pass finds what there is to mend, and makes the
-# program. After `cargo clippy`, each dependency and the service would be compiled once more. (Not sh: dash keeps
-# CARGO_BIN_EXE_<name> from what it starts where that name has a dash.)
+# The compiler that cargo uses for a service's own crates: clippy's driver lints and compiles them in one pass. After
+# a separate `cargo clippy`, each dependency and the service would be compiled a second time. (Not sh: dash doesn't
+# pass CARGO_BIN_EXE_<name> on to the programs that it starts if the name contains a hyphen.)
 exec clippy-driver "$@" -D warnings --force-warn unused_crate_dependencies

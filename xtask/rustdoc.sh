@@ -1,6 +1,6 @@
 #!/bin/sh
-# `cargo test --doc` calls it in rustdoc's place, with all that the examples of the library are linked with. It makes the
-# pages of the library and of the program instead: for `cargo doc`, each dependency would be compiled once more.
+# `cargo test --doc` calls this in place of rustdoc, with everything that the library's examples are linked with. It
+# builds the documentation of the library and of the program instead: `cargo doc` would compile each dependency again.
 set -eu
 
 pages() {

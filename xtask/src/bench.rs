@@ -24,19 +24,19 @@ use build::Programs;
 use site::Site;
 use table::Report;
 
-/// What a maintainer asks for.
+/// What a maintainer asks to measure.
 pub struct Asked {
-    /// How often each load meets each contestant.
+    /// How many times each load is put on each contestant.
     pub rounds: u32,
-    /// The rows whose name has this in it.
+    /// Only rows whose name contains this are measured.
     pub only: String,
-    /// Whether the programs of the last run are taken as they are.
+    /// Whether to reuse the programs that the last run built.
     pub again: bool,
-    /// Whether what was measured becomes what the repository shows.
+    /// Whether to write the results into the repository's documents.
     pub write: bool,
 }
 
-/// Measures.
+/// Runs the benchmark.
 ///
 /// # Errors
 /// When something can't be built, started or measured.
@@ -48,9 +48,9 @@ pub fn run(root: &Path, asked: &Asked) -> Result<()> {
     let programs =
         if asked.again { Programs::again(&folder)? } else { Programs::build(root, &folder, &tools, &say)? };
     let machine = machine::description();
-    // What is started from here on, the servers among it, leaves the core of the contestants alone.
-    let cores = machine::leave_a_core()?;
-    machine::allow_descriptors(crowd::LARGEST * 2 + 500)?;
+    // Everything that is started from here on, including the servers, stays off the contestants' core.
+    let cores = machine::reserve_core()?;
+    machine::raise_descriptor_limit(crowd::LARGEST * 2 + 500)?;
     let servers = Servers::start(&tools)?;
     let site = Site::new(root, &tools, &servers, &programs, cores)?;
     let report = Report {

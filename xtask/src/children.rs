@@ -19,8 +19,8 @@ use signal_hook::iterator::Signals;
 
 use crate::{machine, tools};
 
-/// How long a process may take to follow its stop signal before it is killed.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a process may take to end after its stop signal before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 static LIVE: Mutex<Vec<(Pid, Signal)>> = Mutex::new(Vec::new());
@@ -29,8 +29,8 @@ static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static DEFERRED: AtomicBool = AtomicBool::new(false);
 static SEEN: AtomicBool = AtomicBool::new(false);
 
-/// A child that leads a process group of its own, so that a Ctrl-C of the terminal reaches it
-/// only through us and its own children can be ended with it.
+/// A child that leads a process group of its own, so that Ctrl-C in the terminal reaches it only through us, and
+/// its own children can be ended with it.
 pub struct Child {
     inner: std::process::Child,
     pid: Pid,
@@ -43,7 +43,7 @@ impl Child {
     /// # Errors
     /// When the program can't be started.
     pub fn spawn(command: &mut Command, stop: Signal) -> Result<Self> {
-        // The lock is held over the start: a signal that comes now waits, then finds the child.
+        // The lock is held during the start: the handler of a signal that arrives now waits, then finds the child.
         let mut live = lock(&LIVE);
         let inner = command
             .process_group(0)
@@ -60,10 +60,10 @@ impl Child {
         self.inner.id()
     }
 
-    /// A figure of its `/proc/<pid>/status` in MiB, such as `VmRSS` (Linux).
+    /// A value from its `/proc/<pid>/status` in MiB, such as `VmRSS` (Linux).
     ///
     /// # Errors
-    /// When it has ended, or there is no such figure.
+    /// When it has ended, or there is no such value.
     pub fn memory(&self, field: &str) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
@@ -71,7 +71,7 @@ impl Child {
         Ok(kib.with_context(|| format!("no {field}"))? / 1024.0)
     }
 
-    /// The child's standard output, once, when the command piped it.
+    /// The child's standard output, if the command piped it; only the first call returns it.
     pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.inner.stdout.take()
     }
@@ -85,15 +85,15 @@ impl Child {
     /// Its exit status if it has ended.
     ///
     /// # Errors
-    /// When the system refuses the question.
+    /// When the system call fails.
     pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.inner.try_wait()?)
     }
 
-    /// Waits for the end for at most `bound`; `None` when it still runs.
+    /// Waits at most `bound` for it to end; `None` when it is still running.
     ///
     /// # Errors
-    /// When the system refuses the question.
+    /// When the system call fails.
     pub fn wait(&mut self, bound: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + bound;
         loop {
@@ -107,11 +107,11 @@ impl Child {
         }
     }
 
-    /// Asks it to end and waits; kills it when it takes too long.
+    /// Asks it to end and waits; kills it if it takes too long.
     pub fn end(&mut self) {
         if matches!(self.inner.try_wait(), Ok(None)) {
             self.signal(self.stop);
-            if !matches!(self.wait(PATIENCE), Ok(Some(_))) {
+            if !matches!(self.wait(STOP_TIMEOUT), Ok(Some(_))) {
                 self.signal(Signal::KILL);
                 let _ = self.inner.wait();
             }
@@ -126,28 +126,28 @@ impl Drop for Child {
     }
 }
 
-/// `program`, ended by the system should we be killed without a chance to do it. Where the helper
-/// of util-linux is missing (macOS), only our own tidying up ends it.
+/// A command for `program` that the kernel ends if we are killed before we can do it ourselves. Where util-linux's
+/// `setpriv` is missing (macOS), only our own clean-up ends it.
 #[must_use]
-pub fn tied(program: &Path) -> Command {
+pub fn killed_with_parent(program: &Path) -> Command {
     let Some(setpriv) = tools::on_path("setpriv") else {
         return Command::new(program);
     };
     let mut command = Command::new(setpriv);
-    // SIGQUIT is PostgreSQL's immediate stop and ends any other program.
+    // SIGQUIT is PostgreSQL's immediate shutdown, and ends any other program.
     command.args(["--pdeathsig", "QUIT", "--"]).arg(program);
     command
 }
 
-/// Processes that were sent SIGSTOP, and will be sent SIGCONT.
+/// Processes that were sent SIGSTOP, and will be sent SIGCONT on drop.
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
-    /// A process and its children (Linux). The parent first, so that there will be no more of them.
+    /// Stops a process and its children (Linux): the parent first, so that it can't start any more.
     ///
     /// # Errors
     /// When one of them is gone, or not ours.
-    pub fn family(parent: &Child) -> Result<Self> {
+    pub fn process_tree(parent: &Child) -> Result<Self> {
         let mut frozen = Self(Vec::new());
         frozen.stop(parent.id())?;
         for entry in fs::read_dir("/proc")? {
@@ -162,7 +162,7 @@ impl Frozen {
 
     fn stop(&mut self, id: u32) -> Result<()> {
         let id = Pid::from_raw(i32::try_from(id)?).context("no process has the id 0")?;
-        // Held, so that none is left stopped by an interrupt in between.
+        // Held, so that an interrupt in between leaves no process stopped.
         let mut frozen = lock(&FROZEN);
         kill_process(id, Signal::STOP)?;
         frozen.push(id);
@@ -180,15 +180,15 @@ impl Drop for Frozen {
     }
 }
 
-/// A temporary folder that is removed with everything in it.
+/// A temporary folder that is removed on drop, with everything in it.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes a folder under the system's temporary one. A checkout may lie in a home that the
-    /// database's user can't enter, so it is not made under `target/`.
+    /// Creates a folder under the system's temporary one, not under `target/`: the checkout may be in a home
+    /// directory that the database's user can't enter.
     ///
     /// # Errors
-    /// When the folder can't be made.
+    /// When the folder can't be created.
     pub fn new() -> Result<Self> {
         sweep();
         let path =
@@ -210,9 +210,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes what a run left that was killed before it could tidy up.
+/// Removes what earlier runs left behind because they were killed before they could clean up.
 fn sweep() {
-    // A proof's may lie in memory where ours don't.
+    // A proof may have kept its folders in memory even if we don't.
     let folders = [std::env::temp_dir(), machine::MEMORY.into()];
     for entry in folders.iter().flat_map(fs::read_dir).flatten().flatten() {
         let name = entry.file_name();
@@ -227,7 +227,7 @@ fn sweep() {
 /// Ends every child and removes every folder when the run is interrupted, then exits with 130.
 ///
 /// # Errors
-/// When the signals can't be claimed.
+/// When the signal handlers can't be installed.
 pub fn watch_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
@@ -242,38 +242,38 @@ pub fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// From here on the first signal only shows in [`interrupted`]; a second one still ends all.
+/// From here on, the first signal only shows in [`interrupted`]; a second one still ends everything.
 pub fn defer_signals() {
     DEFERRED.store(true, Ordering::SeqCst);
 }
 
-/// Whether a signal has come.
+/// Whether a signal has arrived.
 #[must_use]
 pub fn interrupted() -> bool {
     SEEN.load(Ordering::SeqCst)
 }
 
 fn end_everything() {
-    eprintln!("\ninterrupted: ending what was started");
+    eprintln!("\ninterrupted: stopping everything that was started");
     // Never unlocked again: nothing can be stopped or started any more.
     let (frozen, live) = (lock(&FROZEN), lock(&LIVE));
-    // What is stopped heeds no signal but SIGKILL, and backends of PostgreSQL have groups of their own.
+    // A stopped process can't act on its stop signal, and PostgreSQL's backends have process groups of their own.
     for pid in frozen.iter() {
         let _ = kill_process(*pid, Signal::CONT);
     }
     for (pid, stop) in live.iter() {
         let _ = kill_process_group(*pid, *stop);
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STOP_TIMEOUT;
     for (pid, _) in live.iter() {
-        // An error means that the thread that owns the child was faster to collect it.
+        // An error means that the thread that owns the child has already reaped it.
         while matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)) {
             if Instant::now() >= deadline {
                 let _ = kill_process_group(*pid, Signal::KILL);
             }
             thread::sleep(POLL);
         }
-        // What the leader itself had started.
+        // Also what the leader itself had started.
         let _ = kill_process_group(*pid, Signal::KILL);
     }
     for path in lock(&FOLDERS).iter() {
@@ -282,7 +282,7 @@ fn end_everything() {
     std::mem::forget((frozen, live));
 }
 
-/// What a thread that panicked has left is as good as any: its own check has failed.
+/// Ignores poisoning: what a panicked thread left is still valid, and its own check has failed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Generating services with cargo-generate itself, and looking for what must not be in them.
+//! Generates services with cargo-generate itself, and searches them for what must not be in them.
 
 mod leftovers;
 
@@ -19,19 +19,19 @@ use crate::weave::tree;
 pub struct Request {
     /// The binary to run.
     pub cargo_generate: PathBuf,
-    /// A checkout of this repository; better a [`snapshot`], since all of it is copied first, `target/` included.
+    /// A checkout of this repository, preferably a [`snapshot`]: all of it is copied first, `target/` included.
     pub template: PathBuf,
     pub variant: Variant,
-    /// The service's name, and so the folder's.
+    /// The service's name, which is also its folder's.
     pub name: String,
-    /// The folder that the service's is made in.
+    /// The folder in which the service's folder is created.
     pub parent: PathBuf,
 }
 
-/// Generates a service, and gives back its folder.
+/// Generates a service and returns its folder.
 ///
 /// # Errors
-/// When cargo-generate refuses, with what it says.
+/// When cargo-generate fails; the error contains its output.
 pub fn generate(request: &Request) -> Result<PathBuf> {
     let mut command = command(&request.cargo_generate);
     command.arg("--path").arg(&request.template).arg("--destination").arg(&request.parent);
@@ -48,24 +48,24 @@ pub fn generate(request: &Request) -> Result<PathBuf> {
     Ok(request.parent.join(&request.name))
 }
 
-/// `cargo-generate generate` without what this machine's user has configured for it.
+/// `cargo-generate generate` without the user's own configuration for it.
 #[must_use]
 pub fn command(cargo_generate: &Path) -> Command {
     let mut command = Command::new(cargo_generate);
     command.arg("generate");
-    // It wants a file here; any user's would add answers of theirs.
+    // The option requires a file; without it, the user's own could supply answers.
     command.args(["--config", "/dev/null"]);
     for (key, _) in std::env::vars_os() {
         if key.to_str().is_some_and(|key| key.starts_with("CARGO_GENERATE_")) {
             command.env_remove(key);
         }
     }
-    // It refuses to run when it can't tell who the author is, as in a container without $USER.
+    // It refuses to run when it can't determine the author, as in a container without $USER.
     command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0");
     command
 }
 
-/// The files of `repo` that are no longer as in its [`snapshot`], or not yet in it, or gone.
+/// The files that were edited, added or removed in `repo` since its [`snapshot`].
 ///
 /// # Errors
 /// When one of them can't be listed.
@@ -77,7 +77,7 @@ pub fn differing(repo: &Path, snapshot: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Copies what git has, or would have, of the work tree of `repo` to the new folder `into`.
+/// Copies the files in the work tree of `repo` that git doesn't ignore to the new folder `into`.
 ///
 /// # Errors
 /// When a file can't be copied.

@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 client on a plain socket. The drills need to hold a request half sent, to see
-//! a connection's end and to keep one open over a shutdown; client crates hide just that.
+//! A small HTTP/1.1 client on a plain socket. The drills need to leave a request half sent, to notice the end of a
+//! connection and to keep one open across a shutdown, which is exactly what client crates hide.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 const BOUND: Duration = Duration::from_secs(10);
-/// What is read of a body at a time.
-const PART: usize = 4096;
+/// How many bytes of a body are read at a time.
+const CHUNK_SIZE: usize = 4096;
 
 /// One connection.
 pub struct Connection {
@@ -34,7 +34,7 @@ impl Response {
         serde_json::from_str(&self.body).with_context(|| format!("no JSON: {}", self.body))
     }
 
-    /// Whether the server will answer no more on this connection.
+    /// Whether the server will close this connection after the response.
     pub fn closes(&self) -> bool {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
@@ -45,7 +45,7 @@ impl Connection {
         Self::over(TcpStream::connect_timeout(&address, BOUND)?)
     }
 
-    /// A connection that was made elsewhere.
+    /// Uses a connection that was made elsewhere.
     pub fn over(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(BOUND))?;
         stream.set_write_timeout(Some(BOUND))?;
@@ -59,12 +59,12 @@ impl Connection {
     }
 
     pub fn request(&mut self, method: &str, path: &str, extra: &str, body: &str) -> Result<Response> {
-        // At once: a pause between the two would count as the client's.
+        // In one write: a pause between head and body would count as the client's.
         self.send(&(head(method, path, extra, body.len()) + body))?;
         self.response()
     }
 
-    /// Whether an answer begins within `bound`; the connection's end counts as one.
+    /// Whether an answer begins within `bound`; the end of the connection counts as one.
     pub fn answers_within(&mut self, bound: Duration) -> Result<bool> {
         self.stream.get_ref().set_read_timeout(Some(bound))?;
         let answered = match self.stream.fill_buf() {
@@ -80,7 +80,7 @@ impl Connection {
         self.response_slowly(|| ())
     }
 
-    /// An answer whose body is taken a little at a time, with `pause` before each part.
+    /// Reads a response, and its body a little at a time, with `pause` before each part.
     pub fn response_slowly(&mut self, pause: impl Fn()) -> Result<Response> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -121,7 +121,7 @@ impl Connection {
 
     fn exactly(&mut self, length: usize, pause: impl Fn()) -> Result<String> {
         let mut bytes = vec![0; length];
-        for part in bytes.chunks_mut(PART) {
+        for part in bytes.chunks_mut(CHUNK_SIZE) {
             pause();
             self.stream.read_exact(part)?;
         }
@@ -135,13 +135,13 @@ impl Connection {
     }
 }
 
-/// The head of a request; `extra` holds whole header lines, each ended by `\r\n`.
+/// The head of a request; `extra` holds whole header lines, each ending in `\r\n`.
 pub fn head(method: &str, path: &str, extra: &str, length: usize) -> String {
     let kind = if length > 0 { "content-type: application/json\r\n" } else { "" };
     format!("{method} {path} HTTP/1.1\r\nhost: drill\r\n{kind}{extra}content-length: {length}\r\n\r\n")
 }
 
-/// A request on a connection of its own.
+/// Makes a request on a connection of its own.
 pub fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Response> {
     Connection::open(address)?.request(method, path, "", body)
 }
@@ -150,7 +150,7 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Response> {
     request(address, "GET", path, "")
 }
 
-/// The value of a series on a service's page of metrics.
+/// The value of a series among a service's metrics.
 pub fn metric(admin: SocketAddr, series: &str) -> Result<Option<f64>> {
     let page = get(admin, "/metrics")?.body;
     let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));

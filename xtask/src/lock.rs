@@ -1,8 +1,8 @@
 //! One `Cargo.lock.liquid` for all variants.
 //!
-//! `--locked` refuses a lock with a package too many, so each variant needs its own. Cargo works them out by pruning
-//! the living one, and here they are merged: what all have stands as it is, the rest under the letters of the
-//! variants that have it. The service's own package stands where its name sorts it, which the hooks say.
+//! `--locked` refuses a lockfile with a superfluous package, so each variant needs its own. Cargo derives them by
+//! pruning the living one, and here they are merged: what all of them share is written as it is, the rest under the
+//! letters of the variants that have it. The service's own package goes where its name sorts; the hooks say where.
 
 mod merge;
 
@@ -19,10 +19,10 @@ use crate::weave::config::Config;
 use crate::weave::names::{self, Names};
 use crate::weave::tree::Tree;
 
-/// Its name in a service.
+/// The lockfile's name in a service.
 pub const FILE: &str = "Cargo.lock";
 
-/// The committed merger in `root`, unless a lock or a manifest has changed since, or it was edited.
+/// The committed merged lockfile in `root`, unless it was edited, or the toggles, manifest or lockfile changed since.
 ///
 /// # Errors
 /// When the living service's files can't be read.
@@ -37,10 +37,10 @@ pub fn current(root: &Path) -> Result<Option<String>> {
     Ok(fits.then_some(text))
 }
 
-/// The merger of all variants' locks.
+/// Merges the lockfiles of all variants.
 ///
 /// # Errors
-/// When cargo can't work a lock out, or the living one is not up to date.
+/// When cargo can't resolve a lockfile, or the living one is out of date.
 pub fn merged(config: &Config, tree: &Tree) -> Result<String> {
     let living = |path: &str| {
         let source = tree.sources.iter().find(|source| source.path == path);
@@ -61,7 +61,7 @@ pub fn merged(config: &Config, tree: &Tree) -> Result<String> {
     Ok(sealed(manifest, lock, &body) + SEAL_END + &body)
 }
 
-/// The lock of one variant: cargo leaves what is still needed as it is, and drops the rest.
+/// Resolves the lockfile of one variant: cargo keeps what is still needed as it is, and drops the rest.
 fn resolved(config: &Config, tree: &Tree, variant: Variant, lock: &str) -> Result<String> {
     let folder = tempfile::tempdir()?;
     for (path, text) in tree.expected(config, variant, &Names::living())? {
@@ -85,10 +85,10 @@ fn resolved(config: &Config, tree: &Tree, variant: Variant, lock: &str) -> Resul
 
 const SEAL_END: &str = "{% endcomment %}";
 
-/// The opening of the merger: a comment with a digest of what it was made from and of itself.
+/// The opening of the merged lockfile: a comment with a digest of its inputs and of its body.
 fn sealed(manifest: &str, lock: &str, body: &str) -> String {
     let mut hash = Sha256::new();
-    // The toggles too: another one is more variants, though no lock has changed.
+    // The toggles too: a new one adds variants, even though no lockfile has changed.
     for part in [manifest, lock, body, &TOGGLES.join(",")] {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
@@ -100,10 +100,10 @@ fn sealed(manifest: &str, lock: &str, body: &str) -> String {
     format!("{{% comment %}}cargo weave {digest}")
 }
 
-/// The names of the crates in the living lock, as a module for the hooks.
+/// The names of the crates in the living lockfile, as a module for the hooks.
 ///
 /// # Errors
-/// When the lock can't be read.
+/// When the lockfile can't be parsed.
 pub fn crates(root: &Path) -> Result<String> {
     let text = fs::read_to_string(root.join("template").join(FILE)).unwrap_or_default();
     let lock = merge::Lock::parse(&text)?;

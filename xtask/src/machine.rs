@@ -14,12 +14,12 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 #[cfg(target_os = "linux")]
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The compiler's allocator takes large pages, where the system lets it: half as many page faults. That of a service is
-/// another, and heeds no such thing.
-pub const COMPILER: (&str, &str) = ("MALLOC_CONF", "thp:always");
+/// Makes the compiler's allocator use huge pages where the system allows it, which halves the page faults. A service
+/// has a different allocator, which ignores this variable.
+pub const COMPILER_ENV: (&str, &str) = ("MALLOC_CONF", "thp:always");
 
-/// How many times more threads want to run than the machine can run, 1 or above: 1 in CI, and what
-/// others are doing on a shared machine is no fault of the template.
+/// The number of threads that want to run, as a multiple of the cores, but at least 1. It is 1 in CI; on a shared
+/// machine, the load that others cause is no fault of the template.
 #[must_use]
 pub fn overload() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -28,11 +28,11 @@ pub fn overload() -> f64 {
     (load / f64::from(u16::try_from(cores).unwrap_or(u16::MAX))).max(1.0)
 }
 
-/// Lets this process and those that it starts from now on open `count` files and sockets.
+/// Allows this process, and those that it starts from now on, to have `count` files and sockets open.
 ///
 /// # Errors
 /// When the system's hard limit is lower.
-pub fn allow_descriptors(count: u64) -> Result<()> {
+pub fn raise_descriptor_limit(count: u64) -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= count) {
         return Ok(());
@@ -43,11 +43,11 @@ pub fn allow_descriptors(count: u64) -> Result<()> {
     Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
-/// Says so where the disk of `folder` may not hold what a run from nothing compiles.
+/// Warns if the disk of `folder` may not have room for what a run from scratch compiles.
 ///
 /// # Errors
 /// When there is no such folder.
-pub fn look_for_room(folder: &Path) -> Result<()> {
+pub fn warn_if_disk_is_low(folder: &Path) -> Result<()> {
     const NEEDED: u64 = 8_000_000_000;
     let free = free(&statvfs(folder)?);
     if free < NEEDED {
@@ -57,20 +57,20 @@ pub fn look_for_room(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that anyone may still write.
+/// The free space that is available to unprivileged users, in bytes.
 fn free(disk: &StatVfs) -> u64 {
     disk.f_bavail * disk.f_frsize
 }
 
-/// Where files lie in memory, on Linux.
+/// The in-memory file system of Linux.
 pub const MEMORY: &str = "/dev/shm";
 
-/// Starts this program anew with its temporary files in memory, where there is plenty of both: the proof makes and removes
-/// hundreds of thousands of them, which takes a disk minutes.
+/// Restarts this program with its temporary files in memory, if there is plenty of room and of free memory: the proof
+/// creates and removes hundreds of thousands of them, which takes minutes on a disk.
 pub fn keep_temporary_files_in_memory() {
     const ROOM: u64 = 8_000_000_000;
     const AVAILABLE: u64 = 12_000_000_000;
-    // By its number: macOS has no name for it, and no such folder.
+    // A plain number, because macOS has no name for it; it has no such folder either.
     const NOEXEC: StatVfsMountFlags = StatVfsMountFlags::from_bits_retain(8);
     let folder = Path::new(MEMORY);
     let fits = |disk: StatVfs| free(&disk) >= ROOM && !disk.f_flag.contains(NOEXEC);
@@ -88,7 +88,7 @@ pub fn keep_temporary_files_in_memory() {
     }
 }
 
-/// The day, the compiler, the processor and how many cores of it there are.
+/// The date, the compiler, the processor and its number of cores.
 #[must_use]
 pub fn description() -> String {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -113,12 +113,12 @@ fn said(program: &str, argument: &str) -> String {
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-/// Keeps this thread, and what it starts from now on, off one of its cores. Returns which, and the next.
+/// Keeps this thread, and what it starts from now on, off one of its cores. Returns that core and the next.
 ///
 /// # Errors
 /// When there is only one.
 #[cfg(target_os = "linux")]
-pub fn leave_a_core() -> Result<[usize; 2]> {
+pub fn reserve_core() -> Result<[usize; 2]> {
     let mut mine = sched_getaffinity(None)?;
     let mut cores = (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core));
     let (Some(core), Some(next)) = (cores.next(), cores.next()) else {
@@ -130,8 +130,8 @@ pub fn leave_a_core() -> Result<[usize; 2]> {
 }
 
 /// # Errors
-/// Always: only Linux keeps a thread to a core.
+/// Always: only Linux can pin a thread to a core.
 #[cfg(not(target_os = "linux"))]
-pub fn leave_a_core() -> Result<[usize; 2]> {
+pub fn reserve_core() -> Result<[usize; 2]> {
     bail!("only Linux keeps what is measured to a core of its own: run this there")
 }

@@ -21,7 +21,7 @@ enum Command {
     Prove(Prove),
     /// Generate the default service, build it, start it, and show three requests to try
     ///
-    /// It runs until Ctrl-C. With --once, or where CI is set, it makes the three requests itself
+    /// It runs until Ctrl-C. With --once, or when CI is set, it makes the three requests itself
     /// and stops.
     Demo {
         /// Make the three requests, then stop
@@ -32,7 +32,7 @@ enum Command {
     Bench(Bench),
     /// Write the `.liquid` sibling of every fenced file
     Weave {
-        /// Only say which siblings are stale
+        /// Only report which siblings are stale
         #[arg(long)]
         check: bool,
     },
@@ -41,32 +41,32 @@ enum Command {
 #[derive(clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct Prove {
-    /// Prove this variant only, such as `base` or `postgres+otlp`; may be repeated
+    /// Prove only this variant, such as `base` or `postgres+otlp`; may be repeated
     #[arg(long = "variant", value_name = "NAME")]
     variants: Vec<Variant>,
-    /// Prove the template itself: fresh siblings, its own tests, the living service in place
+    /// Prove the template itself: that its siblings are up to date, its own tests, the living service in place
     #[arg(long)]
     template: bool,
     /// Leave out the drills on the running service
     #[arg(long)]
     quick: bool,
-    /// Run this drill only, and of the other steps what it needs; may be repeated
+    /// Run only this drill and the steps that it needs; may be repeated
     #[arg(long = "drill", value_name = "NAME", conflicts_with_all = ["quick", "template"])]
     drills: Vec<String>,
-    /// Run each drill so many times; it passes when all of them do
+    /// Run each drill this many times; it passes if every run does
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
-    /// Only hold the API document against the running service: base and the full variant, unless told
+    /// Only check the running service against its API document: base and the full variant, unless --variant is given
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times"])]
     fuzz: bool,
-    /// Only what needs no build: leftovers, and the files that no compiler reads held to their linters and schemas
+    /// Only the checks that need no build: leftovers, and linters and schemas for the files that no compiler reads
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz"])]
     files: bool,
-    /// Only build the image, run what comes out, and run the steps of the workflows: base and the full variant,
-    /// unless told
+    /// Only build the image, run it, and run the steps of the workflows: base and the full variant, unless --variant
+    /// is given
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files"])]
     images: bool,
-    /// Only leave out each feature of each dependency in turn: base and the full variant, unless told
+    /// Only build without each feature of each dependency in turn: base and the full variant, unless --variant is given
     #[arg(long, conflicts_with_all = ["drills", "quick", "template", "times", "fuzz", "files", "images"])]
     features: bool,
     /// Only switch the toggles of twelve services that their owners have changed, then lint and test them
@@ -79,16 +79,16 @@ struct Prove {
 
 #[derive(clap::Args)]
 struct Bench {
-    /// How often each load meets each server
+    /// How often each load is run against each server
     #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Only the rows whose name has this in it, such as `memory`
+    /// Only the rows whose name contains this, such as `memory`
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Take the programs as the last run has built them
+    /// Reuse the programs that the last run built
     #[arg(long)]
     again: bool,
-    /// Show the result in README.md and the guide of services
+    /// Write the result into README.md and docs/performance.md of services
     #[arg(long, conflicts_with = "only")]
     write: bool,
 }
@@ -156,5 +156,5 @@ fn run(cli: Cli) -> Result<bool> {
 /// The repository that this program was compiled in.
 fn root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().map(Path::to_path_buf).context("xtask lies in no repository")
+    here.parent().map(Path::to_path_buf).context("xtask is not in a repository")
 }

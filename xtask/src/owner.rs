@@ -1,6 +1,6 @@
-//! What owners do to a service once it is theirs, to see that updates keep it: a domain of their own with a module, a
-//! route, a test, a dependency and (with `postgres`) a table, other defaults, a renamed file, a step in CI, a section
-//! in the README.
+//! Changes that owners make to their service, to check that updates keep them: a domain of their own with a module, a
+//! route, a test, a dependency and (with `postgres`) a table, different defaults, a renamed file, a step in CI, a
+//! section in the README.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,11 +55,11 @@ const MIGRATION: &str = "CREATE TABLE berths (\n    number integer PRIMARY KEY\n
 const STEP: &str = "      - name: Count our berths\n        run: grep -c berths src/berths.rs\n";
 const SECTION: &str = "## Berths\n\nWhat is ours in here: ships ask for a berth at `/v1/berths`.\n\n";
 
-/// Behind it stand those of toggles.
+/// The dependencies of toggles follow this one.
 pub const LAST_DEPENDENCY: &str =
     "uuid = { version = \"1\", features = [\"fast-rng\", \"serde\", \"v4\", \"v7\"] }\n";
-/// What is added to files, and the line that it stands behind. `itoa` comes where `cargo add` puts it, which is next
-/// to lines that toggles own; nothing else does.
+/// Files, a line of each, and what is added after that line. `itoa` goes where `cargo add` puts it, which is next to
+/// lines that toggles own; nothing else does.
 const ADDED: [(&str, &str, &str); 7] = [
     ("src/lib.rs", "pub mod app;\n", "pub mod berths;\n"),
     ("src/http.rs", "pub mod admin;\n", "pub mod berths;\n"),
@@ -80,17 +80,17 @@ const CHANGED: [(&str, &str, &str); 5] = [
     ("Cargo.toml", "version = \"0.1.0\"", "version = \"1.4.2\""),
     ("deploy/kubernetes/version/kustomization.yaml", "newTag: \"0.1.0\"", "newTag: \"1.4.2\""),
 ];
-/// Files that differ with the variant that they were written in; every edited service has the first.
+/// Files that depend on the variant in which they were written; every edited service has the first.
 pub const OWN: [&str; 2] = ["src/berths.rs", "migrations/20261121101500_berths.sql"];
 const RENAMED: (&str, &str) = ("tests/service/process.rs", "tests/service/binary.rs");
-/// The example as people remove it who begin with the routes.
+/// The files of the example that owners delete who start with its routes.
 const EXAMPLE: [&str; 5] =
     ["src/http/tasks.rs", "src/task.rs", "src/tasks.rs", "tests/service/api.rs", "tests/service/pages.rs"];
 
-/// Makes the service in `folder` their own.
+/// Makes the owners' changes to the service in `folder`.
 ///
 /// # Errors
-/// When the service isn't as it was when this was written: then say what they would do now.
+/// When the service has changed since this was written: then update this to what owners would do now.
 pub fn edit(folder: &Path, variant: Variant) -> Result<()> {
     let write = |path: &str, text: &str| fs::write(folder.join(path), text);
     for (path, behind, text) in ADDED {
@@ -108,7 +108,7 @@ pub fn edit(folder: &Path, variant: Variant) -> Result<()> {
     } else {
         write("src/berths.rs", MODULE)?;
     }
-    // As a build does it: the new dependency, and the service's new version. Where crates have yet to be fetched, they are.
+    // Like a build, adds the new dependency and the service's new version to the lock. Missing crates are fetched.
     let update = |more: &[&str]| {
         let mut cargo = Command::new("cargo");
         cargo.args(["update", "--workspace", "--quiet"]).args(more).current_dir(folder).output()
@@ -139,7 +139,7 @@ fn replace(folder: &Path, path: &str, from: &str, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// How often each line is in each file, by where its owners have it.
+/// How often each line occurs in each file, by the file's path.
 pub type Lines = BTreeMap<PathBuf, BTreeMap<String, usize>>;
 
 /// Counts the lines of the service in `folder`.
@@ -161,7 +161,7 @@ pub fn lines(folder: &Path) -> Result<Lines> {
     Ok(lines)
 }
 
-/// The lines of its owners: those that are more often in `edited` than in `generated`.
+/// The owners' lines: those that occur more often in `edited` than in `generated`.
 #[must_use]
 pub fn own(generated: &Lines, edited: &Lines) -> Lines {
     let mut own = Lines::new();
@@ -178,7 +178,7 @@ pub fn own(generated: &Lines, edited: &Lines) -> Lines {
     own
 }
 
-/// Which of the lines in `own` are not in `merged` any more, each as `path: line`.
+/// The lines in `own` that `merged` no longer has, each as `path: line`.
 #[must_use]
 pub fn lost(own: &Lines, merged: &Lines) -> Vec<String> {
     let mut lost = Vec::new();

@@ -1,4 +1,4 @@
-//! `cargo prove`: every variant generated, linted, tested and drilled, and the count asserted.
+//! `cargo prove`: generates, lints, tests and drills every variant, and asserts how many checks passed.
 
 mod board;
 mod check;
@@ -43,7 +43,7 @@ pub use plan::{Asked, Plan};
 use report::Report;
 use steps::Step;
 
-/// The least that the kernel gives to anyone.
+/// The highest nice value, which is the lowest scheduling priority.
 const LOWEST: i32 = 19;
 
 /// What every part of the run needs.
@@ -51,42 +51,42 @@ pub struct Context {
     pub root: PathBuf,
     /// `target/prove`: the services, the shared build, the logs and the report.
     pub folder: PathBuf,
-    /// Where in it the logs of this kind of run are.
+    /// The folder inside it for the logs of this kind of run.
     pub logs: PathBuf,
     pub tools: Tools,
     pub servers: Servers,
-    /// The template as it is now: an edit during the run must not prove half of it.
+    /// The template as it was at the start: all variants are generated from it, whatever is edited meanwhile.
     pub snapshot: Scratch,
-    /// What was held to its linter, as it is in a service of any name.
+    /// What has been linted so far: the linter and the text, with the name of the service replaced.
     pub linted: Mutex<BTreeSet<String>>,
-    /// Whether instructions are counted, which takes a program of its own.
+    /// Whether instructions are counted, which takes an optimised build of the program.
     pub counts: bool,
-    /// The names of the drills to run, or none for all, and how often.
+    /// The names of the drills to run (empty for all), and how many times each runs.
     pub drills: (Vec<String>, u32),
 }
 
-/// Proves what `plan` lists. `false` when a check failed. The last line is the count, whatever happened.
+/// Proves what `plan` lists. Returns `false` when a check failed. The last line printed is always the count.
 #[must_use]
 pub fn run(root: &Path, plan: &Plan) -> bool {
-    check::unwound(|| proven(root, plan)).unwrap_or_else(|error| {
+    check::catch_panic(|| prove(root, plan)).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         println!("0 passed, {} failed", plan.checks());
         false
     })
 }
 
-fn proven(root: &Path, plan: &Plan) -> Result<bool> {
+fn prove(root: &Path, plan: &Plan) -> Result<bool> {
     machine::keep_temporary_files_in_memory();
     if plan.makes_images() {
-        image::among_own_mounts()?;
+        image::enter_mount_namespace()?;
     }
     let started = Instant::now();
     let folder = root.join("target/prove");
     fs::create_dir_all(&folder)?;
     let lock = fs::File::create(folder.join("lock"))?;
-    lock.try_lock().context("another `cargo prove` is at work in this checkout: wait for it")?;
-    machine::look_for_room(&folder)?;
-    // The build folder stays: it is what makes a second run quick. So does what a run of another kind has told.
+    lock.try_lock().context("another `cargo prove` is running in this checkout: wait for it to finish")?;
+    machine::warn_if_disk_is_low(&folder)?;
+    // The build folder stays: it makes a second run quick. So do the logs and reports of other kinds of run.
     let logs = folder.join(plan.kind.named("logs"));
     let reports = report::names(plan.kind).map(|name| folder.join(name));
     for path in [folder.join("services"), logs.clone()].into_iter().chain(reports) {
@@ -117,23 +117,26 @@ fn proven(root: &Path, plan: &Plan) -> Result<bool> {
     let report = Report { plan, subjects, set_up, total: started.elapsed(), machine: machine::description() };
     let page = report.write(&context.folder)?;
     let edited = if plan.template { generate::differing(root, context.snapshot.path())? } else { Vec::new() };
-    ensure!(edited.is_empty(), "edited during the run, which proves neither: {edited:?}");
+    ensure!(
+        edited.is_empty(),
+        "the template was edited during the run, so neither version is proven: {edited:?}"
+    );
     board.close(&report, &page);
     Ok(report.proven())
 }
 
-/// Works through what is planned: one subject at a time is measured, while the next ones are compiled out of its way.
+/// Works through the plan: measures one subject at a time while the next ones are compiled at low priority.
 fn work_through(context: &Context, plan: &Plan, board: &Board) -> Vec<Subject> {
     let mut subjects = plan.subjects();
-    // How long generation takes is measured on a machine with nothing else to do.
+    // Generation is timed, so it runs while nothing else does.
     for subject in subjects.iter_mut().filter(|subject| subject.variant.is_some()) {
         subject.run(Step::makes_the_code, context, board);
     }
-    // However many wait: the drills of some take as long as several compile.
+    // Unbounded: the drills of some subjects take as long as several others take to compile.
     let (compiled, next) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            // Of this thread and what it starts: what is measured has the cores whenever it wants them.
+            // Only for this thread and what it starts: what is measured gets the cores whenever it needs them.
             let _ = nice(LOWEST);
             for mut subject in subjects {
                 subject.run(|step| step.ahead, context, board);

@@ -1,7 +1,7 @@
 //! Private PostgreSQL and Redis servers on free ports of the loopback interface.
 //!
-//! They live as long as [`Servers`], keep their data in a scratch folder, and never meet the
-//! servers that the machine may run of its own.
+//! They live as long as [`Servers`], keep their data in a scratch folder, and never touch servers that the machine
+//! may already be running.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -25,10 +25,10 @@ use crate::tools::Tools;
 pub mod rotel;
 
 const START_BOUND: Duration = Duration::from_secs(30);
-/// Another process may take the port between our look and the server's bind.
+/// Another process may take the port between our check and the server's bind.
 const TRIES: u32 = 3;
 
-/// Running servers; dropping them ends them. The fields end in the order in which they stand.
+/// Running servers; dropping them stops them. Fields are dropped in order, so the servers end before their folder.
 pub struct Servers {
     postgres: Child,
     redis: Child,
@@ -42,7 +42,7 @@ impl Servers {
     /// Starts both and waits until they answer.
     ///
     /// # Errors
-    /// When one can't be started; the message ends with what the server said.
+    /// When one can't be started; the message ends with the server's last log lines.
     pub fn start(tools: &Tools) -> Result<Self> {
         let home = Scratch::new()?;
         let (redis, redis_port) =
@@ -74,7 +74,7 @@ impl Servers {
         format!("redis://127.0.0.1:{}/{database}", self.redis_port)
     }
 
-    /// Makes an empty database and returns its URL.
+    /// Creates an empty database and returns its URL.
     ///
     /// # Errors
     /// When the server refuses.
@@ -83,7 +83,7 @@ impl Servers {
         Ok(self.database_url(name))
     }
 
-    /// Makes a superuser, for tests that make their own databases, and returns its URL.
+    /// Creates a superuser, for tests that create their own databases, and returns its URL.
     ///
     /// # Errors
     /// When the server refuses.
@@ -92,8 +92,8 @@ impl Servers {
         Ok(format!("postgres://{role}@127.0.0.1:{}/postgres", self.postgres_port))
     }
 
-    /// Drops the databases that fit an SQL condition on their `datname` and their owner's `rolname`: a hundred small ones
-    /// of each variant would fill the disk.
+    /// Drops the databases that match an SQL condition on their `datname` and their owner's `rolname`: each variant
+    /// leaves a hundred small ones, which would fill the disk.
     ///
     /// # Errors
     /// When the server refuses.
@@ -107,14 +107,14 @@ impl Servers {
         if drops.is_empty() {
             return Ok(());
         }
-        // Each on its own: a database can't be dropped within a transaction.
+        // Each in a `-c` of its own: a database can't be dropped inside a transaction.
         let each = drops.lines().flat_map(|drop| ["-c", drop]);
         let arguments: Vec<&str> =
             ["-d", &url, "-v", "ON_ERROR_STOP=1", "-q"].into_iter().chain(each).collect();
         self.client("psql", &arguments).map(drop)
     }
 
-    /// What SQL returns from the database at `url`: a line a row.
+    /// Runs SQL in the database at `url` and returns the rows, one per line.
     ///
     /// # Errors
     /// When the server refuses.
@@ -122,20 +122,20 @@ impl Servers {
         self.client("psql", &["-d", url, "-v", "ON_ERROR_STOP=1", "-Atqc", sql])
     }
 
-    /// Stops Postgres, each of its processes where it stands, until what is returned is dropped.
+    /// Suspends Postgres, with all of its processes, until the returned value is dropped.
     ///
     /// # Errors
-    /// When a process can't be stopped.
+    /// When a process can't be suspended.
     pub fn freeze_postgres(&self) -> Result<Frozen> {
-        Frozen::family(&self.postgres)
+        Frozen::process_tree(&self.postgres)
     }
 
-    /// The same of Redis.
+    /// The same for Redis.
     ///
     /// # Errors
-    /// When it can't be stopped.
+    /// When it can't be suspended.
     pub fn freeze_redis(&self) -> Result<Frozen> {
-        Frozen::family(&self.redis)
+        Frozen::process_tree(&self.redis)
     }
 
     /// Empties one of Redis' numbered databases.
@@ -184,10 +184,10 @@ fn retried(
     bail!("{name} did not start; it said:\n{}", tail(&said, 12))
 }
 
-/// Ports that the system gives to nobody who asks for any, on Linux or macOS: what is free stays free until it is used.
+/// Ports outside the ephemeral ranges of Linux and macOS: the system gives none of them to another process meanwhile.
 const PORTS: Range<u16> = 20_000..30_000;
 
-/// A port that is free, another one each time.
+/// A free port, a different one each time.
 ///
 /// # Errors
 /// When the loopback interface has none.
@@ -199,7 +199,7 @@ pub fn free_port() -> Result<u16> {
 }
 
 fn redis(program: &Path, home: &Path, port: u16) -> Result<Child> {
-    let mut command = children::tied(program);
+    let mut command = children::killed_with_parent(program);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--databases", "64"]);
     command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(home);
     Child::spawn(logged(&mut command, &home.join("Redis.log"))?, Signal::TERM)
@@ -235,9 +235,9 @@ fn init_database(bin: &Path, home: &Path, user: Option<&Unprivileged>) -> Result
 }
 
 fn postgres(bin: &Path, home: &Path, port: u16, user: Option<&Unprivileged>) -> Result<Child> {
-    let mut command = children::tied(&bin.join("postgres"));
+    let mut command = children::killed_with_parent(&bin.join("postgres"));
     command.arg("-D").arg(home.join("postgres")).args(["-p", &port.to_string()]);
-    // Durability is no part of what the tests ask of it, and a sync costs them most of their time.
+    // The tests need no durability, and most of their time would go into syncs.
     for setting in [
         "listen_addresses=127.0.0.1",
         "unix_socket_directories=",
@@ -245,7 +245,7 @@ fn postgres(bin: &Path, home: &Path, port: u16, user: Option<&Unprivileged>) -> 
         "synchronous_commit=off",
         "full_page_writes=off",
         "wal_level=minimal",
-        // Or whoever needs a new file of the log waits until 16 MB are written.
+        // Otherwise, whoever needs a new WAL segment waits until 16 MB are written.
         "wal_init_zero=off",
         "max_wal_senders=0",
         "max_connections=400",
@@ -257,17 +257,17 @@ fn postgres(bin: &Path, home: &Path, port: u16, user: Option<&Unprivileged>) -> 
     if let Some(user) = user {
         command.uid(user.uid).gid(user.gid);
     }
-    // SIGQUIT is PostgreSQL's immediate stop: it takes its own children down with it.
+    // SIGQUIT is PostgreSQL's immediate shutdown, which also ends its child processes.
     Child::spawn(logged(&mut command, &home.join("PostgreSQL.log"))?, Signal::QUIT)
 }
 
 fn postgres_answers(home: &Path, port: u16) -> bool {
-    // The line comes with the port, so an older try's log can't be mistaken for this one's.
+    // The log names the port, so that the log of an earlier attempt can't be mistaken for this one's.
     let log = fs::read_to_string(home.join("PostgreSQL.log")).unwrap_or_default();
     log.contains(&format!("port {port}")) && log.contains("database system is ready")
 }
 
-/// PostgreSQL refuses to run as root, so a root's run hands it to a user without rights.
+/// PostgreSQL refuses to run as root, so when we are root, it runs as an unprivileged user.
 struct Unprivileged {
     uid: u32,
     gid: u32,

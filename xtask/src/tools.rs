@@ -1,5 +1,5 @@
-//! The programs that the proof needs: found, or installed where that is allowed, or one line that
-//! says what to install.
+//! Finds the programs that the proof needs, or installs them where that is allowed, or says in one line what to
+//! install.
 
 use std::env;
 use std::ffi::OsStr;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, geteuid};
 
 use crate::children::{Child, lock};
-use crate::machine::COMPILER;
+use crate::machine::COMPILER_ENV;
 use crate::servers::tail;
 
 mod cargo_deny;
@@ -26,15 +26,15 @@ mod schemathesis;
 
 pub use linters::Linters;
 
-/// What is installed when none is found: the newest that builds on the Rust we ask for.
+/// The version to install when none is found: the newest that builds with the Rust version that we require.
 const CARGO_GENERATE: &str = "0.23.14";
-/// The oldest whose hooks and `.liquid` siblings work as the template needs.
+/// The oldest version in which hooks and `.liquid` siblings work as the template needs.
 const OLDEST: [u64; 3] = [0, 23, 8];
-/// Its release profile compiles and links for five minutes of processor time to save 10 ms of a
-/// run. Half of that goes when only the crates are optimised that a run spends its time in.
+/// The crates in which cargo-generate spends its time, with their optimisation levels. Its full release profile takes
+/// five minutes of processor time to build, to save 10 ms of a run; optimising only these halves the build time.
 ///
-/// Those that parse by more than 1: below 2, a crate calls what the standard library is compiled to in others, and nothing
-/// of it is inlined. A run takes a quarter less for it.
+/// Crates that parse get 2: at 1, a crate calls the standard library's generics as compiled into other crates, and
+/// nothing of them is inlined. Level 2 makes a run a quarter shorter.
 const HOT: [(&str, u8); 12] = [
     ("aho-corasick", 1),
     ("hashbrown", 1),
@@ -60,24 +60,24 @@ pub struct Tools {
     pub redis: PathBuf,
     pub haproxy: PathBuf,
     pub prometheus: PathBuf,
-    /// Prometheus's own checker, of the same package.
+    /// Prometheus's own checker, from the same package.
     pub promtool: PathBuf,
     pub pgbouncer: PathBuf,
-    /// There only for a run that fuzzes.
+    /// Present only in a run that fuzzes.
     pub schemathesis: Option<PathBuf>,
-    /// There only for a run that drills it.
+    /// Present only in a run that exports traces.
     pub rotel: Option<PathBuf>,
-    /// There only for a run that looks at files or runs recipes.
+    /// Present only in a run that lints files or runs recipes.
     pub linters: Option<Linters>,
-    /// There only for a run that runs recipes.
+    /// Present only in a run that runs recipes.
     pub cargo_deny: Option<PathBuf>,
-    /// There only for a run that counts instructions.
+    /// Present only in a run that counts instructions.
     pub valgrind: Option<PathBuf>,
-    /// There only for a run that measures: what makes its load.
+    /// Present only in a benchmark, whose load it generates.
     pub wrk: Option<PathBuf>,
 }
 
-/// What a run needs besides what every one does.
+/// The tools that a run needs besides those that every run needs.
 #[derive(Clone, Copy, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a tool of its own")]
 pub struct Wanted {
@@ -90,10 +90,10 @@ pub struct Wanted {
 }
 
 impl Tools {
-    /// Finds or installs all that are needed; `say` is told of each step that takes time.
+    /// Finds or installs all that are needed; each step that takes time is announced with `say`.
     ///
     /// # Errors
-    /// When one is neither there nor can be installed.
+    /// When one is missing and can't be installed.
     pub fn set_up(root: &Path, wanted: Wanted, say: &(dyn Fn(&str) + Sync)) -> Result<Self> {
         let missing: Vec<&str> = [
             (postgres_bin().is_none(), "postgresql"),
@@ -114,7 +114,7 @@ impl Tools {
             say(&format!("installing {} with apt-get", missing.join(", ")));
             install(&missing)?;
         }
-        // The compiler keeps the processors busy, all else waits for its registry.
+        // In parallel: the compiler keeps the processors busy, while the others wait for their registries.
         let (cargo_generate, rotel, linters) = thread::scope(|scope| {
             let built = scope.spawn(|| cargo_generate(root, say));
             let rotel = wanted.rotel.then(|| rotel::set_up(root, say)).transpose();
@@ -139,13 +139,13 @@ impl Tools {
     }
 }
 
-/// A program that its package is named after.
+/// A program whose package has the same name.
 fn needed(program: &str) -> Result<PathBuf> {
     on_path(program).with_context(|| format!("no {program} was found: install {program}"))
 }
 
-/// A cargo-generate that is new enough, built in the user's cache when there is none: a clone that
-/// is thrown away must not take two minutes of building with it.
+/// A cargo-generate that is new enough. If there is none, it is built in the user's cache, so that a build of two
+/// minutes isn't lost when a clone is deleted.
 ///
 /// # Errors
 /// When there is none and the build fails.
@@ -158,15 +158,16 @@ pub fn cargo_generate(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBu
     if let Some(found) = places.into_iter().flatten().find(|path| new_enough(path)) {
         return Ok(found);
     }
-    let optimised = HOT.map(|(package, level)| format!("profile.release.package.{package}.opt-level={level}"));
+    let optimised =
+        HOT.map(|(package, level)| format!("profile.release.package.{package}.opt-level={level}"));
     let optimised = optimised.iter().flat_map(|setting| ["--config", setting]);
     let options: Vec<_> = openssl(say)?.iter().copied().chain(optimised).collect();
     let built = cargo_install(root, ("cargo-generate", CARGO_GENERATE), &options, say)?;
-    ensure!(new_enough(&built), "cargo-generate was built and is not there, or not new enough");
+    ensure!(new_enough(&built), "cargo-generate was built but is missing or too old");
     Ok(built)
 }
 
-/// Builds a program into the user's cache, with nothing optimised but what `options` say: what takes the time is the build.
+/// Builds a program into the user's cache, optimising only what `options` name: most of the time goes into the build.
 fn cargo_install(
     root: &Path,
     (name, version): (&str, &str),
@@ -181,14 +182,14 @@ fn cargo_install(
     for setting in ["lto='off'", "codegen-units=16", "opt-level=0"] {
         command.args(["--config", &format!("profile.release.{setting}")]);
     }
-    command.args(options).env("CARGO_TARGET_DIR", &objects).env(COMPILER.0, COMPILER.1);
+    command.args(options).env("CARGO_TARGET_DIR", &objects).env(COMPILER_ENV.0, COMPILER_ENV.1);
     finish(&mut command).with_context(|| format!("{name} could not be built"))?;
     // Half a gigabyte that nothing reads again.
     let _ = fs::remove_dir_all(objects);
     Ok(cache.join("bin").join(name))
 }
 
-/// How the OpenSSL that cargo-generate links is had: the system's, else one built from source.
+/// The options for the OpenSSL that cargo-generate links: the system's, or else one built from source.
 fn openssl(say: &(dyn Fn(&str) + Sync)) -> Result<&'static [&'static str]> {
     let found = || runs("pkg-config", &["--exists", "openssl"]);
     if cfg!(target_os = "macos") || found() {
@@ -217,14 +218,14 @@ fn new_enough(program: &Path) -> bool {
     version(&String::from_utf8_lossy(&output.stdout)).is_some_and(|found| found >= OLDEST)
 }
 
-/// The three numbers of `cargo generate-generate 0.23.14` and its like.
+/// The three numbers in output such as `cargo generate-generate 0.23.14`.
 pub(crate) fn version(text: &str) -> Option<[u64; 3]> {
     let last = text.split_whitespace().last()?;
     let numbers: Vec<u64> = last.split('.').map_while(|part| part.parse().ok()).collect();
     numbers.try_into().ok()
 }
 
-/// PostgreSQL's server programs: Debian keeps them off the PATH, one folder a version.
+/// PostgreSQL's server programs: Debian keeps them off the PATH, one folder per version.
 fn postgres_bin() -> Option<PathBuf> {
     let whole =
         |bin: &PathBuf| ["initdb", "postgres", "createdb", "psql"].iter().all(|p| bin.join(p).is_file());
@@ -244,14 +245,14 @@ fn redis_server() -> Option<PathBuf> {
     on_path("redis-server").or_else(|| on_path("valkey-server"))
 }
 
-/// Debian keeps daemons where the PATH of a user does not lead.
+/// Debian installs daemons into a folder that isn't on a user's PATH.
 fn daemon(name: &str) -> Option<PathBuf> {
     on_path(name).or_else(|| Some(Path::new("/usr/sbin").join(name)).filter(|file| file.is_file()))
 }
 
-/// Debian would start the servers of the packages; ours are private ones, so a policy (Debian
-/// policy 9.3.3) forbids it meanwhile. The package lists of a fresh image are empty and those of
-/// an old one stale: they are refreshed only when the first try fails, for it takes its time.
+/// Debian would start the servers that it installs; we run private ones, so a policy (Debian policy 9.3.3) forbids it
+/// during the installation. The package lists of a fresh image are empty and those of an old one stale: they are
+/// refreshed only when the first attempt fails, because that takes time.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
@@ -265,7 +266,7 @@ try() { apt-get -q -o DPkg::Lock::Timeout=120 install -y --no-install-recommends
 try "$@" || { apt-get -q update && try "$@"; }
 "#;
 
-/// Installs Debian packages, if this user may. One after the other: apt's lists have a lock that nobody waits for.
+/// Installs Debian packages, if this user may. One call at a time, since apt doesn't wait for the lock on its lists.
 fn install(packages: &[&str]) -> Result<()> {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = lock(&ALONE);
@@ -286,13 +287,13 @@ fn install(packages: &[&str]) -> Result<()> {
     finish_within(&mut command, INSTALL_BOUND).with_context(|| format!("apt-get failed, so {cure}"))
 }
 
-/// Runs a command of an installation to its end.
+/// Runs an installation command to completion.
 fn finish(command: &mut Command) -> Result<()> {
     finish_within(command, BUILD_BOUND)
 }
 
-/// Tries it again where it fails, as a registry may for a moment; each of these commands can be run again. All of its tries
-/// have that time.
+/// Retries a command that fails, as a registry may for a moment; each of these commands can safely be run again.
+/// `bound` covers all attempts together.
 fn finish_within(command: &mut Command, bound: Duration) -> Result<()> {
     let (log, began) = (tempfile::NamedTempFile::new()?, Instant::now());
     for pause in [0, 5, 15] {
@@ -308,7 +309,7 @@ fn finish_within(command: &mut Command, bound: Duration) -> Result<()> {
     }
     let said = fs::read_to_string(log.path()).unwrap_or_default();
     let program = command.get_program().to_string_lossy();
-    bail!("`{program}` could not install what is needed; the end of what was said:\n{}", tail(&said, 8))
+    bail!("`{program}` failed; the last lines of its output:\n{}", tail(&said, 8))
 }
 
 /// Where `program` is on the PATH.

@@ -1,4 +1,4 @@
-//! The toggles and the sixteen variants they span.
+//! The toggles and the sixteen variants that they make up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 /// The toggles in the order in which a variant's name lists them.
 pub const TOGGLES: [&str; 4] = ["postgres", "redis", "rate_limit", "otlp"];
 
-/// One choice of all toggles: bit `n` is set when `TOGGLES[n]` is on.
+/// One combination of toggles: bit `n` is set when `TOGGLES[n]` is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Variant(u8);
 
@@ -20,9 +20,9 @@ impl Variant {
     /// Every toggle on but `redis`, the second.
     pub const FULL_BUT_REDIS: Self = Self(Self::FULL.0 & !0b10);
 
-    /// Whether it is the one without or the one with all toggles.
+    /// Whether it is the base variant or the full one.
     #[must_use]
-    pub fn is_an_end(self) -> bool {
+    pub fn is_extreme(self) -> bool {
         [Self::BASE, Self::FULL].contains(&self)
     }
 
@@ -34,17 +34,17 @@ impl Variant {
     /// Whether `toggle` is on.
     ///
     /// # Panics
-    /// When `toggle` is none of [`TOGGLES`].
+    /// When `toggle` isn't one of [`TOGGLES`].
     #[must_use]
     pub fn has(self, toggle: &str) -> bool {
         let bit = TOGGLES.iter().position(|known| *known == toggle).expect("a known toggle");
         self.0 & (1 << bit) != 0
     }
 
-    /// The letter by which the template of `Cargo.lock` knows it, as `hooks/check.rhai` works it out.
+    /// The letter that stands for it in the template of `Cargo.lock`; `hooks/check.rhai` computes the same one.
     ///
     /// # Panics
-    /// Beyond six toggles: then both need another alphabet.
+    /// With more than six toggles: then both need a larger alphabet.
     #[must_use]
     pub fn letter(self) -> char {
         let alphabet = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain(['-', '_']);

@@ -1,8 +1,8 @@
-//! `cargo weave`: turns the living service into what cargo-generate can vary.
+//! `cargo weave`: turns the living service into a template for cargo-generate.
 //!
-//! Each file of `template/` that has a fence or a name of the living service gets a sibling `<file>.liquid`, which
-//! cargo-generate takes in its place; `cargo-generate.toml` lists them. All that is written here is committed, and
-//! `cargo weave --check` (and the tests) fail when it is not what the living service calls for.
+//! Each file of `template/` that contains a fence or a name of the living service gets a sibling `<file>.liquid`,
+//! which cargo-generate uses in its place; `cargo-generate.toml` lists them. Everything written here is committed,
+//! and `cargo weave --check` (and the tests) fail when it doesn't match the living service.
 
 pub mod config;
 mod faults;
@@ -23,7 +23,7 @@ use crate::variant::TOGGLES;
 use config::Config;
 use tree::{LIQUID, Source, Tree};
 
-/// What `run` did or found in order.
+/// What `run` did, or found to be up to date.
 #[derive(Debug)]
 pub struct Report {
     /// How many files are woven.
@@ -39,7 +39,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Writes what the template in `root` calls for, or with `check` only compares.
+/// Brings the woven files of the template in `root` up to date, or with `check` only compares them.
 ///
 /// # Errors
 /// When the living service has faults, each as `file:line: cause, cure`; with `check` also when a file is stale.
@@ -55,7 +55,7 @@ pub fn run(root: &Path, check: bool) -> Result<Report> {
     if tree.sources.iter().any(|source| source.path == lock::FILE) {
         let merged = match lock::current(root)? {
             Some(text) => text,
-            // Takes seconds, and what is there is known to be stale.
+            // Merging takes seconds, and what is there is known to be stale.
             None if check => String::new(),
             None => lock::merged(&config, &tree)?,
         };
@@ -89,7 +89,7 @@ pub fn run(root: &Path, check: bool) -> Result<Report> {
     Ok(Report { woven, changed })
 }
 
-/// The outputs that differ from what is there, and the siblings that nothing calls for.
+/// The outputs that differ from what is there, and the siblings that are no longer needed.
 fn changed(root: &Path, tree: &Tree, outputs: &BTreeMap<PathBuf, String>) -> Vec<PathBuf> {
     let siblings = tree.siblings.iter().map(|path| Path::new("template").join(path));
     let orphans = siblings.filter(|path| !outputs.contains_key(path));
@@ -101,10 +101,10 @@ fn changed(root: &Path, tree: &Tree, outputs: &BTreeMap<PathBuf, String>) -> Vec
 /// The woven text of each file that has to vary, by its path.
 fn siblings(tree: &Tree) -> BTreeMap<String, String> {
     let varies = |source: &&Source| {
-        let named = source.text.as_deref().is_some_and(names::occur);
+        let named = source.text.as_deref().is_some_and(names::contains_name);
         source.path != lock::FILE && (named || fenced(source))
     };
-    // A file and its overlays come out at one path, where Liquid reads either all of them or none.
+    // A file and its overlays share one target path, and Liquid reads either all files of a path or none.
     let targets: BTreeSet<&str> =
         tree.sources.iter().filter(varies).map(|source| source.target.as_str()).collect();
     let woven = tree.sources.iter().filter(|source| targets.contains(source.target.as_str()));
@@ -115,8 +115,8 @@ fn fenced(source: &Source) -> bool {
     source.pieces().is_ok_and(|pieces| pieces.iter().any(|piece| piece.condition.is_some()))
 }
 
-/// `source` as Liquid. The tags stand on the lines that they are about, since a line of their own would come out
-/// as an empty one.
+/// `source` as Liquid. Tags are put on the lines that they guard, since a tag on a line of its own would leave an
+/// empty line.
 fn liquid(source: &Source) -> String {
     let pieces = source.pieces().unwrap_or_default();
     let mut out: String = pieces

@@ -1,4 +1,4 @@
-//! What is measured, built as it is released.
+//! Builds what is measured, as it is released.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::generate::{self, Request};
 use crate::tools::Tools;
 use crate::variant::Variant;
 
-use super::site::BESIDE;
+use super::site::WITHOUT_REDIS;
 
 const BOUND: Duration = Duration::from_hours(1);
 
 const SERVICES: [(Variant, &str); 3] =
-    [(Variant::BASE, "bench-base"), (BESIDE, "bench-beside"), (Variant::FULL, "bench-full")];
+    [(Variant::BASE, "bench-base"), (WITHOUT_REDIS, "bench-beside"), (Variant::FULL, "bench-full")];
 
-/// The programs that compete.
+/// The programs that are compared.
 pub struct Programs {
     pub bare: PathBuf,
     pub rival: PathBuf,
@@ -28,7 +28,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// What an earlier run has built in `folder`.
+    /// The programs that an earlier run built in `folder`.
     pub fn again(folder: &Path) -> Result<Self> {
         let built = |name: &str| {
             let program = folder.join("build/release").join(name);
@@ -39,7 +39,7 @@ impl Programs {
         Ok(Self { bare: built("bare")?, rival: built("rival")?, services: services.collect::<Result<_>>()? })
     }
 
-    /// Generates the services and builds all in `folder`.
+    /// Generates the services and builds all programs in `folder`.
     pub fn build(root: &Path, folder: &Path, tools: &Tools, say: &dyn Fn(&str)) -> Result<Self> {
         let snapshot = Scratch::new()?;
         generate::snapshot(root, snapshot.path())?;
@@ -61,7 +61,7 @@ impl Programs {
             say(&format!("building {variant} as it is released"));
             services.push((variant, built(&service, name, folder, true)?));
         }
-        // With the lock of the service that has all, so that both use the same crates.
+        // Bare axum gets the full service's lockfile, so that both use the same versions of crates.
         let bare = parent.join("bare");
         let rival = parent.join("rival");
         copy(&snapshot.path().join("bench/bare"), &bare)?;
@@ -80,7 +80,7 @@ impl Programs {
     }
 }
 
-/// Builds what is in `dir`, and returns the program.
+/// Builds the crate in `dir`, and returns the program.
 fn built(dir: &Path, name: &str, folder: &Path, locked: bool) -> Result<PathBuf> {
     let target = folder.join("build");
     let log = folder.join("build.log");

@@ -1,4 +1,4 @@
-//! Many connections at once: what is served, and what each costs in memory.
+//! Many connections at once: the throughput, and the memory that each connection costs.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ pub struct Crowd {
 pub struct Size {
     pub connections: u64,
     pub per_second: f64,
-    /// Microseconds of processor time a request.
+    /// CPU time per request, in microseconds.
     pub cpu: f64,
-    /// The most memory there was, in MiB.
+    /// Peak memory, in MiB.
     pub peak: f64,
 }
 
 impl Crowd {
-    /// What one connection more takes, under full load, in KiB.
+    /// The memory that one more connection takes under full load, in KiB.
     pub fn each(&self) -> f64 {
         let (Some(few), Some(many)) = (self.sizes.first(), self.sizes.last()) else { return 0.0 };
         #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
@@ -36,7 +36,7 @@ impl Crowd {
     }
 }
 
-/// Of each with one worker, then with two.
+/// Measures each contestant with one worker, then with two.
 pub fn measure(site: &Site<'_>) -> Result<Vec<Crowd>> {
     let [base, full] = [Variant::BASE, Variant::FULL].map(Contestant::Service);
     let contestants = [Contestant::Bare("memory"), base, full];

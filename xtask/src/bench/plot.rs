@@ -1,4 +1,4 @@
-//! The ratios as a picture: a bar for each contestant, as long as its share of what bare axum serves.
+//! The ratios as a bar chart: each contestant's bar shows what it serves, as a share of what bare axum serves.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::table::Report;
 const BAR: u32 = 16;
 const GAP: u32 = 4;
 const LEFT: u32 = 150;
-/// As long as the reference's bar.
+/// The length of the reference's bar.
 const WIDTH: f64 = 400.0;
 const ALL: u32 = 700;
 
@@ -22,7 +22,7 @@ pub fn svg(report: &Report) -> String {
         let _ = writeln!(body, r#"<text class="name" x="4" y="{}">{}</text>"#, top + BAR - GAP, row.name);
         top += BAR + GAP;
         for figures in &row.figures {
-            // What a request costs is what is compared: requests a second may be limited by the load.
+            // Compares the CPU time of a request: requests per second may be limited by the load generator.
             let ratio = bare.cpu / figures.cpu;
             let class = if figures.label == bare.label { "bare" } else { "service" };
             let (middle, width) = (top + BAR - GAP, ratio * WIDTH);
@@ -48,6 +48,6 @@ pub fn svg(report: &Report) -> String {
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {ALL} {top}\" role=\"img\">\n\
-         <title>Requests for the same processor time, bare axum = 1</title>\n<style>{STYLE}</style>\n{body}</svg>\n"
+         <title>Requests per CPU time, bare axum = 1</title>\n<style>{STYLE}</style>\n{body}</svg>\n"
     )
 }

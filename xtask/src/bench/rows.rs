@@ -1,4 +1,4 @@
-//! One load after the other, each on all that compete for it, in turns.
+//! One load after the other, each put on its contestants in turns.
 
 use std::time::Duration;
 
@@ -11,54 +11,54 @@ use crate::variant::Variant;
 use super::Asked;
 use super::load::{Load, Requests};
 use super::server::Server;
-use super::site::{BESIDE, Contestant, Site};
+use super::site::{Contestant, Site, WITHOUT_REDIS};
 
-/// Enough to keep one core busy, and few enough that a request's time is not that of a queue.
+/// Enough to keep one core busy, and few enough that latency isn't time spent in a queue.
 const CONNECTIONS: u64 = 64;
-/// How many tasks there are where each is asked for in turn.
+/// How many tasks there are where each is requested in turn.
 const TASKS: usize = 1000;
 
-/// Entries of the tiers above are too old when they are next asked for.
-const PAST_MEMORY: &[(&str, &str)] = &[("APP__CACHE__TTL", "1ms")];
-const PAST_BOTH: &[(&str, &str)] = &[("APP__CACHE__TTL", "1ms"), ("APP__REDIS__TTL", "1ms")];
+/// With these, entries of the cache tiers above have expired by the time they are next requested.
+const EXPIRED_MEMORY: &[(&str, &str)] = &[("APP__CACHE__TTL", "1ms")];
+const EXPIRED_BOTH: &[(&str, &str)] = &[("APP__CACHE__TTL", "1ms"), ("APP__REDIS__TTL", "1ms")];
 
-/// A load, and those that it is put on, the reference first.
+/// A load and its contestants, the reference first.
 struct Row {
     name: &'static str,
     what: What,
-    /// Between two requests of a connection, so that there are about as many a second for all.
+    /// Between two requests of a connection, so that all contestants get about the same number of requests per second.
     pause: Duration,
     contestants: Vec<(Contestant, &'static [(&'static str, &'static str)])>,
 }
 
 #[derive(Clone, Copy)]
 enum What {
-    /// The same one: to choose costs the load generator more than to ask.
+    /// Always the same one: choosing one costs the load generator more than requesting it.
     GetOne,
     GetAny,
     Create,
     List,
 }
 
-/// What was seen of one contestant in one row: the median of the rounds.
+/// The results of one contestant in one row: medians of the rounds.
 pub struct Figures {
     pub label: &'static str,
     pub per_second: f64,
-    /// Microseconds of processor time a request.
+    /// CPU time per request, in microseconds.
     pub cpu: f64,
-    /// Share of its core that it used; well below 1, something else was the limit.
+    /// The share of its core that it used; if that is well below 1, something else was the limit.
     pub busy: f64,
-    /// Milliseconds, at the same pace for all.
+    /// In milliseconds, at the same pace for all.
     pub p50: f64,
     pub p99: f64,
-    /// The most memory there was, in MiB.
+    /// Peak memory, in MiB.
     pub peak: f64,
     pub lost_lines: f64,
 }
 
 pub struct Measured {
     pub name: &'static str,
-    /// Requests a second at which times were taken.
+    /// The requests per second at which latency was measured.
     pub pace: f64,
     pub figures: Vec<Figures>,
 }
@@ -66,8 +66,11 @@ pub struct Measured {
 fn rows() -> Vec<Row> {
     let (memory, postgres, redis) =
         (Contestant::Bare("memory"), Contestant::Bare("postgres"), Contestant::Bare("redis"));
-    let (base, beside, full) =
-        (Contestant::Service(Variant::BASE), Contestant::Service(BESIDE), Contestant::Service(Variant::FULL));
+    let (base, beside, full) = (
+        Contestant::Service(Variant::BASE),
+        Contestant::Service(WITHOUT_REDIS),
+        Contestant::Service(Variant::FULL),
+    );
     let (quick, slow) = (Duration::from_millis(6), Duration::from_millis(24));
     vec![
         Row {
@@ -80,13 +83,13 @@ fn rows() -> Vec<Row> {
             name: "a task from Redis",
             what: What::GetAny,
             pause: slow,
-            contestants: vec![(redis, &[]), (full, PAST_MEMORY)],
+            contestants: vec![(redis, &[]), (full, EXPIRED_MEMORY)],
         },
         Row {
             name: "a task from Postgres",
             what: What::GetAny,
             pause: slow,
-            contestants: vec![(postgres, &[]), (beside, PAST_MEMORY), (full, PAST_BOTH)],
+            contestants: vec![(postgres, &[]), (beside, EXPIRED_MEMORY), (full, EXPIRED_BOTH)],
         },
         Row {
             name: "create a task",
@@ -128,7 +131,7 @@ fn in_turns(site: &Site<'_>, row: &Row, rounds: u32) -> Result<Measured> {
         };
         running.push(Runner { who: *who, server, requests, rounds: Vec::new() });
     }
-    answer_alike(&running)?;
+    check_same_answers(&running)?;
     for runner in &running {
         runner.load(Duration::ZERO, 1).on(site.wrk, &runner.server)?;
     }
@@ -144,7 +147,7 @@ fn in_turns(site: &Site<'_>, row: &Row, rounds: u32) -> Result<Measured> {
     Ok(Measured { name: row.name, pace, figures })
 }
 
-/// One of those that take turns.
+/// A contestant that takes its turn.
 struct Runner {
     who: Contestant,
     server: Server,
@@ -166,8 +169,8 @@ impl Runner {
         Load { requests: self.requests.clone(), connections: CONNECTIONS, pause, seconds }
     }
 
-    /// As much as there can be, then at a pace that all can keep: when a core is full, a request's time is only that
-    /// of the queue before it.
+    /// First at full load, then at a pace that all can keep up with: on a saturated core, latency is only the time
+    /// spent in the queue.
     fn round(&mut self, site: &Site<'_>, pause: Duration) -> Result<()> {
         let most = self.load(Duration::ZERO, 2).on(site.wrk, &self.server)?;
         let paced = self.load(pause, 1).on(site.wrk, &self.server)?;
@@ -209,9 +212,9 @@ impl Runner {
     }
 }
 
-/// Holds each to what the reference answers, but for the values that differ from task to task. A reference that
-/// answers less would make all others look slow.
-fn answer_alike(running: &[Runner]) -> Result<()> {
+/// Checks that each gives the same answer as the reference, except for values that differ from task to task. A
+/// reference that answers less would make all others look slow.
+fn check_same_answers(running: &[Runner]) -> Result<()> {
     let values = Regex::new(r#":"[^"]*""#)?;
     let mut shapes = running.iter().map(|runner| -> Result<String> {
         let path = match &runner.requests {
@@ -230,7 +233,7 @@ fn answer_alike(running: &[Runner]) -> Result<()> {
     Ok(())
 }
 
-/// The one in the middle.
+/// The middle value.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! A contestant that runs: its address, what it has used, and its output, which is read as fast as it comes.
+//! A running contestant: its address, what it has used, and its output, which is read as fast as it comes.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -19,13 +19,13 @@ const START_BOUND: Duration = Duration::from_secs(20);
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
-    /// A service has one.
+    /// Only a service has one.
     admin: Option<SocketAddr>,
     /// From the start of the process until it was ready.
     pub ready: Duration,
 }
 
-/// What the first lines have told.
+/// What the first lines of output say.
 struct Up {
     address: SocketAddr,
     admin: Option<SocketAddr>,
@@ -44,10 +44,10 @@ impl Server {
         Ok(Self { child, address: up.address, admin: up.admin, ready: up.at - started })
     }
 
-    /// Processor time that it has used so far, in seconds.
+    /// CPU time that it has used so far, in seconds.
     pub fn cpu(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name, in brackets, may have spaces; after it `utime` and `stime` are the 12th and 13th (proc_pid_stat(5)).
+        // The name, in brackets, may have spaces; `utime` and `stime` are 12th and 13th after it (proc_pid_stat(5)).
         let fields = stat.rsplit(')').next().unwrap_or_default();
         let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
         let ticks = ticks.sum::<Result<u32, _>>().context("/proc/<pid>/stat")?;
@@ -55,12 +55,12 @@ impl Server {
         Ok(f64::from(ticks) / f64::from(per_second))
     }
 
-    /// Memory in MiB: `VmRSS` is what is in use, `VmHWM` the most that ever was.
+    /// Memory in MiB: `VmRSS` is the current use, `VmHWM` the peak.
     pub fn memory(&self, field: &str) -> Result<f64> {
         self.child.memory(field)
     }
 
-    /// Lines of its log that it has lost because the reader was too slow.
+    /// Log lines that it has dropped because the reader was too slow.
     pub fn lost_lines(&self) -> Result<f64> {
         let Some(admin) = self.admin else { return Ok(0.0) };
         metric(admin, "log_lines_dropped_total")?.context("no count of lost lines")
@@ -83,7 +83,7 @@ impl Server {
     }
 }
 
-/// Tells of the start, then reads on to the end and keeps nothing: a pipe that nobody empties would be measured.
+/// Reports the start, then reads to the end and discards everything: a full pipe would distort the measurement.
 fn read(stdout: ChildStdout, told: &Sender<Up>) {
     let mut reader = BufReader::with_capacity(1 << 16, stdout);
     let (mut address, mut admin) = (None, None);
@@ -93,7 +93,7 @@ fn read(stdout: ChildStdout, told: &Sender<Up>) {
         let field = |name: &str| event[name].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
         match event["message"].as_str() {
             Some("service.start") => (address, admin) = (field("bind"), field("admin")),
-            // Bare axum says no more than where it is.
+            // Bare axum prints only its address.
             None => address = line.trim().parse().ok(),
             _ => {}
         }

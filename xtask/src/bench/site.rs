@@ -1,4 +1,4 @@
-//! Where it is measured: the programs, and what they need around them.
+//! Where measurements take place: the programs, and what they need around them.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,10 +14,10 @@ use crate::variant::Variant;
 use super::build::Programs;
 use super::server::Server;
 
-/// What each request asks of Redis is a cost of its own: without it, the others can be seen.
-pub const BESIDE: Variant = Variant::FULL_BUT_REDIS;
+/// The call to Redis in each request is a cost of its own: without it, the other costs become visible.
+pub const WITHOUT_REDIS: Variant = Variant::FULL_BUT_REDIS;
 
-/// Each request is allowed, and counted all the same.
+/// Large enough to allow each request, which is counted all the same.
 const BUDGET: &str = "1000000";
 
 pub struct Site<'a> {
@@ -27,11 +27,11 @@ pub struct Site<'a> {
     programs: &'a Programs,
     collector: Rotel,
     database: String,
-    /// The core that contestants run on, and one more for those with two workers, which the load uses too.
+    /// The core that contestants run on, and one more for those with two workers, which the load generator uses too.
     cores: [usize; 2],
 }
 
-/// One of those that are measured.
+/// One of the servers that are compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Contestant {
     /// Bare axum, and where it keeps tasks.
@@ -48,7 +48,7 @@ impl Contestant {
             Self::Bare(_) => "bare axum",
             Self::Loco => "loco",
             Self::Service(Variant::BASE) => "base",
-            Self::Service(BESIDE) => "full, but Redis",
+            Self::Service(WITHOUT_REDIS) => "full, without Redis",
             Self::Service(_) => "full",
         }
     }
@@ -72,12 +72,12 @@ impl<'a> Site<'a> {
         Ok(site)
     }
 
-    /// A contestant with these settings besides, ready.
+    /// Starts a contestant with these additional settings, and waits until it is ready.
     pub fn start(&self, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
         self.start_with(1, who, settings)
     }
 
-    /// The same with so many workers, of two at most.
+    /// The same with this many workers, at most two.
     pub fn start_with(&self, workers: usize, who: Contestant, settings: &[(&str, &str)]) -> Result<Server> {
         let mut command = match who {
             Contestant::Service(variant) => self.service(variant, workers, settings)?,
@@ -108,7 +108,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// A service with everything on and nothing refused.
+    /// A service with everything enabled, and nothing refused.
     fn service(&self, variant: Variant, workers: usize, settings: &[(&str, &str)]) -> Result<Command> {
         let mut command = self.pinned(self.programs.service(variant)?, workers);
         command.envs([
@@ -139,10 +139,10 @@ impl<'a> Site<'a> {
         Ok(command)
     }
 
-    /// A program with nothing in its environment, and a core for each worker.
+    /// A command for a program, with an otherwise empty environment, pinned to a core for each worker.
     fn pinned(&self, program: &Path, workers: usize) -> Command {
         let cores = self.cores[..workers].iter().map(ToString::to_string).collect::<Vec<_>>();
-        let mut command = children::tied(Path::new("taskset"));
+        let mut command = children::killed_with_parent(Path::new("taskset"));
         command.args(["--cpu-list", &cores.join(",")]).arg(program);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("TOKIO_WORKER_THREADS", workers.to_string());
         command

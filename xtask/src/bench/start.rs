@@ -1,4 +1,4 @@
-//! What there is before the first request: the program's size, the time until it is ready, and its memory then.
+//! What can be measured before the first request: the program's size, its time until ready, and its idle memory.
 
 use std::fs;
 use std::thread;
@@ -12,16 +12,16 @@ use super::rows::median;
 use super::site::{Contestant, Site};
 
 const STARTS: u32 = 5;
-/// After which what a start needs is there or was given back.
+/// By then, the memory that a start needs has been allocated or released again.
 const SETTLED: Duration = Duration::from_millis(500);
 
 pub struct Start {
     pub label: &'static str,
     /// Milliseconds until it is ready.
     pub ready: f64,
-    /// MiB.
+    /// Idle memory, in MiB.
     pub idle: f64,
-    /// MB.
+    /// Size of the program, in MB.
     pub program: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of requests when more come than a core can answer.
+//! What happens to requests when more arrive than a core can answer.
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use super::load::{Load, Requests};
 use super::server::Server;
 use super::site::{Contestant, Site};
 
-/// A page that takes long enough for the load to be able to ask for three times as many.
+/// A page that takes long enough for the load generator to request three times what the core can answer.
 const TASKS: usize = 100;
 const PAGE: &str = "/v1/tasks?limit=100";
-/// As it comes.
+/// The service's default.
 const IN_FLIGHT: &[(&str, &str)] = &[("APP__HTTP__MAX_IN_FLIGHT", "1000")];
-/// How much is asked for, in capacities.
+/// The offered load, in multiples of the capacity.
 const TIMES: [f64; 4] = [0.5, 1.0, 2.0, 3.0];
-/// As many clients for one as there may be for the last, who all wait between two requests: some that wait for an answer
-/// must not keep the others from asking.
+/// Clients for a load of one capacity, such that the last step has `LARGEST`. There are so many, each pausing between
+/// requests, that those that wait for an answer don't keep the others from sending.
 #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
 const CLIENTS: f64 = LARGEST as f64 / TIMES[TIMES.len() - 1];
 
 pub struct Surge {
-    /// As many as one core answers in a second.
+    /// Requests per second that one core can answer.
     pub capacity: f64,
     pub steps: Vec<Step>,
 }
 
 pub struct Step {
     pub times: f64,
-    /// In a second.
+    /// Requests per second.
     pub answered: f64,
     pub refused: f64,
-    /// Milliseconds, of answers and refusals.
+    /// In milliseconds, over answers and refusals.
     pub p50: f64,
     pub p99: f64,
-    /// The most memory there was, in MiB.
+    /// Peak memory, in MiB.
     pub peak: f64,
 }
 
-/// Of the base variant, where nothing but its core can be the limit.
+/// Measures the base variant, in which only its core can be the limit.
 pub fn measure(site: &Site<'_>) -> Result<Surge> {
     let capacity = capacity(site)?;
     let steps = TIMES.iter().map(|times| step(site, capacity, *times)).collect::<Result<_>>()?;
@@ -77,7 +77,7 @@ fn step(site: &Site<'_>, capacity: f64, times: f64) -> Result<Step> {
     Ok(step)
 }
 
-/// Anew for each: the most memory that there was is to be its own.
+/// A fresh server for each step, so that the peak memory is the step's own.
 fn start(site: &Site<'_>) -> Result<Server> {
     let server = site.start(Contestant::Service(Variant::BASE), IN_FLIGHT)?;
     server.populate(TASKS)?;

@@ -1,4 +1,4 @@
-//! What was measured, as Markdown, and where it is shown.
+//! Renders what was measured as Markdown, and writes it to where it is shown.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,21 +19,21 @@ pub struct Report {
     pub surge: Surge,
 }
 
-/// Between these two lines of the README all is written by the bench.
+/// Everything between these two lines of the README is written by the benchmark.
 const BEGIN: &str = "<!-- cargo bench-service --write -->\n";
 const END: &str = "<!-- end -->\n";
-/// And in the guide of a service all of the section with this heading, which stands before the other.
+/// So is the whole section with this heading in a service's guide; `NEXT` is the heading that follows it.
 const HEADING: &str = "## Measured\n";
 const NEXT: &str = "## Find out where it goes\n";
-const PLOT: &str = "![Requests for the same processor time, bare axum = 1](bench/plot.svg)";
+const PLOT: &str = "![Requests per CPU time, bare axum = 1](bench/plot.svg)";
 
 impl Report {
-    /// All of it.
+    /// The whole report.
     pub fn markdown(&self) -> String {
         let mut text = format!("{}\n\n", self.machine);
         let _ = writeln!(
             text,
-            "| `GET` or `POST` | server | requests/s | CPU a request | p50 | p99 | peak memory |"
+            "| `GET` or `POST` | server | requests/s | CPU per request | p50 | p99 | peak memory |"
         );
         text += "|---|---|---|---|---|---|---|\n";
         for row in &self.rows {
@@ -47,17 +47,18 @@ impl Report {
             self.rows.iter().map(|row| format!("{} for {}", thousands(row.pace), row.name)).collect();
         let _ = writeln!(
             text,
-            "\nRequests/s and CPU: as many as one core takes, from 64 connections. p50 and p99: at about the same \
-             pace for all, in requests/s {}. In brackets: the ratio to bare axum.",
+            "\nRequests/s and CPU: at full load on one core, with 64 connections. p50 and p99: at about the same \
+             rate for every server, in requests/s {}. In brackets: the ratio to bare axum.",
             paces.join(", ")
         );
         let limited = self.rows.iter().flat_map(|row| &row.figures).any(|figures| figures.busy < 0.9);
         if limited {
-            text += "† Its core was not full: the load, or the database beside it, was the limit. Compare the CPU.\n";
+            text += "† Its core was not saturated: the load generator or the database was the bottleneck. Compare the CPU.\n";
         }
         let lost: f64 = self.rows.iter().flat_map(|row| &row.figures).map(|figures| figures.lost_lines).sum();
-        let _ = writeln!(text, "Lines of the access log that were lost: {lost:.0}.\n");
-        text += "| | ready | idle memory | program | each connection under load |\n|---|---|---|---|---|\n";
+        let _ = writeln!(text, "Access log lines dropped: {lost:.0}.\n");
+        text +=
+            "| | ready | idle memory | program | memory per connection under load |\n|---|---|---|---|---|\n";
         for start in &self.starts {
             let crowd = self.crowds.iter().find(|crowd| crowd.label == start.label);
             let each = crowd.map_or("–".to_owned(), |crowd| format!("{:.1} KiB", crowd.each()));
@@ -89,14 +90,14 @@ impl Report {
             }
             text += "\n";
         }
-        text += "\nA task from memory: requests/s, CPU a request, peak memory. A second worker has the core that the \
-                 load runs on.\n";
+        text += "\nA task from memory: requests/s, CPU per request, peak memory. The second worker shares its \
+                 core with the load generator.\n";
         text
     }
 
     fn of_surge(&self) -> String {
         let mut text = format!(
-            "\n| asked for, of {}/s | answered | refused | p50 | p99 | peak memory |\n|---|---|---|---|---|---|\n",
+            "\n| offered load, × {}/s | answered | refused | p50 | p99 | peak memory |\n|---|---|---|---|---|---|\n",
             thousands(self.surge.capacity)
         );
         for step in &self.surge.steps {
@@ -111,12 +112,12 @@ impl Report {
                 step.peak
             );
         }
-        text += "\nA page of 100 tasks from memory, base, one core. What only computes waits for it outside, in its \
-                 connection: `http.max_in_flight` refuses what waits for something else.\n";
+        text += "\nA page of 100 tasks from memory, base, one core. A request that only computes waits for the core in its \
+                 connection, before it is in flight: `http.max_in_flight` refuses requests that wait for something else.\n";
         text
     }
 
-    /// Puts it where the repository shows it.
+    /// Writes the report into the repository's documents.
     pub fn publish(&self, root: &Path, svg: &str) -> Result<()> {
         fs::write(root.join("bench/plot.svg"), svg)?;
         let readme = root.join("README.md");
@@ -133,14 +134,14 @@ impl Report {
         Ok(())
     }
 
-    /// What a service tells of itself: of those with other parts only what is true of each.
+    /// The section in a service's guide: outside the fence, it contains only what is true of every variant.
     fn for_services(&self) -> String {
         let mut text = format!(
-            "{}. One core for the service, all that is said above switched on; in brackets the ratio to a handler \
-             on axum alone that gives the same answers.\n\n",
+            "{}. One core for the service, everything described above enabled; in brackets, the ratio to a bare \
+             axum handler that gives the same answers.\n\n",
             self.machine
         );
-        text += "| request | server | requests/s | CPU a request | p50 | p99 | peak memory |\n|---|---|---|---|---|---|---|\n";
+        text += "| request | server | requests/s | CPU per request | p50 | p99 | peak memory |\n|---|---|---|---|---|---|---|\n";
         let mut fenced = String::new();
         for row in &self.rows {
             let Some(bare) = row.figures.first() else { continue };
@@ -148,7 +149,7 @@ impl Report {
                 let described = match figures.label {
                     "base" => "this service, in its smallest form",
                     "full" => "this service, with all of its parts",
-                    "full, but Redis" | "loco" => continue,
+                    "full, without Redis" | "loco" => continue,
                     label => label,
                 };
                 let line =
@@ -187,7 +188,7 @@ fn line(figures: &Figures, bare: &Figures) -> String {
     )
 }
 
-/// `12,300`: no more digits than two runs share.
+/// As in `12,300`: two runs agree on no more digits.
 fn thousands(value: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "requests a second")]
     let rounded = (value / 100.0).round().max(0.0) as u64 * 100;

@@ -1,5 +1,5 @@
-//! What must not be in a generated service: anything of the template, of a toggle that is off, and gaps where a
-//! fence was.
+//! Finds what must not be in a generated service: anything of the template or of a toggle that is off, and gaps where
+//! a fence was.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,11 +19,11 @@ use crate::weave::tree::RECORD;
 pub struct Scan {
     /// Each as `file:line: what: text`.
     pub leftovers: Vec<String>,
-    /// The places in the list of exceptions of those that were needed.
+    /// The indices in `EXCEPTIONS` of those that were needed.
     exceptions: BTreeSet<usize>,
 }
 
-/// A word of an absent toggle that has to stay.
+/// A word of an absent toggle that is allowed to stay.
 struct Exception {
     toggle: &'static str,
     file: &'static str,
@@ -48,7 +48,7 @@ const EXCEPTIONS: &[Exception] = &[
     },
 ];
 
-/// A toggle's words, in any case.
+/// The words that belong to a toggle, in upper or lower case.
 const WORDS: [(&str, &str); 4] = [
     ("postgres", r"(?i)postgres|sqlx|migrat|database|pgbouncer|psql|\bsql\b|\bpg_"),
     ("redis", r"(?i)redis|valkey"),
@@ -82,7 +82,7 @@ fn compiled(table: &[(&'static str, &str)]) -> Vec<(&'static str, Regex)> {
         .collect()
 }
 
-/// What is left over in the service in `dir`, each as `file:line: what: text`.
+/// The leftovers in the service in `dir`, each as `file:line: what: text`.
 ///
 /// # Errors
 /// When a file can't be read.
@@ -90,7 +90,7 @@ pub fn leftovers(dir: &Path, variant: Variant) -> Result<Vec<String>> {
     Ok(scan(dir, variant)?.leftovers)
 }
 
-/// As [`leftovers`], with the exceptions that were made.
+/// Like [`leftovers`], and also records which exceptions were needed.
 ///
 /// # Errors
 /// When a file can't be read.
@@ -118,7 +118,7 @@ pub fn scan(dir: &Path, variant: Variant) -> Result<Scan> {
     Ok(scan)
 }
 
-/// The exceptions that none of `scans`, those of all variants, needed.
+/// The exceptions that none of `scans` needed, given the scans of all variants.
 #[must_use]
 pub fn unused_exceptions(scans: &[Scan]) -> Vec<String> {
     let unused = EXCEPTIONS
@@ -135,7 +135,7 @@ impl Scan {
 
     fn search(&mut self, variant: Variant, path: &str, text: &str) {
         if path == lock::FILE {
-            // The rest is checksums and other crates' own business.
+            // The rest is checksums and details of other crates.
             for (at, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("name = ")) {
                 self.search_line(variant, path, at + 1, line);
             }
@@ -170,7 +170,7 @@ impl Scan {
         }
     }
 
-    /// A file that no `mod` names is in no program, be it code or tests, and the compiler says nothing of it.
+    /// A file that no `mod` names is compiled into neither program nor tests, and the compiler doesn't report it.
     fn search_orphan(&mut self, dir: &Path, path: &str) {
         let file = Path::new(path);
         let (Some(name), Some(folder)) = (path.strip_suffix(".rs"), file.parent()) else { return };
@@ -193,7 +193,7 @@ impl Scan {
         }
     }
 
-    /// Empty lines as a fence leaves them that stood between two, or at an edge.
+    /// Empty lines left by a fence that stood between two of them, or at the edge of a block or a file.
     fn search_gaps(&mut self, path: &str, text: &str) {
         let lines: Vec<&str> = text.lines().collect();
         let rust = Path::new(path).extension().is_some_and(|extension| extension == "rs");
@@ -218,7 +218,7 @@ impl Scan {
 mod tests {
     use super::*;
 
-    /// What is found in a service of one file.
+    /// What is found in a service that consists of one file.
     fn found(variant: Variant, path: &str, text: &str) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(path);

@@ -1,18 +1,18 @@
-//! Merging locks line by line.
+//! Merges lockfiles line by line.
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::variant::Variant;
 use crate::weave::names;
 
-/// A `Cargo.lock`, split but not interpreted: rendering has to give back its bytes.
+/// A `Cargo.lock`, split but not interpreted: rendering must reproduce its bytes exactly.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Lock<'a> {
     head: &'a str,
     pub packages: Vec<Package<'a>>,
 }
 
-/// The lines of a package, from the empty one before it on.
+/// The lines of a package, starting with the empty line before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package<'a>(Vec<&'a str>);
 
@@ -29,7 +29,7 @@ impl<'a> Package<'a> {
         self.value("name")
     }
 
-    /// What tells it from the other packages.
+    /// What distinguishes it from the other packages.
     fn id(&self) -> (&'a str, &'a str, &'a str) {
         (self.name(), self.value("version"), self.value("source"))
     }
@@ -54,7 +54,7 @@ impl<'a> Lock<'a> {
     }
 }
 
-/// The locks of all variants in one.
+/// The lockfiles of all variants in one.
 #[derive(Debug)]
 pub struct Merged<'a> {
     head: &'a str,
@@ -68,7 +68,7 @@ struct MergedPackage<'a> {
     lines: Vec<(Variants, &'a str)>,
 }
 
-/// A set of variants, each by the place that it has in [`Variant::all`].
+/// A set of variants, each represented by its position in [`Variant::all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Variants(u64);
 
@@ -84,7 +84,7 @@ impl Variants {
         self.0 & (1 << place) != 0
     }
 
-    /// Puts a condition around `text`, unless it says no more than `known`.
+    /// Puts a condition around `text`, unless `known` already implies it.
     fn guard(self, known: Self, text: &str) -> String {
         let mut places = Variant::all().enumerate();
         if places.all(|(place, _)| self.contains(place) || !known.contains(place)) {
@@ -96,10 +96,10 @@ impl Variants {
     }
 }
 
-/// Merges the locks of all variants, in the order of [`Variant::all`]: the last has all packages.
+/// Merges the lockfiles of all variants, given in the order of [`Variant::all`]: the last one has all packages.
 ///
 /// # Errors
-/// When the merger would not give back each of them.
+/// When the result would not reproduce each of them.
 pub fn merge(texts: &[String]) -> Result<Merged<'_>> {
     let locks = texts.iter().map(|text| Lock::parse(text)).collect::<Result<Vec<_>>>()?;
     let full = locks.last().context("no lock to merge")?;
@@ -108,7 +108,7 @@ pub fn merge(texts: &[String]) -> Result<Merged<'_>> {
     for (place, (text, variant)) in texts.iter().zip(Variant::all()).enumerate() {
         ensure!(
             merged.of(place) == *text,
-            "the lock of `{variant}` has what the full one has not, or in another order"
+            "the lock of `{variant}` has an entry that the full one lacks, or a different order"
         );
     }
     Ok(merged)
@@ -122,7 +122,7 @@ fn merge_package<'a>(package: &Package<'a>, locks: &[Lock<'a>]) -> MergedPackage
         in_variants.add(place);
         let mut next = 0;
         for line in &same.0 {
-            // A line that the others lack (a dependency that needs no version here) goes where this variant has it.
+            // A line that is new (a dependency that needs no version in this variant) goes where this variant has it.
             let at = lines.iter().position(|(_, known)| known == line).unwrap_or_else(|| {
                 lines.insert(next, (Variants::NONE, line));
                 next
@@ -135,15 +135,15 @@ fn merge_package<'a>(package: &Package<'a>, locks: &[Lock<'a>]) -> MergedPackage
 }
 
 impl Merged<'_> {
-    /// The lock of the variant at `place`.
+    /// The lockfile of the variant at `place`.
     fn of(&self, place: usize) -> String {
         let lines = self.packages.iter().flat_map(|package| &package.lines);
         let lines = lines.filter(|(variants, _)| variants.contains(place)).map(|(_, line)| *line);
         std::iter::once(self.head).chain(lines).collect()
     }
 
-    /// A template that renders to the lock of each variant, given `variant` (its letter), `project-name` and
-    /// `predecessor` (the crate that the service comes after, or nothing).
+    /// A Liquid template that renders the lockfile of any variant, given `variant` (its letter), `project-name` and
+    /// `predecessor` (the crate that the service sorts after, or an empty string).
     pub fn liquid(&self) -> String {
         let (own, others): (Vec<_>, Vec<_>) =
             self.packages.iter().partition(|package| package.name == names::NAME);

@@ -1,4 +1,4 @@
-//! The matrix on the terminal, a row as soon as a variant is through.
+//! The matrix on the terminal: each variant gets its row as soon as it is done.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,9 +15,9 @@ use super::report::Report;
 const CELL: usize = 10;
 const TITLE: usize = 32;
 
-/// Where what is compiled and what is measured print.
+/// The terminal output, shared by the thread that compiles and the thread that measures.
 pub struct Board {
-    /// What each subject is at, shown in one line that overwrites itself; only on a terminal.
+    /// The step that each subject is at, shown on one line that overwrites itself, on a terminal only.
     busy: Mutex<BTreeMap<String, &'static str>>,
     terminal: bool,
 }
@@ -42,7 +42,7 @@ impl Board {
         }
     }
 
-    /// Shows a failure at once: whoever watches need not wait for the end.
+    /// Shows a failure at once, so that nobody has to wait for the end of the run to see it.
     pub fn done(&self, subject: &Subject, check: &Check) {
         if let Outcome::Failed { cause, command, tail } = &check.outcome {
             let _hold = self.clear();
@@ -70,7 +70,7 @@ impl Board {
         println!("{:TITLE$}{}", subject.title, cells.collect::<String>());
     }
 
-    /// The closing words; the last line is the count that a machine reads.
+    /// Prints the verdict. The last line is the count, for machines to read.
     pub fn close(&self, report: &Report<'_>, page: &Path) {
         drop(self.clear());
         println!("\n{}", report.verdict());

@@ -20,16 +20,15 @@ use super::transitions;
 
 /// How a check ended.
 pub enum Outcome {
-    /// With a word on what was seen, such as how many tests ran.
+    /// With a note on what was seen, such as how many tests ran.
     Passed(String),
     /// With the cause, and the end of the failing command's output if there was one.
     Failed { cause: String, command: Option<String>, tail: String },
-    /// Not run, because an earlier step left nothing to run it on: that proves nothing, so it
-    /// counts as failed.
+    /// Not run, because an earlier step left nothing to run it on: that proves nothing, so it counts as failed.
     Skipped,
 }
 
-/// One step, done.
+/// The result of one step.
 pub struct Check {
     pub step: &'static str,
     pub outcome: Outcome,
@@ -49,7 +48,7 @@ pub struct Subject {
     pub place: usize,
     pub title: String,
     pub variant: Option<Variant>,
-    /// What it was before it became this variant, unless it was generated as such.
+    /// The variant that it was generated as, if it was changed into this one afterwards.
     pub from: Option<Variant>,
     /// The service's name.
     pub name: String,
@@ -58,12 +57,13 @@ pub struct Subject {
     /// Numbers for the report: lines, crates, tests, milliseconds to ready …
     pub facts: BTreeMap<&'static str, f64>,
     pub drills: Vec<Drilled>,
-    /// Where its code is, once it was generated.
+    /// Where its code is, once generated.
     pub dir: PathBuf,
-    /// What was built of it: the service, and the programs that test it.
+    /// The program of the service, once built.
     pub program: PathBuf,
-    /// The service with optimisation, where its instructions are counted.
+    /// The optimised service, where its instructions are counted.
     pub optimised: Option<PathBuf>,
+    /// The programs that test it.
     pub tests: Vec<PathBuf>,
 }
 
@@ -108,8 +108,8 @@ impl Subject {
         self.checks.len() == self.steps.len() && self.checks.iter().all(Check::passed)
     }
 
-    /// Takes its next steps, as long as they are wanted. A failed one does not keep the later ones from saying what
-    /// they see, unless it was the one that makes the code.
+    /// Runs the next steps, up to the first that is not wanted. After a failure the later steps still run and
+    /// report what they see, unless generation failed: then they are skipped.
     pub fn run(&mut self, wanted: impl Fn(&Step) -> bool, context: &Context, board: &Board) {
         let next = self.steps.iter().copied().skip(self.checks.len());
         for step in next.take_while(wanted).collect::<Vec<_>>() {
@@ -133,14 +133,14 @@ impl Subject {
     fn log_of(&self, context: &Context, step: &str) -> PathBuf {
         let folder = if self.variant.is_some() { self.title.replace(' ', "-") } else { "template".into() };
         let folder = context.logs.join(folder);
-        // A failure shows as soon as the first command can't write there.
+        // If this fails, the first command reports that it can't write its log.
         let _ = fs::create_dir_all(&folder);
         folder.join(format!("{}.log", step.replace(": ", "-")))
     }
 }
 
 fn outcome_of(step: impl FnOnce() -> Result<String>) -> Outcome {
-    let error = match unwound(step) {
+    let error = match catch_panic(step) {
         Ok(note) => return Outcome::Passed(note),
         Err(error) => error,
     };
@@ -152,14 +152,14 @@ fn outcome_of(step: impl FnOnce() -> Result<String>) -> Outcome {
     }
 }
 
-/// The result of `run`, to which a panic is an error as any other: the rest is counted all the same.
+/// The result of `run`, with a panic turned into an error like any other, so that the other checks still count.
 ///
-/// What it was at may be half-done. That is of its subject alone, whose later steps say what they see.
-pub fn unwound<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+/// A panic may leave its own subject half-done; the later steps of that subject report what they see.
+pub fn catch_panic<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
     panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|cause| {
         let text = cause.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
-        Err(anyhow!("it panicked: {}", text.unwrap_or("and said nothing")))
+        Err(anyhow!("it panicked: {}", text.unwrap_or("(no message)")))
     })
 }
 
@@ -171,8 +171,8 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Whether no subject before had this text for that linter, the names of services aside: what is the same is not
-    /// linted twice.
+    /// Whether no earlier subject had the same text for this linter, apart from the name of the service. The same
+    /// text is not linted twice.
     pub fn is_new(&self, linter: &str, text: &str) -> bool {
         lock(&self.context.linted).insert(linter.to_owned() + &text.replace(&self.subject.name, "service"))
     }
@@ -189,7 +189,7 @@ mod tests {
         for (step, wanted) in [
             ((|| panic!("at {}", "last")) as fn() -> Result<String>, "it panicked: at last"),
             (|| panic!("at once"), "it panicked: at once"),
-            (|| std::panic::panic_any(7), "it panicked: and said nothing"),
+            (|| std::panic::panic_any(7), "it panicked: (no message)"),
         ] {
             let Outcome::Failed { cause, .. } = outcome_of(step) else { panic!("it did not fail") };
             assert_eq!(cause, wanted);

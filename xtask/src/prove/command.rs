@@ -1,4 +1,4 @@
-//! The commands of the steps: run with a deadline, logged whole, shown in a form to be typed.
+//! The commands that steps run: with a deadline, logged in full, and shown in a form that can be typed.
 
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::children::Child;
-use crate::machine::COMPILER;
+use crate::machine::COMPILER_ENV;
 use crate::servers::tail;
 
 use super::check::Work;
@@ -21,7 +21,7 @@ use super::check::Work;
 const BOUND: Duration = Duration::from_mins(20);
 const TAIL: usize = 25;
 
-/// A command that failed, with what a reader needs to go on.
+/// A command that failed, with what a reader needs to investigate it.
 #[derive(Debug)]
 pub struct Failed {
     pub cause: String,
@@ -37,8 +37,8 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// Settings of the person who runs the proof that would leak into a service under test.
-const FOREIGN: [&str; 9] = [
+/// Environment variables that would leak from whoever runs the proof into a service under test.
+const LEAKING_VARIABLES: [&str; 9] = [
     "DATABASE_URL",
     "REDIS_URL",
     "PORT",
@@ -51,7 +51,7 @@ const FOREIGN: [&str; 9] = [
 ];
 
 impl Work<'_> {
-    /// cargo in the subject's folder, on the target folder and the profile that all share.
+    /// cargo in the subject's folder, with the target folder and the profile that all subjects share.
     pub fn cargo(&self, subcommand: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("cargo");
         command.arg(subcommand);
@@ -60,19 +60,19 @@ impl Work<'_> {
         command.current_dir(&self.subject.dir);
         clean(&mut command);
         command.env("CARGO_TARGET_DIR", self.context.folder.join("build"));
-        command.env(COMPILER.0, COMPILER.1);
+        command.env(COMPILER_ENV.0, COMPILER_ENV.1);
         command
     }
 
-    /// Runs a command to its end. Returns its standard output.
+    /// Runs a command to completion and returns its standard output.
     ///
     /// # Errors
-    /// [`Failed`] when it exits with another status than zero, or not in time.
+    /// [`Failed`] when it exits with a non-zero status, or misses the deadline.
     pub fn run(&self, command: &mut Command) -> Result<String> {
         self.run_within(command, BOUND)
     }
 
-    /// [`Self::run`] with a bound of its own, for what takes longer than any other.
+    /// [`Self::run`] with a deadline of its own, for a command that takes longer than any other.
     pub fn run_within(&self, command: &mut Command, bound: Duration) -> Result<String> {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let shown = shown(command);
@@ -85,7 +85,7 @@ impl Work<'_> {
         drop(child);
         let mut said = String::new();
         stdout.seek(SeekFrom::Start(0))?;
-        stdout.read_to_string(&mut said).context("the output is no UTF-8")?;
+        stdout.read_to_string(&mut said).context("the output is not UTF-8")?;
         writeln!(log, "{}", readable(&said))?;
         let cause = match status {
             Some(status) if status.success() => return Ok(said),
@@ -96,11 +96,11 @@ impl Work<'_> {
     }
 }
 
-/// Takes the foreign settings out of a command's environment, and frames out of what it prints: a tail is kept of it,
-/// and that of a test that failed has to have its message.
+/// Removes the foreign settings from a command's environment, and turns off backtraces: only the tail of the output
+/// is kept, and the message of a failed test has to be in it.
 pub fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("APP__") || FOREIGN.contains(&name)) {
+        if name.to_str().is_some_and(|name| name.starts_with("APP__") || LEAKING_VARIABLES.contains(&name)) {
             command.env_remove(name);
         }
     }
@@ -121,8 +121,8 @@ fn readable(said: &str) -> String {
     for line in said.lines() {
         match serde_json::from_str::<Value>(line) {
             Ok(message) if message["reason"].is_string() => {
-                // The findings of `unused_crate_dependencies` are facts for the step that weighs
-                // them, one for each target: in a log they would only hide the real ones.
+                // `unused_crate_dependencies` reports once per target, as input for the step that evaluates it: in
+                // a log these findings would only hide the real ones.
                 if message["message"]["code"]["code"] != "unused_crate_dependencies" {
                     text += message["message"]["rendered"].as_str().unwrap_or_default();
                 }

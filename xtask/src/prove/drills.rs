@@ -1,4 +1,4 @@
-//! The drills: the service as a process of its own, driven from outside as production would.
+//! The drills: the service runs as a process of its own, driven from outside as in production.
 
 mod alerts;
 mod api;
@@ -42,34 +42,34 @@ use super::check::Work;
 
 pub use site::Site;
 
-/// A drill: what the service must do, the bound that it is held to, and who it is for.
+/// A drill: what the service must do, the bound that it is held to, and the variants that it runs in.
 struct Drill {
     name: &'static str,
     bound: &'static str,
     /// Runs only where this toggle is on.
     needs: Option<&'static str>,
-    /// Runs only in the variants without and with all toggles: what it holds depends on none of
-    /// them, and it takes too long to run in all sixteen.
-    ends_only: bool,
+    /// Runs only in the base and the full variant: what it checks depends on no toggle besides `needs`, and it
+    /// takes too long to run in all sixteen.
+    extremes_only: bool,
     run: fn(&Site<'_>) -> Result<String>,
 }
 
-/// A comparison of times that came out wrong. Whatever else the machine does in that moment can spoil one, so the drill
-/// is made again, [`TRIES`] times in all: a fault spoils each of them. Nothing else that a drill sees is forgiven.
+/// A timing comparison that failed. Whatever else the machine does at that moment can spoil one, so the drill runs
+/// again, up to [`TRIES`] times in all: a real fault fails every time. No other failure is retried.
 #[derive(Debug)]
-struct Spoilt(String);
+struct TimingMiss(String);
 
-impl fmt::Display for Spoilt {
+impl fmt::Display for TimingMiss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Spoilt {}
+impl std::error::Error for TimingMiss {}
 
-/// Holds a comparison of times to its bound.
-fn compared(within: bool, said: &str) -> Result<()> {
-    if within { Ok(()) } else { Err(Spoilt(said.to_owned()).into()) }
+/// Holds a timing comparison to its bound.
+fn ensure_timing(within: bool, said: &str) -> Result<()> {
+    if within { Ok(()) } else { Err(TimingMiss(said.to_owned()).into()) }
 }
 
 const TRIES: usize = 4;
@@ -79,7 +79,7 @@ pub const COLLECTOR: [&str; 4] = [TRACES, ALERTS, EXPORTING, BUDGET];
 const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
 const EXPORTING: &str = "bears its collector's faults";
-/// The drill of a program with optimisation, under valgrind.
+/// The drill that runs the optimised program under valgrind.
 pub const BUDGET: &str = "keeps to its budget";
 
 const ALL: [Drill; 36] = [
@@ -93,50 +93,50 @@ const ALL: [Drill; 36] = [
     drill("keeps tasks", "create, read, change, complete, list, delete", api::round_trip),
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
-    drill("shows its metrics", "promtool finds nothing to mend", metrics::page),
+    drill("shows its metrics", "promtool finds no problem", metrics::page),
     Drill {
         needs: Some("otlp"),
-        ends_only: true,
-        ..drill(EXPORTING, "the median at most 5 % slower, memory bounded, loss counted", exporting::faults)
+        extremes_only: true,
+        ..drill(EXPORTING, "median at most 5 % slower, memory bounded, losses counted", exporting::faults)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("keeps its series", "100,000 strange requests add none", metrics::series)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("outlives its log's reader", "requests go on, each line is kept or counted", unread::log)
     },
     drill("stops under load", "exit 0, no request and no job lost", load::under_load),
-    drill("finishes a slow request", "answered though SIGTERM came", shutdown::slow_request),
+    drill("finishes a slow request", "answered despite SIGTERM", shutdown::slow_request),
     drill("ends a half-sent request", "504, then exit 0", shutdown::half_sent),
     drill("cuts a drain short", "exit 3 within the drain's bound", shutdown::cut_short),
-    drill("stops without a receiver", "in time; what is cut is told", frozen::receiver),
+    drill("stops without a receiver", "in time; what is cut is reported", frozen::receiver),
     Drill {
         needs: Some("postgres"),
-        ..drill("stops without Postgres", "in time; what is cut is told", frozen::postgres)
+        ..drill("stops without Postgres", "in time; what is cut is reported", frozen::postgres)
     },
     Drill { needs: Some("redis"), ..drill("stops without Redis", "in time, exit 0", frozen::redis) },
     Drill { needs: Some("otlp"), ..drill("stops without a collector", "in time, exit 0", frozen::collector) },
     drill("runs out of descriptors", "goes on by itself", descriptors::exhausted),
     Drill {
         needs: Some("postgres"),
-        ends_only: true,
-        ..drill("survives kill -9", "each completion kept and told, nothing else", crash::killed)
+        extremes_only: true,
+        ..drill("survives kill -9", "each completion kept and delivered, nothing else", crash::killed)
     },
     Drill {
         needs: Some("postgres"),
-        ends_only: true,
+        extremes_only: true,
         ..drill("finds any page", "by an index, deep ones at no higher cost", pages::cost)
     },
     Drill {
         needs: Some("postgres"),
-        ends_only: true,
+        extremes_only: true,
         ..drill("works through pgbouncer", "in transaction mode, no request and no job lost", pooler::through)
     },
     Drill {
         needs: Some("redis"),
-        ends_only: true,
+        extremes_only: true,
         ..drill(
             "outgrows what it missed",
             "cached again 20 s after 10,000 loads without Redis",
@@ -145,7 +145,7 @@ const ALL: [Drill; 36] = [
     },
     Drill {
         needs: Some("redis"),
-        ends_only: true,
+        extremes_only: true,
         ..drill(
             "does without Redis",
             "no 5xx, p99 at most 1.5 times as long, used again",
@@ -154,52 +154,52 @@ const ALL: [Drill; 36] = [
     },
     Drill {
         needs: Some("redis"),
-        ends_only: true,
-        ..drill("stays coherent", "no replica goes back; 250 ms behind, or the TTL", coherence::storm)
+        extremes_only: true,
+        ..drill("stays coherent", "no replica goes back; at most 250 ms stale, or the TTL", coherence::storm)
     },
     Drill {
         needs: Some("rate_limit"),
-        ends_only: true,
+        extremes_only: true,
         ..drill("limits to the rate", "5 % off alone, 10 % for three replicas with Redis", limits::accuracy)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("sheds load", "90 % goodput, p99 at most doubled, refusals in 5 ms", overload::shed)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("bears a crowd", "at most 16 KiB for each client that stays", crowd::memory)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("outlasts hostile clients", "closed in time, others served in 50 ms", hostile::storm)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("keeps no more than it has room for", "answers that nobody takes: 64 MiB", untaken::answers)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill("restarts behind HAProxy", "0 failed of 100,000 requests", rolling::restarts)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill(ALERTS, "each incident seen by Prometheus and its end too", alerts::raised)
     },
     Drill {
         needs: Some("otlp"),
-        ends_only: true,
+        extremes_only: true,
         ..drill(TRACES, "from the client to the receiver, in someone else's collector", traces::followed)
     },
     Drill {
-        ends_only: true,
+        extremes_only: true,
         ..drill(BUDGET, "no layer takes 5 % more instructions than are committed", budget::kept)
     },
     drill("logs only JSON", "every line, flat, with its four fields", logs),
 ];
 
 const fn drill(name: &'static str, bound: &'static str, run: fn(&Site<'_>) -> Result<String>) -> Drill {
-    Drill { name, bound, needs: None, ends_only: false, run }
+    Drill { name, bound, needs: None, extremes_only: false, run }
 }
 
 /// A drill that was run.
@@ -223,12 +223,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|drill| drill.name)
 }
 
-/// Those of `asked`, or of all when that is empty, that run in `variant`.
+/// The drills that run in `variant`, out of `asked`, or out of all when that is empty.
 fn of(asked: &[String], variant: Variant) -> impl Iterator<Item = &'static Drill> + use<'_> {
     ALL.iter().filter(move |drill| {
         (asked.is_empty() || asked.iter().any(|name| name == drill.name))
             && drill.needs.is_none_or(|need| variant.has(need))
-            && (variant.is_an_end() || !drill.ends_only)
+            && (variant.is_extreme() || !drill.extremes_only)
     })
 }
 
@@ -242,7 +242,7 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
     let (asked, times) = &work.context.drills;
     for drill in of(asked, work.subject.variant.unwrap_or(Variant::FULL)) {
         let started = Instant::now();
-        let result = repeated(drill, &site, *times);
+        let result = run_times(drill, &site, *times);
         let Drill { name, bound, .. } = *drill;
         work.subject.drills.push(Drilled { name, bound, result, time: started.elapsed() });
     }
@@ -260,11 +260,11 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{} drills", drills.len()))
 }
 
-/// The result of the last run of a drill, or of the first that failed.
-fn repeated(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String> {
+/// Runs a drill `times` times. Returns the last result, or the first failure.
+fn run_times(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String> {
     let mut seen = String::new();
     for run in 1..=times {
-        seen = measured(|| (drill.run)(site)).map_err(|error| match times {
+        seen = with_retries(|| (drill.run)(site)).map_err(|error| match times {
             1 => format!("{error:#}"),
             _ => format!("run {run} of {times}: {error:#}"),
         })?;
@@ -272,17 +272,17 @@ fn repeated(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, String
     Ok(if times == 1 { seen } else { format!("{times} runs, the last: {seen}") })
 }
 
-/// What a drill saw, made again where a measurement of it was spoilt.
-fn measured(run: impl Fn() -> Result<String>) -> Result<String> {
-    let mut spoilt: Vec<String> = Vec::new();
+/// Runs a drill, and runs it again if a timing comparison in it was spoilt.
+fn with_retries(run: impl Fn() -> Result<String>) -> Result<String> {
+    let mut missed: Vec<String> = Vec::new();
     loop {
         match run() {
-            Err(error) if error.is::<Spoilt>() && spoilt.len() + 1 < TRIES => {
-                spoilt.push(format!("{error:#}"));
+            Err(error) if error.is::<TimingMiss>() && missed.len() + 1 < TRIES => {
+                missed.push(format!("{error:#}"));
             }
-            result if spoilt.is_empty() => return result,
+            result if missed.is_empty() => return result,
             result => {
-                let before = spoilt.join("; ");
+                let before = missed.join("; ");
                 let seen = result.with_context(|| format!("spoilt before: {before}; then"))?;
                 return Ok(format!("{seen}; measured again after: {before}"));
             }
@@ -290,7 +290,7 @@ fn measured(run: impl Fn() -> Result<String>) -> Result<String> {
     }
 }
 
-/// The lines of a service of its own, and all that those of other drills have logged before.
+/// Checks the log of a service of its own, and what the services of earlier drills have logged.
 fn logs(site: &Site<'_>) -> Result<String> {
     let service = site.start(&[])?;
     for (path, status) in [("/v1/tasks", 200), ("/nowhere", 404)] {
@@ -301,12 +301,12 @@ fn logs(site: &Site<'_>) -> Result<String> {
     log_lines(site)
 }
 
-/// Every line that any service of the drills has logged.
+/// Checks every line that a service has logged in any drill so far.
 pub fn log_lines(site: &Site<'_>) -> Result<String> {
     let lines = site.lines.borrow();
     for line in lines.iter() {
         let Ok(Value::Object(event)) = serde_json::from_str::<Value>(line) else {
-            bail!("no JSON object: {line}");
+            bail!("not a JSON object: {line}");
         };
         for field in ["timestamp", "level", "message", "target"] {
             ensure!(event.get(field).is_some_and(Value::is_string), "no `{field}`: {line}");
@@ -325,12 +325,12 @@ mod tests {
 
     use anyhow::{Context as _, Result, bail};
 
-    use super::{TRIES, compared, measured};
+    use super::{TRIES, ensure_timing, with_retries};
 
-    /// How often a drill was made that ends so each time until `good`, and whether it passed.
+    /// Runs a drill that ends like `ends` before run `good`; returns how many times it ran and whether it passed.
     fn tries(good: usize, ends: impl Fn() -> Result<()>) -> (usize, bool) {
         let made = Cell::new(0);
-        let result = measured(|| {
+        let result = with_retries(|| {
             made.set(made.get() + 1);
             if made.get() < good {
                 ends()?;
@@ -342,10 +342,10 @@ mod tests {
 
     #[test]
     fn only_a_comparison_of_times_is_made_again() {
-        let late = || compared(false, "too late").context("of the second client");
+        let late = || ensure_timing(false, "too late").context("of the second client");
         assert_eq!(tries(TRIES, late), (TRIES, true));
         assert_eq!(tries(usize::MAX, late), (TRIES, false));
         assert_eq!(tries(usize::MAX, || bail!("answered 500")), (1, false));
-        assert_eq!(tries(usize::MAX, || compared(true, "in time")), (1, true));
+        assert_eq!(tries(usize::MAX, || ensure_timing(true, "in time")), (1, true));
     }
 }

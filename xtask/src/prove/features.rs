@@ -1,7 +1,7 @@
-//! Unused features, as the compiler sees them: each one that `Cargo.toml` asks for is left out in turn, and what
-//! then still compiles, tests and all, was not needed for it.
+//! Unused features, as the compiler sees them: each feature that `Cargo.toml` asks for is left out in turn. If
+//! everything still compiles, tests included, it was not needed.
 //!
-//! A feature that another dependency turns on as well changes nothing when it is left out, and costs nothing.
+//! A feature that another dependency turns on as well is not reported: asking for it changes nothing and costs nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,19 +16,19 @@ use crate::children::Scratch;
 use super::check::Work;
 use super::command::Failed;
 
-/// What the compiler does not miss, and what each is there for.
+/// Features that the code compiles without, and what each is there for.
 const KEPT: [(&str, &str); 10] = [
-    // How the program speaks to people shows when it runs.
+    // What the program prints for people shows only when it runs.
     ("clap", "error-context"),
     ("clap", "help"),
     ("clap", "suggestions"),
     ("clap", "usage"),
-    // What it chooses is only quicker: maps that are locked in parts, and random bytes without a system call each.
+    // Only faster: maps with sharded locks, and random bytes without a system call for each.
     ("governor", "dashmap"),
     ("uuid", "fast-rng"),
-    // Documented as what `conn::auto` needs, though this release has it without.
+    // Documented as required by `conn::auto`, though this release works without it.
     ("hyper-util", "server-auto"),
-    // The webhook's `https`, the database's TLS, and the runtime that it looks for.
+    // The webhook's `https`, the runtime that sqlx looks for when it runs, and TLS for the database.
     ("reqwest", "rustls-no-provider"),
     ("sqlx", "runtime-tokio"),
     ("sqlx", "tls-rustls-ring-webpki"),
@@ -62,7 +62,7 @@ fn read(folder: &Path, name: &str) -> Result<String> {
     fs::read_to_string(folder.join(name)).with_context(|| name.to_owned())
 }
 
-/// Each dependency of a section with each feature that it is asked for with.
+/// Every dependency of a section, paired with each feature that is requested of it.
 fn features(manifest: &DocumentMut, section: &str) -> Vec<(String, String)> {
     let dependencies = manifest.get(section).and_then(Item::as_table_like);
     let pairs = dependencies.into_iter().flat_map(toml_edit::TableLike::iter).flat_map(|(name, item)| {
@@ -85,11 +85,11 @@ impl Trial<'_> {
         let asked = manifest[section][name]["features"].as_array_mut().context("features are a list")?;
         asked.retain(|value| value.as_str() != Some(feature));
         fs::write(self.folder.join("Cargo.toml"), manifest.to_string())?;
-        // A smaller tree makes cargo write a smaller lock.
+        // With fewer features cargo writes a smaller lock, so the original is put back each time.
         Ok(fs::write(self.folder.join("Cargo.lock"), &self.lock)?)
     }
 
-    /// Each crate with the features that it is built with, but for the service itself.
+    /// Each crate except the service itself, with the features that it is built with.
     fn tree(&self, work: &mut Work<'_>) -> Result<BTreeSet<String>> {
         let mut tree = self.cargo(work, "tree");
         tree.args(["--edges", "normal,build,dev", "--format", "{p} {f}", "--prefix", "none", "--no-dedupe"]);

@@ -1,4 +1,4 @@
-//! The files of a service that no compiler reads, each held to its own linter or schema.
+//! The files of a service that no compiler reads, each checked with a linter or schema of its own.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,12 +17,12 @@ use crate::tools::Linters;
 
 use super::check::Work;
 
-/// The oldest and the newest Kubernetes whose schemas the manifests have to fit.
+/// The oldest and the newest Kubernetes version whose schemas the manifests must match.
 const KUBERNETES: [&str; 2] = ["1.33", "1.37"];
-/// What belongs to the Prometheus operator, and not to Kubernetes.
+/// The API of the resources that belong to the Prometheus operator and not to Kubernetes.
 const OPERATOR: &str = "monitoring.coreos.com/v1";
 
-/// Everything that a service carries.
+/// Checks all such files of a service.
 pub fn check(work: &mut Work<'_>) -> Result<String> {
     let files = Files::of(work)?;
     files.dockerfile()?;
@@ -33,7 +33,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{workflows} workflows, {manifests} manifests"))
 }
 
-/// The workflows and scripts of this repository.
+/// Checks the workflows and scripts of this repository.
 pub fn check_own(work: &mut Work<'_>) -> Result<String> {
     let files = Files::of(work)?;
     for script in [".ci/run", "xtask/clippy.sh", "xtask/generated.sh", "xtask/rustdoc.sh"] {
@@ -47,7 +47,7 @@ struct Files<'a> {
     work: &'a Work<'a>,
     linters: &'a Linters,
     dir: &'a Path,
-    /// For what is written only to be looked at.
+    /// For files that are written only to be checked.
     scratch: Scratch,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// Their syntax, expressions and schema; what an attacker could make of them; and the shell in their steps.
+    /// Checks their syntax, expressions, schema and security, and the shell in their steps. Returns how many there are.
     fn workflows(&self) -> Result<usize> {
         let workflows = files_in(&self.dir.join(".github/workflows"), "yml")?;
         ensure!(!workflows.is_empty(), "no workflow");
@@ -103,7 +103,7 @@ impl<'a> Files<'a> {
         for workflow in &workflows {
             self.schema("github-workflows", workflow)?;
         }
-        // It hands the shell in the steps to shellcheck, which it looks for on the PATH.
+        // actionlint passes the shell in the steps to shellcheck, which it looks for on the PATH.
         let mut actionlint = self.linter("actionlint");
         actionlint.arg("-no-color").args(&workflows).env("PATH", self.path()?);
         self.work.run(&mut actionlint)?;
@@ -115,18 +115,18 @@ impl<'a> Files<'a> {
         Ok(())
     }
 
-    /// The PATH with the linters on it.
+    /// The PATH, with the linters first.
     fn path(&self) -> Result<OsString> {
         let own = env::var_os("PATH").unwrap_or_default();
         Ok(env::join_paths(iter::once(self.linters.bin.clone()).chain(env::split_paths(&own)))?)
     }
 
-    /// Builds each kustomization as `kubectl apply -k` would, and holds what comes out to the schemas of the API.
+    /// Builds each kustomization as `kubectl apply -k` would, and validates the result against the API's schemas.
     fn manifests(&self) -> Result<usize> {
         let (mut count, mut own, mut operators, mut monitors) = (0, Vec::new(), Vec::new(), String::new());
         for entry in WalkDir::new(self.dir.join("deploy")).sort_by_file_name() {
             let entry = entry?;
-            // A component is a part of others.
+            // A component is built only as part of a kustomization.
             if entry.file_name() != "kustomization.yaml"
                 || fs::read_to_string(entry.path())?.contains("\nkind: Component\n")
             {
@@ -137,7 +137,7 @@ impl<'a> Files<'a> {
             let images = built.lines().filter_map(|line| line.trim().strip_prefix("image: "));
             let untagged =
                 images.filter(|image| !image.rsplit('/').next().is_some_and(|name| name.contains(':')));
-            ensure!(untagged.count() == 0, "{}: an image without its version", entry.path().display());
+            ensure!(untagged.count() == 0, "{}: an image without a tag", entry.path().display());
             for document in yaml_serde::Deserializer::from_str(&built) {
                 let resource = Value::deserialize(document)?;
                 count += 1;
@@ -165,7 +165,7 @@ impl<'a> Files<'a> {
         Ok(count + 1)
     }
 
-    /// The alerts as the Prometheus operator takes them: each rule that Prometheus itself would read.
+    /// The alerts in the form that the Prometheus operator takes: the same rules that Prometheus itself would read.
     fn alerts(&self) -> Result<Value> {
         let alerts: Value = yaml_serde::from_str(&self.work.run(self.linter("just").arg("alerts"))?)?;
         let mut groups = Vec::new();
@@ -175,7 +175,7 @@ impl<'a> Files<'a> {
         }
         ensure!(
             alerts["spec"]["groups"] == Value::Array(groups),
-            "`just alerts` prints other rules than the files have"
+            "`just alerts` prints rules that differ from the files"
         );
         Ok(alerts)
     }
@@ -190,7 +190,7 @@ impl<'a> Files<'a> {
             let mut command = self.linter("kubernetes-validate");
             let said =
                 self.work.run(command.args(["--strict", "--kubernetes-version", version]).arg(&file))?;
-            // One that it has no schema for would only be warned of.
+            // If it has no schema for a resource, it only warns.
             let passed = said.matches(" passed for resource ").count();
             ensure!(
                 passed == resources.len(),

@@ -1,5 +1,5 @@
-//! The API document against the running program, as someone else's tool sees both: schemathesis reads the
-//! document and sends what it allows, what it forbids, and sequences of both.
+//! The running program against its API document, tested by a third-party tool: schemathesis reads the document and
+//! sends requests that it allows, requests that it forbids, and sequences of both.
 
 use std::process::Command;
 
@@ -10,16 +10,16 @@ use crate::children::Scratch;
 use super::check::Work;
 use super::drills::{Site, log_lines};
 
-/// Requests below which the tool can't have read the document.
+/// With fewer requests than this, schemathesis can't have read the document.
 const FEWEST: u32 = 500;
 
-/// Fails when it finds an answer that the document does not have, in status, type, shape or header, an answer of
-/// 5xx, valid input that is refused or invalid input that is taken.
+/// Fails on a response whose status, content type, shape or headers are not in the document, on a 5xx, on valid
+/// input that is refused, and on invalid input that is accepted.
 pub fn run(work: &mut Work<'_>) -> Result<String> {
     let program = work.context.tools.schemathesis.clone().context("schemathesis was not set up")?;
     let site = Site::prepare(work)?;
     let service = site.start(site.unlimited())?;
-    // It keeps what it has tried in the folder that it runs in.
+    // schemathesis stores what it has tried in its working directory.
     let folder = Scratch::new()?;
     let mut command = Command::new(program);
     command.arg("--config-file").arg(work.context.root.join("xtask/schemathesis.toml"));

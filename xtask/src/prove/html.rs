@@ -1,4 +1,4 @@
-//! `report.html`: one file, without a script or anything from elsewhere.
+//! `report.html`: a single file, without scripts or external resources.
 
 use std::fmt::Write as _;
 
@@ -63,7 +63,7 @@ fn failure(page: &mut String, subject: &Subject, check: &Check) {
 }
 
 fn matrix(page: &mut String, report: &Report<'_>) {
-    *page += "<section><h2>Variants</h2><p class=\"hint\">Seconds a step; hover for what it saw.\
+    *page += "<section><h2>Variants</h2><p class=\"hint\">Seconds per step; hover for details.\
               </p><div class=\"wide\"><table class=\"matrix\"><thead><tr><th>variant</th>";
     for step in &report.plan.steps {
         let _ = write!(page, "<th>{}</th>", step.name);
@@ -130,8 +130,8 @@ fn times(page: &mut String, report: &Report<'_>) {
     let most = sums.first().map_or(1.0, |(_, seconds)| seconds.max(0.1));
     let _ = write!(
         page,
-        "<section><h2>Where the time goes</h2><p class=\"hint\">{} on the clock; two variants are \
-         at work at once, so the steps add up to more.</p><dl class=\"bars\">",
+        "<section><h2>Where the time goes</h2><p class=\"hint\">{} of wall-clock time; one subject is \
+         measured while the next are compiled, so the steps add up to more.</p><dl class=\"bars\">",
         minutes(report.total)
     );
     for (step, seconds) in sums {

@@ -22,36 +22,36 @@ use super::check::Work;
 use container::Container;
 use store::Store;
 
-/// What the image may weigh, in bytes: that of the base variant, and of any other.
+/// The largest size allowed, in bytes: of the base variant's image, and of any other.
 const BOUNDS: [u64; 2] = [8_000_000, 20_000_000];
 const FILES: [&str; 2] = ["etc/ssl/certs/ca-certificates.crt", "service"];
 /// The section that cargo-auditable writes the dependencies into.
 const AUDITABLE: &[u8] = b".dep-v0";
-/// Set where mounts are this run's own.
-const OWN_MOUNTS: &str = "SLIPWAY_OWN_MOUNTS";
+/// Set when the process already has a mount namespace of its own.
+const IN_NAMESPACE: &str = "SLIPWAY_OWN_MOUNTS";
 
-/// Starts this program again where mounts are its own: they end with it, however it ends. buildah leaves one after each
-/// command, which would keep `target/` from being removed.
+/// Restarts this program in a mount namespace of its own, whose mounts go away when it ends, however it ends.
+/// buildah leaves a mount behind after each command, which would keep `target/` from being removed.
 ///
 /// # Errors
-/// When this is not root, or there is no `unshare`.
-pub fn among_own_mounts() -> Result<()> {
+/// When not run as root, or when there is no `unshare`.
+pub fn enter_mount_namespace() -> Result<()> {
     ensure!(geteuid().is_root(), "images are built as root");
-    if env::var_os(OWN_MOUNTS).is_some() {
+    if env::var_os(IN_NAMESPACE).is_some() {
         return Ok(());
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]).arg(env::current_exe()?);
-    let error = command.args(env::args_os().skip(1)).env(OWN_MOUNTS, "1").exec();
+    let error = command.args(env::args_os().skip(1)).env(IN_NAMESPACE, "1").exec();
     Err(error).context("no unshare was found: install util-linux")
 }
 
-/// Builds it twice, the second time with another source; looks at what is in it; and runs that.
+/// Builds the image twice, the second time from changed source, inspects its contents, and runs it.
 pub fn check(work: &mut Work<'_>) -> Result<String> {
     let store = Store::open(work)?;
     let first = store.build(work)?;
     let mut source = fs::OpenOptions::new().append(true).open(work.subject.dir.join("src/task.rs"))?;
-    // Another one each time, or the layers of a run before this one would do.
+    // Different each time, or the layers of an earlier run would be reused.
     writeln!(source, "// Another source: {}.", fastrand::u64(..))?;
     let second = store.build(work)?;
     let compiled: Vec<&str> =
@@ -68,7 +68,7 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{megabytes:.1} MB, built in {first} s, after a change in {second} s; {seen}"))
 }
 
-/// What the image says of itself.
+/// Checks the image's configuration.
 fn configuration(image: &Value) -> Result<()> {
     let config = &image["Docker"]["config"];
     ensure!(config["User"] == "65532:65532", "it runs as {}", config["User"]);
@@ -88,7 +88,7 @@ fn configuration(image: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The binary with its list of dependencies, the roots, and nothing else. Returns their size.
+/// Checks for the binary with its dependency list, the root certificates, and nothing else. Returns the image's size.
 fn contents(work: &Work<'_>, root: &Path) -> Result<u64> {
     let (mut found, mut size) = (Vec::new(), 0);
     for entry in WalkDir::new(root).sort_by_file_name() {

@@ -1,5 +1,5 @@
-//! What a run has to prove. The plan is made before anything runs, and the result is held
-//! against it, so that nothing drops out in silence.
+//! What a run has to prove. The plan is made before anything runs, and the result is compared with it, so that
+//! nothing is dropped silently.
 
 use anyhow::{Result, bail, ensure};
 
@@ -11,8 +11,7 @@ use super::steps::{self, Step};
 use super::template;
 use super::transitions;
 
-/// A name for each variant's service: of the shapes that people choose, so that none of them is
-/// only ever proven as `orders`.
+/// A name for each variant's service, in the various forms that people choose, so that not all are proven as `orders`.
 const NAMES: [&str; 16] = [
     "orders",
     "billing-api",
@@ -35,7 +34,7 @@ const NAMES: [&str; 16] = [
 /// Which steps a run takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    /// All, or some of them.
+    /// The usual ones, or some of them.
     Usual,
     Fuzz,
     Images,
@@ -45,7 +44,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Such as `report` or `report-fuzz`.
+    /// `what` with the kind of run, such as `report` or `report-fuzz`.
     pub fn named(self, what: &str) -> String {
         match self {
             Self::Usual => what.to_owned(),
@@ -66,32 +65,32 @@ pub struct Asked {
     pub template: bool,
     /// Without the drills.
     pub quick: bool,
-    /// All when empty; otherwise nothing else runs but what they need.
+    /// All when empty. Otherwise only these run, and the steps that they need.
     pub drills: Vec<String>,
-    /// How often each drill runs.
+    /// How many times each drill runs.
     pub times: u32,
 }
 
 /// The variants and steps of a run.
 pub struct Plan {
-    /// What its report and its logs are named by: those of a run that takes other steps stay.
+    /// Names its report and logs, so that they don't replace those of a run of another kind.
     pub kind: Kind,
     pub variants: Vec<Variant>,
-    /// The variant that each of `variants` is made from, where they are not generated.
+    /// The variant that each of `variants` is changed from; empty if they are generated.
     pub from: Vec<Variant>,
     pub steps: Vec<Step>,
     /// Whether the template's own checks run.
     pub template: bool,
-    /// The names of the drills to run, or none for all.
+    /// The names of the drills to run; empty for all.
     pub drills: Vec<String>,
     pub times: u32,
 }
 
 impl Plan {
-    /// The template and all variants when nothing else is asked for.
+    /// The template and all variants, unless something else is asked for.
     ///
     /// # Errors
-    /// When a drill is asked for that there is not.
+    /// When there is no drill of that name, or none of those asked for runs in a variant that was asked for.
     pub fn new(asked: Asked) -> Result<Self> {
         let Asked { variants, template, quick, drills, times } = asked;
         for name in &drills {
@@ -113,26 +112,26 @@ impl Plan {
         Ok(Self { kind: Kind::Usual, variants, from: Vec::new(), steps, template, drills, times })
     }
 
-    /// The API document alone: of the two ends when nothing else is asked for.
+    /// The API document only: of the base and the full variant, unless others are asked for.
     #[must_use]
     pub fn fuzz(asked: &[Variant]) -> Self {
-        Self::of_ends(Kind::Fuzz, asked, &steps::FUZZ)
+        Self::of_extremes(Kind::Fuzz, asked, &steps::FUZZ)
     }
 
-    /// The image and the workflows: of the two ends when nothing else is asked for.
+    /// The image and the workflows: of the base and the full variant, unless others are asked for.
     #[must_use]
     pub fn images(asked: &[Variant]) -> Self {
-        Self::of_ends(Kind::Images, asked, &steps::IMAGES)
+        Self::of_extremes(Kind::Images, asked, &steps::IMAGES)
     }
 
-    /// The features of dependencies: of the two ends when nothing else is asked for.
+    /// The features of dependencies: of the base and the full variant, unless others are asked for.
     #[must_use]
     pub fn features(asked: &[Variant]) -> Self {
-        Self::of_ends(Kind::Features, asked, &steps::FEATURES)
+        Self::of_extremes(Kind::Features, asked, &steps::FEATURES)
     }
 
-    fn of_ends(kind: Kind, asked: &[Variant], steps: &[Step]) -> Self {
-        let wanted = |one: &Variant| if asked.is_empty() { one.is_an_end() } else { asked.contains(one) };
+    fn of_extremes(kind: Kind, asked: &[Variant], steps: &[Step]) -> Self {
+        let wanted = |one: &Variant| if asked.is_empty() { one.is_extreme() } else { asked.contains(one) };
         let variants = Variant::all().filter(wanted).collect();
         Self {
             kind,
@@ -145,7 +144,7 @@ impl Plan {
         }
     }
 
-    /// What needs no build, the files that no compiler reads among it: of all variants when nothing else is asked for.
+    /// What needs no build, including the files that no compiler reads: of all variants, unless some are asked for.
     #[must_use]
     pub fn files(asked: &[Variant]) -> Self {
         let variants = Variant::all().filter(|one| asked.is_empty() || asked.contains(one)).collect();
@@ -161,7 +160,7 @@ impl Plan {
         }
     }
 
-    /// Services with their owners' code that became other variants.
+    /// Services with their owners' edits, changed from one variant to another.
     #[must_use]
     pub fn transitions() -> Self {
         let (from, variants) = transitions::compiled().unzip();
@@ -186,15 +185,15 @@ impl Plan {
         let asked = self.drills.is_empty() || self.drills.iter().any(|name| name == drills::BUDGET);
         asked
             && self.steps.iter().any(Step::is_drill)
-            && self.variants.iter().any(|variant| variant.is_an_end())
+            && self.variants.iter().any(|variant| variant.is_extreme())
     }
 
-    /// Whether the run needs what images are made with.
+    /// Whether the run needs the tools that build images.
     pub(super) fn makes_images(&self) -> bool {
         self.steps.iter().any(Step::makes_images)
     }
 
-    /// Whether the run needs the linters of files.
+    /// Whether the run needs the linters for files that no compiler reads.
     pub(super) fn looks_at_files(&self) -> bool {
         self.template || self.steps.iter().any(Step::looks_at_files)
     }
@@ -212,7 +211,7 @@ impl Plan {
         self.variants.len() * self.steps.len() + own
     }
 
-    /// What there is to prove: the full variant first, and last the template itself, whose build that has prepared.
+    /// What to prove, in order: the full variant first, the template itself last, when its dependencies are built.
     pub(super) fn subjects(&self) -> Vec<Subject> {
         if !self.from.is_empty() {
             let pairs = self.from.iter().zip(&self.variants).enumerate();
@@ -238,7 +237,7 @@ impl Plan {
 mod tests {
     use super::{Asked, Plan, Variant, drills};
 
-    /// It takes a program of its own, whose build is long.
+    /// Counting needs an optimised build of its own, which takes long.
     #[test]
     fn instructions_are_counted_only_where_their_drill_runs() {
         let counts = |variants: &[&str], quick, drills: &[&str]| {

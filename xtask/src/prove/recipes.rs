@@ -1,4 +1,4 @@
-//! The recipes of the justfile, each run once as a person would.
+//! Runs each recipe of the justfile once, as a person would.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -16,15 +16,15 @@ use super::check::Work;
 use super::command::clean;
 use super::service::Service;
 
-/// Those that need Docker.
+/// The recipes that need Docker.
 const DOCKER: [&str; 4] = ["up", "down", "observe", "image"];
-/// In the order in which they build on each other; some are there only where their toggle is on.
+/// The others, in an order in which each finds what it depends on. Some exist only when their toggle is on.
 const ORDER: [&str; 10] =
     ["default", "fmt", "lint", "rules", "alerts", "openapi", "migrate", "sqlx-prepare", "test", "deny"];
-/// Serves until it is told to stop.
+/// The recipe that serves until it is stopped.
 const SERVES: &str = "dev";
 
-/// Runs every recipe that the justfile has, so that a new one is either run or refused here.
+/// Runs every recipe of the justfile that doesn't need Docker, and fails on one that is not listed here.
 pub fn run(work: &mut Work<'_>) -> Result<String> {
     let name = format!("recipes_{}", work.subject.place);
     let servers = &work.context.servers;
@@ -36,7 +36,7 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
     let known = |name: &str| DOCKER.contains(&name) || ORDER.contains(&name) || name == SERVES;
     let unknown: Vec<_> = there.keys().filter(|name| !known(name)).collect();
     ensure!(unknown.is_empty(), "nobody runs {unknown:?}");
-    let before = recipes.kept()?;
+    let before = recipes.tracked_files()?;
     let ran: Vec<&str> = ORDER.into_iter().filter(|name| there.contains_key(*name)).collect();
     for name in &ran {
         match *name {
@@ -45,7 +45,7 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
         }
     }
     recipes.serve()?;
-    ensure!(recipes.kept()? == before, "a recipe has changed what is committed");
+    ensure!(recipes.tracked_files()? == before, "a recipe changed a committed file");
     let skipped: Vec<&str> = DOCKER.into_iter().filter(|name| there.contains_key(*name)).collect();
     let title = &recipes.work.subject.title;
     println!("not run: {title}: just {} (needs Docker)", skipped.join(", just "));
@@ -63,7 +63,7 @@ impl Recipes<'_, '_> {
         self.work.run(&mut command)
     }
 
-    /// All of it, or what needs no database of advisories where that can't be fetched.
+    /// Runs `just deny` or, if the advisory database can't be fetched, the checks that don't need it.
     fn deny(&mut self) -> Result<()> {
         let Err(error) = self.build(&["deny"]) else { return Ok(()) };
         let said = fs::read_to_string(&self.work.log)?;
@@ -95,8 +95,8 @@ impl Recipes<'_, '_> {
         Ok(())
     }
 
-    /// What recipes may write anew, and only as it was: sources are formatted and queries prepared already.
-    fn kept(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    /// The files that git tracks. Recipes may rewrite but not change them: sources are formatted and queries prepared.
+    fn tracked_files(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
         let mut kept = BTreeMap::new();
         for path in tree::files(&self.work.subject.dir)? {
             kept.insert(path.clone(), fs::read(self.work.subject.dir.join(path))?);
@@ -113,7 +113,7 @@ impl Recipes<'_, '_> {
         clean(&mut command);
         command.env("CARGO_TARGET_DIR", self.work.context.folder.join("build"));
         let own = env::var_os("PATH").unwrap_or_default();
-        // A recipe may call another one, and cargo its subcommand.
+        // A recipe may call another through `just`, and cargo looks for cargo-deny: both must be on the PATH.
         let deny = tools.cargo_deny.iter().filter_map(|it| it.parent());
         let path = deny.map(PathBuf::from).chain([linters.bin.clone()]).chain(env::split_paths(&own));
         command.env("PATH", env::join_paths(path)?);

@@ -1,4 +1,4 @@
-//! The result of a run, held against its plan; `report.json` and `report.html`, or `report-fuzz.json` and its like.
+//! The result of a run, compared with its plan: `report.json` and `report.html`, or `report-fuzz.json` and so on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub struct Report<'a> {
     pub subjects: Vec<Subject>,
     pub set_up: Duration,
     pub total: Duration,
-    /// What it ran on, without which the times say nothing.
+    /// What it ran on, without which the times mean nothing.
     pub machine: String,
 }
 
@@ -25,12 +25,12 @@ impl Report<'_> {
         self.checks().filter(|check| check.passed()).count()
     }
 
-    /// What was planned and did not pass, be it that it failed or that it never came to run.
+    /// How many planned checks did not pass, whether they failed or never ran.
     pub fn failed(&self) -> usize {
         self.plan.checks().saturating_sub(self.passed())
     }
 
-    /// The variants that passed every step of the plan.
+    /// How many variants passed every step of the plan.
     pub fn variants_proven(&self) -> usize {
         self.subjects.iter().filter(|one| one.variant.is_some() && one.proven()).count()
     }
@@ -56,7 +56,7 @@ impl Report<'_> {
         self.subjects.iter().flat_map(|subject| &subject.checks)
     }
 
-    /// Seconds in each step over all subjects, in the order in which the steps first ran.
+    /// Seconds spent in each step, summed over all subjects, in the order in which the steps first ran.
     pub fn time_by_step(&self) -> Vec<(&'static str, f64)> {
         let mut sums: Vec<(&'static str, f64)> = Vec::new();
         for check in self.checks() {
@@ -69,7 +69,7 @@ impl Report<'_> {
         sums
     }
 
-    /// Writes both forms into `folder`. Where the one for people is.
+    /// Writes both forms into `folder`. Returns the path of the HTML page.
     pub fn write(&self, folder: &Path) -> Result<PathBuf> {
         let [data, page] = names(self.plan.kind).map(|name| folder.join(name));
         fs::write(data, serde_json::to_string_pretty(&self.json())?)?;
@@ -96,7 +96,7 @@ impl Report<'_> {
     }
 }
 
-/// The files that a run of this kind writes.
+/// The names of the reports that a run of this kind writes.
 pub fn names(kind: Kind) -> [String; 2] {
     ["json", "html"].map(|form| format!("{}.{form}", kind.named("report")))
 }
@@ -149,7 +149,7 @@ mod tests {
     use super::{Plan, names};
     use crate::prove::Asked;
 
-    /// CI runs one after the other and keeps what is there in the end.
+    /// CI runs several kinds one after the other, and collects all reports at the end.
     #[test]
     fn a_run_that_takes_other_steps_keeps_the_report_that_is_there() {
         let usual = Plan::new(Asked::default()).unwrap();

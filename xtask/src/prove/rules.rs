@@ -1,4 +1,4 @@
-//! The alert rules and their unit tests, read by Prometheus's own tool, and the dashboards that stand beside them.
+//! The alert rules and their unit tests, checked with promtool, and the dashboards.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::check::Work;
 
-/// Files, in order, of a folder of the service.
+/// The files in a folder, sorted.
 fn files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
@@ -40,15 +40,15 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{all} files of tests, {new} of them new, {} queries of dashboards", queries.len()))
 }
 
-/// A query of a panel.
+/// A query of a dashboard.
 pub struct Query {
-    /// The dashboard's file and the panel's title.
+    /// The dashboard's file, and the panel, variable or annotation.
     pub place: String,
     pub text: String,
 }
 
-/// Those that stand above the panels: of variables, and of what is marked in every panel.
-fn of_the_whole(name: &str, dashboard: &Value) -> Result<Vec<Query>> {
+/// The queries that belong to no panel: those of variables and annotations.
+fn dashboard_queries(name: &str, dashboard: &Value) -> Result<Vec<Query>> {
     let all = |pointer: &str| dashboard.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
     let mut queries = Vec::new();
     for variable in all("/templating/list").filter(|variable| variable["type"] == "query") {
@@ -64,9 +64,8 @@ fn of_the_whole(name: &str, dashboard: &Value) -> Result<Vec<Query>> {
     Ok(queries)
 }
 
-/// Whether what a query asks for is that of the environment that was chosen, in the unit and by the name under which its
-/// panel shows it.
-fn shown_as_it_is(query: &str, unit: &str, legend: &str) -> Result<()> {
+/// Checks that a query selects only the chosen environment, and that its panel's unit and legend fit what it asks for.
+fn check_query(query: &str, unit: &str, legend: &str) -> Result<()> {
     let selected = query.matches("{job=").count();
     let of_one = query.matches(r#", namespace=~"$namespace""#).count();
     ensure!(selected > 0 && of_one == selected, "it mixes environments");
@@ -91,13 +90,13 @@ fn shown_as_it_is(query: &str, unit: &str, legend: &str) -> Result<()> {
 /// All queries of the dashboards of the service in `dir`.
 ///
 /// # Errors
-/// When a panel does not say what it shows, and in which unit.
+/// When a panel doesn't say what it shows and in which unit, or when one of its queries doesn't fit that.
 pub fn queries(dir: &Path) -> Result<Vec<Query>> {
     let mut queries = Vec::new();
     for file in files(&dir.join("deploy/grafana/dashboards"))? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let dashboard: Value = serde_json::from_str(&fs::read_to_string(&file)?).context(name.clone())?;
-        queries.extend(of_the_whole(&name, &dashboard)?);
+        queries.extend(dashboard_queries(&name, &dashboard)?);
         let panels = dashboard["panels"].as_array().with_context(|| format!("{name} has no panels"))?;
         for panel in panels.iter().filter(|panel| panel["type"] != "row") {
             let place = format!("{name}: {}", panel["title"]);
@@ -118,7 +117,7 @@ pub fn queries(dir: &Path) -> Result<Vec<Query>> {
                 let text =
                     target["expr"].as_str().with_context(|| format!("{place} asks nothing"))?.to_owned();
                 let legend = target["legendFormat"].as_str().unwrap_or_default();
-                shown_as_it_is(&text, unit, legend).with_context(|| format!("{place}: {text}"))?;
+                check_query(&text, unit, legend).with_context(|| format!("{place}: {text}"))?;
                 queries.push(Query { place: place.clone(), text });
             }
         }

@@ -1,4 +1,4 @@
-//! A running service under drill: its process, its log as it comes, its two addresses.
+//! A running service in a drill: its process, its log as it comes in, and its two addresses.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -40,7 +40,7 @@ pub struct Service {
 pub struct Exit {
     pub code: Option<i32>,
     pub lines: Vec<String>,
-    /// From the signal to the end.
+    /// From the call of [`Service::wait`] to the end.
     pub after: Duration,
 }
 
@@ -90,7 +90,7 @@ impl Service {
         }
     }
 
-    /// Reads nothing of what it logs until this is dropped.
+    /// Stops reading its log until the returned guard is dropped.
     pub fn stop_reading(&self) -> impl Sized {
         lock(&self.log.0)
     }
@@ -100,12 +100,12 @@ impl Service {
         lock(&self.log.0).lines.iter().filter(|(_, line)| line.contains(text)).count()
     }
 
-    /// The value of a series of the metrics, such as `http_connections`; none before there is one.
+    /// The value of a metrics series, such as `http_connections`, or `None` if the series doesn't exist yet.
     pub fn metric(&self, series: &str) -> Result<Option<f64>> {
         metric(self.admin, series)
     }
 
-    /// Memory in use, in MiB (Linux).
+    /// Resident memory, in MiB (Linux only).
     pub fn resident(&self) -> Result<f64> {
         self.child.memory("VmRSS")
     }
@@ -114,18 +114,18 @@ impl Service {
         self.child.signal(Signal::TERM);
     }
 
-    /// Ends it as a crash would: at once, and without a chance to tidy up.
+    /// Ends it as a crash would: at once, and without a chance to clean up.
     pub fn kill(&self) {
         self.child.signal(Signal::KILL);
     }
 
-    /// Waits for the end, which must come within `bound`.
+    /// Waits for the process to exit, which it must do within `bound`.
     pub fn wait(mut self, bound: Duration) -> Result<Exit> {
         let asked = Instant::now();
         let status = self.child.wait(bound)?;
         let after = asked.elapsed();
         ensure!(status.is_some(), "it still ran {bound:.1?} after SIGTERM");
-        // The pipe ends with the process, so the reader does too, and the log is whole.
+        // The pipe closes when the process exits, so the reader ends too, and the log is complete.
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
@@ -135,7 +135,7 @@ impl Service {
 }
 
 impl Exit {
-    /// The messages of the log, in order, each as far as it is one of `names`.
+    /// The messages of the log that are among `names`, in the order in which they were logged.
     pub fn order_of(&self, names: &[&str]) -> Vec<String> {
         let events = self.lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let messages = events.filter_map(|event| event["message"].as_str().map(str::to_owned));

@@ -1,4 +1,4 @@
-//! The steps that every variant takes, in their order: the cheap ones first.
+//! The steps that every variant goes through, in order: the cheap ones first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use super::check::Work;
 use super::command::clean;
 use super::{drills, features, files, fuzz, image, recipes, rules, size, transitions, unused, workflow};
 
-/// A step: its name in the matrix, and what it does. It returns a word on what it saw.
+/// A step: its name in the matrix, and what it does. It returns a note on what it saw.
 #[derive(Clone, Copy)]
 pub struct Step {
     pub name: &'static str,
     pub run: fn(&mut Work<'_>) -> Result<String>,
-    /// Whether it may run beside the measurements of another subject.
+    /// Whether it may run while another subject is measured.
     pub ahead: bool,
 }
 
@@ -33,7 +33,7 @@ const DRILLS: &str = "drills";
 const IMAGE: &str = "image";
 const FUZZ_NAME: &str = "fuzz";
 
-/// All of them.
+/// The steps of a usual run.
 pub const ALL: [Step; 12] = [
     Step::ahead(GENERATE, generate),
     Step::ahead("leftovers", leftovers),
@@ -49,11 +49,11 @@ pub const ALL: [Step; 12] = [
     Step::alone(DRILLS, drills::run),
 ];
 
-/// What `--fuzz` takes in their place.
+/// The steps of `--fuzz`.
 pub const FUZZ: [Step; 3] =
     [Step::ahead(GENERATE, generate), Step::ahead(BUILD, build), Step::alone(FUZZ_NAME, fuzz::run)];
 
-/// What `--images` takes in their place.
+/// The steps of `--images`.
 pub const IMAGES: [Step; 4] = [
     Step::ahead(GENERATE, generate),
     Step::alone("workflow", workflow::run),
@@ -61,11 +61,11 @@ pub const IMAGES: [Step; 4] = [
     Step::alone(IMAGE, image::check),
 ];
 
-/// What `--features` takes in their place.
+/// The steps of `--features`.
 pub const FEATURES: [Step; 2] = [Step::ahead(GENERATE, generate), Step::alone("features", features::check)];
 
-/// What `--transitions` takes in their place. One service after the other: all have one name, and so one program in the
-/// folder that builds share.
+/// The steps of `--transitions`, for one service at a time: all have the same name, so their builds write the same
+/// program in the shared target folder.
 pub const TRANSITIONS: [Step; 5] = [
     Step::alone(GENERATE, transitions::become_variant),
     Step::alone("fmt", format),
@@ -75,12 +75,12 @@ pub const TRANSITIONS: [Step; 5] = [
 ];
 
 impl Step {
-    /// One that reads or compiles: its result is the same on a busy machine.
+    /// A step that reads or compiles: its result is the same on a busy machine.
     pub const fn ahead(name: &'static str, run: fn(&mut Work<'_>) -> Result<String>) -> Self {
         Self { name, run, ahead: true }
     }
 
-    /// One that measures.
+    /// A step that measures.
     pub const fn alone(name: &'static str, run: fn(&mut Work<'_>) -> Result<String>) -> Self {
         Self { name, run, ahead: false }
     }
@@ -93,7 +93,7 @@ impl Step {
         self.name == FILES
     }
 
-    /// Whether it is the first one that compiles anything.
+    /// Whether it is the first step that compiles anything.
     pub fn lints(&self) -> bool {
         self.name == LINT
     }
@@ -121,9 +121,9 @@ impl Step {
     }
 }
 
-/// What generation may take. The cargo-generate that people install does it in 0.2 s; the proof's own
-/// is built without optimisation, in a third of the time, and CI's machines are up to three times as slow.
-/// The best of a few runs counts: a quick one can't come about by chance. The report has the time.
+/// How long generation may take. The cargo-generate that people install does it in 0.2 s; the one that the proof
+/// builds is mostly unoptimised, which takes a third of the build time, and CI's machines are up to three times as
+/// slow. The best of a few runs counts: chance can make a run slow, but not fast. The report has the time.
 const GENERATION_BOUND: Duration = Duration::from_secs(1);
 const GENERATIONS: u32 = 10;
 
@@ -172,61 +172,61 @@ pub fn format(work: &mut Work<'_>) -> Result<String> {
     Ok(String::new())
 }
 
-/// Lints and compiles, which is one pass of the compiler. Twice, without and with the test targets, because only so do
-/// its findings on unused dependencies tell what the service needs from what its tests need. Nothing is compiled twice
-/// for it.
+/// Lints and compiles, which is one pass of the compiler. It runs twice, without and with the test targets:
+/// otherwise the findings on unused dependencies could not tell what the service needs from what its tests need.
+/// Nothing is compiled twice.
 pub fn lint(work: &mut Work<'_>) -> Result<String> {
     let as_json = "--message-format=json";
     for (subcommand, arguments, findings) in
         [("build", &[as_json][..], unused::SERVICE), ("test", &["--no-run", as_json], unused::ALL)]
     {
-        let said = work.run(linting(work, &mut work.cargo(subcommand, arguments)))?;
+        let said = work.run(with_clippy_wrapper(work, &mut work.cargo(subcommand, arguments)))?;
         fs::write(work.log.with_file_name(findings), said)?;
     }
     Ok(String::new())
 }
 
-/// The service's own crates are compiled as [`lint`] has them compiled.
-fn linting<'a>(work: &Work<'_>, command: &'a mut Command) -> &'a mut Command {
+/// Makes cargo compile the service's own crates as [`lint`] does.
+fn with_clippy_wrapper<'a>(work: &Work<'_>, command: &'a mut Command) -> &'a mut Command {
     command.env("RUSTC_WORKSPACE_WRAPPER", work.context.root.join("xtask/clippy.sh"))
 }
 
-/// cargo on what [`lint`] has compiled. Where that was refused, or not asked for, the compiler alone tells what it sees.
-fn on_what_was_linted(work: &Work<'_>, subcommand: &str, arguments: &[&str]) -> Command {
+/// cargo on what [`lint`] has compiled. Where that failed, or was not asked for, cargo runs the plain compiler.
+fn cargo_reusing_lint(work: &Work<'_>, subcommand: &str, arguments: &[&str]) -> Command {
     let mut command = work.cargo(subcommand, arguments);
     if work.subject.checks.iter().any(|check| check.step.ends_with(LINT) && check.passed()) {
-        linting(work, &mut command);
+        with_clippy_wrapper(work, &mut command);
     }
     command
 }
 
-/// What `cargo doc` says of all items, by the libraries that the build has made.
+/// Checks the documentation of all items as `cargo doc` would, with the libraries that are already built.
 fn document(work: &mut Work<'_>) -> Result<String> {
-    let mut command = on_what_was_linted(work, "test", &["--doc"]);
+    let mut command = cargo_reusing_lint(work, "test", &["--doc"]);
     work.run(command.env("RUSTDOC", work.context.root.join("xtask/rustdoc.sh")))?;
     Ok(String::new())
 }
 
-/// Builds the program, and what tests it if that is to come.
+/// Builds the program, and the test programs if a later step runs them.
 pub fn build(work: &mut Work<'_>) -> Result<String> {
     let as_json = "--message-format=json-render-diagnostics";
-    let at_an_end = work.subject.variant.is_some_and(Variant::is_an_end);
-    if at_an_end && work.context.counts {
+    let at_an_extreme = work.subject.variant.is_some_and(Variant::is_extreme);
+    if at_an_extreme && work.context.counts {
         work.subject.optimised = Some(optimised(work)?);
     }
     if work.subject.steps.iter().any(Step::tests) {
-        let built = work.run(&mut on_what_was_linted(work, "test", &["--no-run", as_json]))?;
+        let built = work.run(&mut cargo_reusing_lint(work, "test", &["--no-run", as_json]))?;
         work.subject.tests = programs(&built, true);
         ensure!(!work.subject.tests.is_empty(), "cargo built no test program");
     }
-    // Last, as the tests' own dependencies may have changed what features it was built with.
-    let built = work.run(&mut on_what_was_linted(work, "build", &[as_json]))?;
+    // The program comes last: dev-dependencies may have changed the features that it was built with.
+    let built = work.run(&mut cargo_reusing_lint(work, "build", &[as_json]))?;
     work.subject.program = programs(&built, false).pop().context("cargo built no program")?;
     Ok(String::new())
 }
 
-/// Builds the program with its own code optimised, on the dependencies as they are. In one piece: which function is
-/// compiled with which others decides what is inlined, and any change anywhere would show in the count.
+/// Builds the program with its own code optimised, and the dependencies as they are. In a single codegen unit: with
+/// several, any change could regroup functions, which changes what is inlined and so the count.
 fn optimised(work: &Work<'_>) -> Result<PathBuf> {
     let settings = ["opt-level=2", "codegen-units=1", "debug-assertions=false", "overflow-checks=false"];
     let settings = settings.map(|setting| format!("profile.prove.{setting}"));
@@ -234,7 +234,7 @@ fn optimised(work: &Work<'_>) -> Result<PathBuf> {
     arguments.extend(settings.iter().flat_map(|setting| ["--config", setting]));
     let built = work.run(&mut work.cargo("build", &arguments))?;
     let program = programs(&built, false).pop().context("cargo built no program")?;
-    // The next build puts another one there.
+    // The next build overwrites it.
     let kept = program.with_file_name(format!("{}-optimised", work.subject.name));
     fs::copy(program, &kept)?;
     Ok(kept)
@@ -246,7 +246,7 @@ fn programs(built: &str, tests: bool) -> Vec<PathBuf> {
     wanted.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).collect()
 }
 
-/// Tests of a service at once: they wait more than they compute.
+/// How many tests run in parallel: they wait more than they compute.
 const TESTS_AT_ONCE: &str = "8";
 
 /// Runs the test programs, as `cargo test` would.
@@ -269,7 +269,7 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
         total += passed_tests(&work.run(&mut command)?)?;
     }
     if has_doctests(&work.subject.dir.join("src"))? {
-        total += passed_tests(&work.run(&mut on_what_was_linted(work, "test", &["--doc"]))?)?;
+        total += passed_tests(&work.run(&mut cargo_reusing_lint(work, "test", &["--doc"]))?)?;
     }
     if database.is_some() {
         work.context.servers.drop_databases(&format!("rolname = '{role}'"))?;
@@ -279,7 +279,7 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{total} tests"))
 }
 
-/// Adds up the `test result:` lines. An ignored test proves nothing, so it is refused.
+/// Adds up the `test result:` lines. An ignored test proves nothing, so it is an error.
 pub fn passed_tests(said: &str) -> Result<u32> {
     let mut total = 0;
     for line in said.lines().filter(|line| line.starts_with("test result: ")) {

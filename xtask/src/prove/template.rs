@@ -1,11 +1,11 @@
-//! The checks of the template itself: that the siblings are fresh, that the quick tests pass, that
-//! each variant becomes each other, and that the living service passes in place.
+//! The checks of the template itself: that the siblings are up to date, that the quick tests pass, that each
+//! variant can be changed into every other, and that the living service passes in place.
 
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::machine::COMPILER;
+use crate::machine::COMPILER_ENV;
 use crate::weave;
 
 use super::check::Work;
@@ -32,28 +32,28 @@ fn siblings(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{} files woven", report.woven))
 }
 
-/// Cargo on this repository.
+/// cargo on this repository.
 fn cargo(work: &Work<'_>, arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(&work.context.root);
     clean(&mut command);
-    command.env(COMPILER.0, COMPILER.1);
+    command.env(COMPILER_ENV.0, COMPILER_ENV.1);
     command
 }
 
 const TESTS: [&str; 3] = ["test", "--workspace", "--locked"];
 
-/// The maintainers' tooling is held to what it asks of a service.
+/// The maintainers' tooling is held to the same rules as a service.
 fn tooling(work: &mut Work<'_>) -> Result<String> {
     work.run(&mut cargo(work, &["fmt", "--check"]))?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
     work.run(&mut cargo(work, &clippy))?;
-    // What the step of its tests would have to wait for.
+    // Compiles the tests, so that the step that runs them doesn't have to.
     work.run(&mut cargo(work, &[&TESTS[..], &["--no-run"]].concat()))?;
     Ok(String::new())
 }
 
-/// The workflows and scripts of this repository.
+/// Checks the workflows and scripts of this repository.
 fn own_files(work: &mut Work<'_>) -> Result<String> {
     work.subject.dir.clone_from(&work.context.root);
     files::check_own(work)

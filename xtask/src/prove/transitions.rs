@@ -1,5 +1,5 @@
-//! From each variant to each other by `slipway set`, as the installed program: an untouched service has to become
-//! what would have been generated, and one that its owners have changed what they would have changed that into.
+//! Runs `slipway set`, as the installed program would, from each variant to every other. An untouched service has to
+//! become what would have been generated, and one that its owners have edited has to become that with their edits.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -24,8 +24,8 @@ use super::check::Work;
 use super::command::clean;
 
 pub const NAME: &str = "orders";
-/// Those that are compiled and tested with their owners' code, which has a table of its own where there is a database
-/// to begin with.
+/// The transitions whose result is compiled and tested with the owners' code in it. That code has a table of its
+/// own if the service begins with a database.
 const COMPILED: [(&str, &str); 12] = [
     ("base", "redis"),
     ("base", "rate_limit"),
@@ -40,22 +40,22 @@ const COMPILED: [(&str, &str); 12] = [
     ("postgres+redis+rate_limit+otlp", "postgres"),
     ("postgres+redis+rate_limit+otlp", "postgres+redis+otlp"),
 ];
-/// Where `slipway` looks for cargo-generate.
+/// The variable that tells `slipway` which cargo-generate to run.
 const GENERATOR: &str = "CARGO_GENERATE";
-/// Services that are changed at once: most of the time is spent in programs that use one core.
-const LANES: usize = 2;
-/// For all of them together.
+/// How many services are changed at once: most of the time is spent in programs that use one core.
+const CONCURRENCY: usize = 2;
+/// How long all transitions may take together.
 const BOUND: Duration = Duration::from_mins(5);
 
-/// Each file's content, and whether it can be executed.
+/// Each file's content, and whether it is executable.
 type Files = BTreeMap<PathBuf, (Vec<u8>, bool)>;
 
-/// Makes every transition of services as they are generated.
+/// Makes every transition with services as they are generated.
 pub fn untouched(work: &mut Work<'_>) -> Result<String> {
     each(work, |_, _| Ok(()))
 }
 
-/// Makes every transition of services with their owners' code in them, and without the example.
+/// Makes every transition with services that have their owners' edits, and no longer the example.
 pub fn edited(work: &mut Work<'_>) -> Result<String> {
     each(work, |folder, variant| {
         owner::edit(folder, variant)?;
@@ -63,13 +63,13 @@ pub fn edited(work: &mut Work<'_>) -> Result<String> {
     })
 }
 
-/// The variants before and after.
+/// The transitions to compile: the variants before and after.
 pub fn compiled() -> impl Iterator<Item = (Variant, Variant)> {
     let parsed = |name: &str| name.parse().expect("a variant, as a test sees");
     COMPILED.into_iter().map(move |(from, to)| (parsed(from), parsed(to)))
 }
 
-/// Generates what the subject was, lets its owners at it, and makes it what it is to be.
+/// Generates the service as the first variant, applies its owners' edits, and changes it without losing any of them.
 pub fn become_variant(work: &mut Work<'_>) -> Result<String> {
     let (from, to) =
         work.subject.from.zip(work.subject.variant).context("only transitions have two variants")?;
@@ -93,7 +93,7 @@ fn generated_lines(work: &Work<'_>, variant: Variant) -> Result<owner::Lines> {
     owner::lines(&Service::generate(work, variant, folder.path(), |_, _| Ok(()))?.folder)
 }
 
-/// Makes every transition of services that `edit` was let at, compares every file, and takes it back.
+/// Makes every transition with services that `edit` has changed, compares every file, and undoes it.
 fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<String> {
     let program = build(work)?;
     let folder = Scratch::new()?;
@@ -103,7 +103,7 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
     let waiting = Mutex::new(services.iter().collect::<VecDeque<_>>());
     let failures = Mutex::new(Vec::new());
     let count = Mutex::new(0);
-    // Each variant is wanted before and after all others, and comes out the same each time.
+    // Each transition generates the variants before and after it, always with the same result: the stand-in keeps it.
     let kept = Scratch::new()?;
     let stand_in = work.context.root.join("xtask/generated.sh");
     let environment = [
@@ -113,11 +113,11 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
     ];
     let call = Call { program: &program, template: work.context.snapshot.path(), environment: &environment };
     thread::scope(|scope| {
-        for _ in 0..LANES {
+        for _ in 0..CONCURRENCY {
             scope.spawn(|| {
                 while let Some(from) = { lock(&waiting).pop_front() } {
                     for to in services.iter().filter(|to| to.variant != from.variant) {
-                        match from.becomes(to, &call) {
+                        match from.check_transition(to, &call) {
                             Ok(()) => *lock(&count) += 1,
                             Err(error) => {
                                 lock(&failures)
@@ -137,14 +137,14 @@ fn each(work: &mut Work<'_>, edit: fn(&Path, Variant) -> Result<()>) -> Result<S
     let (count, planned) = (*lock(&count), services.len() * (services.len() - 1));
     ensure!(count == planned, "{count} of {planned} transitions were made");
     let time = started.elapsed();
-    // Twice, as of generation: a machine that others share may be half as fast as one of one's own.
+    // At least twice the bound: a machine shared with others may be half as fast as a dedicated one.
     let bound = BOUND.mul_f64(machine::overload().max(2.0));
     ensure!(time < bound, "the transitions took {time:.0?}, more than {bound:.0?}");
     work.subject.facts.insert("transitions", f64::from(u32::try_from(count)?));
     Ok(format!("{count} of {planned} transitions"))
 }
 
-/// Builds `slipway`, and gives back where it is.
+/// Builds `slipway` and returns its path.
 pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command.args(["build", "--package", "slipway", "--locked", "--message-format=json-render-diagnostics"]);
@@ -159,12 +159,12 @@ pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
 struct Call<'a> {
     program: &'a Path,
     template: &'a Path,
-    /// What tells it with what to generate.
+    /// Tells it which cargo-generate to use.
     environment: &'a [(&'a str, &'a Path)],
 }
 
 impl Call<'_> {
-    /// `slipway set` in `folder`, to all answers of `variant`. Its exit code, and what it said.
+    /// Runs `slipway set` in `folder` with all answers of `variant`. Returns its exit code and output.
     fn set(&self, folder: &Path, variant: Variant) -> Result<(Option<i32>, String)> {
         let mut command = Command::new(self.program);
         command.arg("set").args(TOGGLES.map(|toggle| format!("{toggle}={}", variant.has(toggle))));
@@ -175,7 +175,7 @@ impl Call<'_> {
     }
 }
 
-/// git in `folder`, with nobody's settings.
+/// git in `folder`, without the user's settings.
 pub fn git(folder: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("git");
     command.args(["-c", "user.name=owner", "-c", "user.email=owner@localhost", "-c", "commit.gpgsign=false"]);
@@ -186,7 +186,7 @@ pub fn git(folder: &Path, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// A service, committed.
+/// A generated service, committed to git.
 struct Service {
     variant: Variant,
     folder: PathBuf,
@@ -219,7 +219,7 @@ impl Service {
         Ok(Self { variant, folder, files })
     }
 
-    /// What it has to become: as `other`, but for what its owners wrote for this variant.
+    /// What it has to become: the same as `other`, except for what its owners wrote for this variant.
     fn wanted(&self, other: &Self) -> Files {
         let own = |path: &PathBuf| owner::OWN.map(Path::new).contains(&path.as_path());
         let mut wanted = other.files.clone();
@@ -228,8 +228,8 @@ impl Service {
         wanted
     }
 
-    /// Sets what makes `self` into `other`, compares, and goes back in the way that it says.
-    fn becomes(&self, other: &Self, call: &Call<'_>) -> Result<()> {
+    /// Changes `self` into `other`, compares the files, and undoes the change as `slipway` says to.
+    fn check_transition(&self, other: &Self, call: &Call<'_>) -> Result<()> {
         let (code, said) = call.set(&self.folder, other.variant)?;
         ensure!(code == Some(0), "{said}");
         let (found, wanted) = (contents(&self.folder)?, self.wanted(other));
@@ -241,7 +241,7 @@ impl Service {
         );
         ensure!(git(&self.folder, &["diff", "--name-only"])?.is_empty(), "something is not staged");
         git(&self.folder, &["reset", "--quiet", "--merge"])?;
-        ensure!(contents(&self.folder)? == self.files, "`git reset --merge` does not lead back");
+        ensure!(contents(&self.folder)? == self.files, "`git reset --merge` does not restore the service");
         ensure!(
             git(&self.folder, &["status", "--porcelain"])?.is_empty(),
             "`git reset --merge` leaves something"
@@ -250,7 +250,7 @@ impl Service {
     }
 }
 
-/// Whether both have the same file; dependencies may stand in another order where their owners added some.
+/// Whether both have the same file. Where owners have added dependencies, the order in `Cargo.toml` may differ.
 fn same(path: &Path, found: &Files, wanted: &Files) -> bool {
     let lines = |files: &Files| -> Option<Vec<String>> {
         let text = String::from_utf8_lossy(&files.get(path)?.0).into_owned();
@@ -273,7 +273,7 @@ fn contents(folder: &Path) -> Result<Files> {
             let executable = entry.metadata()?.permissions().mode() & 0o111 != 0;
             files.insert(path, (fs::read(entry.path())?, executable));
         } else if fs::read_dir(entry.path())?.next().is_none() {
-            // git knows none, but their owner sees what was left behind.
+            // git doesn't track empty folders, but an owner would see one that was left behind.
             files.insert(path, (Vec::new(), false));
         }
     }

@@ -1,8 +1,8 @@
 //! Unused dependencies, as the compiler sees them.
 //!
-//! rustc's `unused_crate_dependencies` speaks once for each target (library, program, each test
-//! program); a dependency is unused when every target that could use it says so. A tool that
-//! searches the text for names is fooled by comments and by macros; the compiler is not.
+//! rustc's `unused_crate_dependencies` reports once per target (library, program, each test program); a dependency
+//! is unused when every target that could use it says so. A tool that searches the text for names is fooled by
+//! comments and macros; the compiler is not.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::check::Work;
 
-/// Where the lint step leaves clippy's messages on the service's own targets …
+/// Where the lint step writes clippy's messages on the service's own targets …
 pub const SERVICE: &str = "clippy-service.json";
 /// … and on all targets.
 pub const ALL: &str = "clippy-all.json";
@@ -23,22 +23,22 @@ pub fn check(work: &mut Work<'_>) -> Result<String> {
         Ok(Findings::of(&fs::read_to_string(path).context("clippy failed, so there is nothing to weigh")?))
     };
     let (service, all) = (read(SERVICE)?, read(ALL)?);
-    ensure!(service.targets > 0 && all.tests > 0, "clippy's messages tell of no target");
-    let unused = weigh(&service, &all);
+    ensure!(service.targets > 0 && all.tests > 0, "clippy's messages name no target");
+    let unused = unused_dependencies(&service, &all);
     fs::write(&work.log, unused.join("\n"))?;
-    ensure!(unused.is_empty(), "Cargo.toml lists what nothing uses: {}", unused.join(", "));
+    ensure!(unused.is_empty(), "unused dependencies in Cargo.toml: {}", unused.join(", "));
     Ok(String::new())
 }
 
-/// The compiler's findings of one run of clippy.
+/// The findings of one run of clippy.
 #[derive(Default)]
 struct Findings {
     /// How many targets were compiled, and how many of them as tests.
     targets: usize,
     tests: usize,
-    /// How many targets leave a dependency unused.
+    /// By dependency, how many targets don't use it.
     unused: BTreeMap<String, usize>,
-    /// What the build script leaves unused.
+    /// The dependencies that the build script doesn't use.
     by_build_script: Vec<String>,
 }
 
@@ -74,10 +74,9 @@ impl Findings {
     }
 }
 
-/// A dependency that neither the library nor the program uses is unused, be it used in tests (it
-/// belongs under `[dev-dependencies]` then). One that is visible to tests alone is unused when all
-/// of them say so.
-fn weigh(service: &Findings, all: &Findings) -> Vec<String> {
+/// A dependency that neither the library nor the program uses is unused, even if tests use it: then it belongs
+/// under `[dev-dependencies]`. One that only tests can see is unused when all of them say so.
+fn unused_dependencies(service: &Findings, all: &Findings) -> Vec<String> {
     let everywhere = service.unused.iter().filter(|(_, count)| **count == service.targets);
     let mut unused: Vec<String> = everywhere.map(|(name, _)| name.clone()).collect();
     let in_tests = |name: &str| all.count(name).saturating_sub(service.count(name));
@@ -90,7 +89,7 @@ fn weigh(service: &Findings, all: &Findings) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Findings, weigh};
+    use super::{Findings, unused_dependencies};
 
     fn findings(targets: &[(&str, bool)], unused: &[(&str, &str)]) -> Findings {
         let mut findings = Findings::default();
@@ -141,7 +140,7 @@ mod tests {
                 ("custom-build", "cc"),
             ],
         );
-        // `rand` is used by a test alone, `ureq` is a test's dependency in use.
-        assert_eq!(weigh(&service, &all), ["idle", "rand", "dead", "cc"]);
+        // Only a test uses `rand`; `ureq` is a dev-dependency that is in use.
+        assert_eq!(unused_dependencies(&service, &all), ["idle", "rand", "dead", "cc"]);
     }
 }

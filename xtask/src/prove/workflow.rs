@@ -1,4 +1,4 @@
-//! The shell in the emitted workflows, run here step by step as the runners of CI would.
+//! The shell in the emitted workflows, run here step by step as CI's runners would.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,23 +15,23 @@ use super::check::Work;
 use super::command::clean;
 
 const WORKFLOWS: [&str; 2] = ["ci.yml", "release.yml"];
-/// Steps that ran, below which the workflows can't have been read.
+/// If fewer steps than this ran, the workflows can't have been read.
 const FEWEST: u32 = 4;
 
-/// Why a script can't run here, by a word of it, and whether what comes after it in its job builds on it.
-const ELSEWHERE: [(&str, &str, bool); 3] = [
+/// A word that a script contains, why such a script can't run here, and whether later steps of its job build on it.
+const NOT_RUNNABLE: [(&str, &str, bool); 3] = [
     ("docker ", "needs Docker", true),
     ("gh ", "needs GitHub", true),
     ("rustup toolchain", "would fetch the toolchain that is here already", false),
 ];
 
-/// Runs every `run:` step of the workflows, in order, and tells of each that it can't.
+/// Runs every `run:` step of the workflows, in order, and reports each that can't run here.
 pub fn run(work: &mut Work<'_>) -> Result<String> {
     let mut runner = Runner { scratch: Scratch::new()?, ran: 0, skipped: String::new(), work };
     for name in WORKFLOWS {
         let text = fs::read_to_string(runner.work.subject.dir.join(".github/workflows").join(name))?;
         let workflow: Value = yaml_serde::from_str(&text)?;
-        // In the order in which they stand, which the other type does not keep.
+        // Read again with a type that keeps the jobs in the order of the file.
         let ordered: yaml_serde::Value = yaml_serde::from_str(&text)?;
         let jobs = ordered["jobs"].as_mapping().context("a workflow without jobs")?;
         for id in jobs.keys().filter_map(yaml_serde::Value::as_str) {
@@ -59,7 +59,7 @@ impl Runner<'_, '_> {
             let shown = step["name"].as_str().or(step["run"].as_str());
             let title = format!("{title}: {}", shown.unwrap_or_default());
             let Some(script) = step["run"].as_str() else { continue };
-            let elsewhere = ELSEWHERE.iter().find(|(word, _, _)| script.contains(word));
+            let elsewhere = NOT_RUNNABLE.iter().find(|(word, _, _)| script.contains(word));
             if let Some(reason) = elsewhere.map(|(_, reason, _)| *reason).or(blocked) {
                 self.skip(&title, reason);
                 blocked = blocked
@@ -76,7 +76,7 @@ impl Runner<'_, '_> {
         let _ = writeln!(self.skipped, "not run: {}: {title} ({reason})", self.work.subject.title);
     }
 
-    /// What the workflow, the job and the step set. The servers that the job declares are the proof's own.
+    /// What the workflow, the job and the step set. The proof's servers stand in for those that the job declares.
     fn variables(&self, levels: &[&Value], job: &Value) -> Result<BTreeMap<String, String>> {
         let nothing = Map::new();
         let mut variables = BTreeMap::new();
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn no_workflow_depends_on_what_the_branch_is_called() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../template/.github/workflows");
-        // A service is born on the one or the other, as git was told on that machine.
+        // A new service's branch has either name, depending on how git is configured on that machine.
         let both = "    branches: [main, master]\n  pull_request:\n";
         let texts = WORKFLOWS.map(|name| fs::read_to_string(folder.join(name)).unwrap());
         assert!(texts[0].contains(both));

@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector that keeps nothing.
+//! An OpenTelemetry collector that discards what it receives.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,16 +16,16 @@ use super::free_port;
 
 const START_BOUND: Duration = Duration::from_secs(20);
 
-/// A running collector; dropping it ends it.
+/// A running collector; dropping it stops it.
 pub struct Rotel {
     _child: Child,
     home: Scratch,
-    /// Where it takes OTLP over HTTP.
+    /// Where it accepts OTLP over HTTP.
     address: SocketAddr,
 }
 
 impl Rotel {
-    /// Starts it with `arguments` besides, and waits until it listens.
+    /// Starts it with additional `arguments`, and waits until it listens.
     ///
     /// # Errors
     /// When it does not start.
@@ -33,7 +33,7 @@ impl Rotel {
         let home = Scratch::new()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let log = File::create(home.path().join("log"))?;
-        let mut command = children::tied(program);
+        let mut command = children::killed_with_parent(program);
         command.args(["start", "--exporter", "blackhole"]).args(arguments);
         command.args(["--otlp-http-endpoint", &address.to_string()]);
         command.args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{}", free_port()?)]);
@@ -47,13 +47,13 @@ impl Rotel {
         Ok(Self { _child: child, home, address })
     }
 
-    /// What a service is given as its endpoint.
+    /// The URL to give to a service as its endpoint.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What it has said so far.
+    /// Its log output so far.
     ///
     /// # Errors
     /// When its log can't be read.

@@ -1,4 +1,4 @@
-//! cargo-deny, built in the user's cache where there is none.
+//! cargo-deny, built in the user's cache if it isn't installed.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{cache_folder, cargo_install, on_path};
 
-/// One version for all, so that a new lint of its own fails nobody.
+/// Pinned, so that a new lint in a later version fails nobody.
 const VERSION: &str = "0.20.2";
 
 /// Finds it, or builds it.

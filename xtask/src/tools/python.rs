@@ -1,4 +1,4 @@
-//! Python environments in the user's cache, for tools that are packages of Python.
+//! Virtual environments in the user's cache, for tools that are Python packages.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::{finish, install, runs};
 
-/// Makes an environment in `home` with `packages`, each with its version.
+/// Creates a virtual environment in `home` with `packages`, each given with its version.
 pub(super) fn environment(home: &Path, packages: &[&str], say: &(dyn Fn(&str) + Sync)) -> Result<()> {
     if !has_venv() {
         say("installing python3-venv with apt-get");
@@ -15,7 +15,7 @@ pub(super) fn environment(home: &Path, packages: &[&str], say: &(dyn Fn(&str) + 
         ensure!(has_venv(), "no python3 that can make environments was found: install python3-venv");
     }
     let mut environment = Command::new("python3");
-    // Anew: a run that was broken off may have left half of one.
+    // From scratch: an interrupted run may have left half of one.
     environment.args(["-m", "venv", "--clear"]).arg(home);
     finish(&mut environment)?;
     let mut pip = Command::new(home.join("bin/python"));

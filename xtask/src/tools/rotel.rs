@@ -1,4 +1,4 @@
-//! rotel, an OpenTelemetry collector whose program comes as a Python package.
+//! rotel, an OpenTelemetry collector whose program is distributed as a Python package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::{cache_folder, python, runs};
 
-/// One version for all, as of the other tools. The program tells another one than its package.
+/// Pinned, like the other tools. The program reports a different version from that of its package.
 const VERSION: &str = "0.0.1a15";
 
 /// Finds it, or installs it with pip.
@@ -21,7 +21,7 @@ pub(super) fn set_up(root: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<PathBuf
     program(&home).with_context(|| format!("rotel {VERSION} was installed and does not run"))
 }
 
-/// Where it is in an environment: in a folder that Python's version names.
+/// Finds the program in an environment, where the name of a folder contains Python's version.
 fn program(home: &Path) -> Option<PathBuf> {
     let mut folders = fs::read_dir(home.join("lib")).ok()?.flatten();
     let program = folders.find_map(|folder| {

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::{cache_folder, python};
 
-/// One version for all: a newer one may find what this one does not, on a day when nothing has changed here.
+/// Pinned: a newer version may find something new on a day when nothing has changed here.
 const VERSION: &str = "4.32.5";
 
 /// Finds it, or installs it with pip.

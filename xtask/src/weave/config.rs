@@ -1,4 +1,4 @@
-//! What `cargo-generate.toml` says: the questions, and which files go in which variant.
+//! What `cargo-generate.toml` says: the questions, and which files are left out of which variant.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,10 +19,10 @@ pub struct Config {
     rules: Vec<Rule>,
 }
 
-/// Paths that go where an expression of toggles is true.
+/// Paths that are left out where an expression of toggles is true.
 #[derive(Debug)]
 struct Rule {
-    /// Terms such as `!redis`, as toggle and whether it has to be on.
+    /// Terms such as `!redis`: the toggle, and whether it has to be on.
     terms: Vec<(&'static str, bool)>,
     any: bool,
     paths: Vec<String>,
@@ -35,7 +35,7 @@ impl Rule {
         if self.any { terms.any(&mut holds) } else { terms.all(&mut holds) }
     }
 
-    /// Whether it leaves out `target` or a folder that this is in.
+    /// Whether it leaves out `target` or a folder that contains it.
     fn covers(&self, target: &str) -> bool {
         self.paths.iter().any(|path| {
             target.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -47,10 +47,10 @@ impl Config {
     /// Reads and checks the file in `root`.
     ///
     /// # Errors
-    /// When it can't be read, or says what cargo-generate would ignore in silence.
+    /// When it can't be read, or contains something that cargo-generate would silently ignore.
     pub fn read(root: &Path) -> Result<Self> {
         let text = fs::read_to_string(root.join(FILE)).with_context(|| format!("reading {FILE}"))?;
-        let document: DocumentMut = text.parse().with_context(|| format!("{FILE} is no TOML"))?;
+        let document: DocumentMut = text.parse().with_context(|| format!("{FILE} is not valid TOML"))?;
         let mut rules = Vec::new();
         if let Some(conditional) = document.get("conditional").and_then(Item::as_table_like) {
             for (expression, table) in conditional.iter() {
@@ -62,7 +62,7 @@ impl Config {
             let kind = questions.and_then(|all| all.get(toggle)?.get("type")?.as_str());
             if kind != Some("bool") {
                 bail!(
-                    "{FILE}: `{toggle}` is a toggle but no question, add `{toggle} = {{ type = \"bool\", … }}`"
+                    "{FILE}: `{toggle}` is a toggle without a question, add `{toggle} = {{ type = \"bool\", … }}`"
                 );
             }
         }
@@ -82,7 +82,7 @@ impl Config {
         self.rules.iter().any(|rule| rule.holds(variant) && rule.covers(target))
     }
 
-    /// The paths that no file of `targets` has or lies below.
+    /// The ignored paths that are neither a file in `targets` nor a folder of one.
     #[must_use]
     pub fn unused(&self, targets: &[&str]) -> Vec<&str> {
         let paths = self.rules.iter().flat_map(|rule| &rule.paths);
@@ -101,7 +101,7 @@ impl Config {
         let mut document = self.document.clone();
         let mut include = Array::new();
         for target in targets {
-            // The leading slash keeps it to this path: without, it means any file of the name.
+            // The leading slash restricts it to this path: without it, it matches any file of that name.
             let mut value = Value::from(format!("/{target}"));
             value.decor_mut().set_prefix("\n    ");
             include.push_formatted(value);
@@ -127,7 +127,7 @@ fn rule(expression: &str, table: &Item) -> Result<Rule> {
         let name = term.strip_prefix('!').unwrap_or(term);
         let Some(toggle) = TOGGLES.iter().find(|toggle| **toggle == name) else {
             bail!(
-                "{place}: `{term}` is no toggle, write {} or `!` and one, joined by && or by ||",
+                "{place}: `{term}` is not a toggle, write {} or `!` and one, joined by && or by ||",
                 TOGGLES.join(", ")
             );
         };
@@ -140,7 +140,7 @@ fn rule(expression: &str, table: &Item) -> Result<Rule> {
     let mut paths = Vec::new();
     for path in table.get("ignore").and_then(Item::as_array).into_iter().flatten() {
         match path.as_str() {
-            // cargo-generate joins a path as it is: an absolute one would delete that file of the user's.
+            // cargo-generate joins paths without checking: an absolute one would delete that file on the user's disk.
             Some(path)
                 if !path.starts_with('/') && !path.ends_with('/') && !path.contains(['*', '?', '\\']) =>
             {
@@ -150,7 +150,7 @@ fn rule(expression: &str, table: &Item) -> Result<Rule> {
                 paths.push(path.to_owned());
             }
             _ => bail!(
-                "{place}: {path} is no plain path below template/, write it without patterns and outer slashes"
+                "{place}: {path} is not a plain path below template/, write it without patterns and outer slashes"
             ),
         }
     }

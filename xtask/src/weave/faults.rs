@@ -1,4 +1,4 @@
-//! What is wrong in the living service, each as `file:line: cause, cure`.
+//! Finds faults in the living service, each reported as `file:line: cause, cure`.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +44,7 @@ fn of_path(source: &Source) -> Option<String> {
             names::NAME
         ));
     }
-    // The init hook moves all of template/ next to these.
+    // The init hook moves everything in template/ next to these.
     let top = path.split('/').next()?;
     ["hooks", "template", config::FILE]
         .contains(&top)
@@ -68,7 +68,7 @@ fn of_text(config: &Config, tree: &Tree, source: &Source) -> Vec<String> {
                     let state = if on == 0 { "off" } else { "on" };
                     let what =
                         format!("`{condition}` is always {state} where this file is, delete the fence");
-                    // The fence line itself stands before its first line.
+                    // The fence line itself is the one before.
                     faults.push(super::fence::Fault { line: piece.line - 1, what });
                 }
             }
@@ -106,7 +106,7 @@ fn of_overlay(config: &Config, tree: &Tree, source: &Source) -> Option<String> {
         .then(|| format!("template/{path}: {} ignores it wherever it would lie, delete one", config::FILE))
 }
 
-/// The hooks can't read this list from anywhere.
+/// The hooks have no way to read this list, so they repeat it.
 fn of_hooks(root: &Path) -> Option<String> {
     const FILE: &str = "hooks/questions.rhai";
     let line = format!("export const TOGGLES = {TOGGLES:?};");

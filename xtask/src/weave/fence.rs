@@ -6,8 +6,8 @@
 //! //@ end
 //! ```
 //!
-//! A condition is one toggle, or several joined by `or` or by `and`. There is no else, no `not` and no nesting: what
-//! needs one is an overlay.
+//! A condition is one toggle, or several joined by `or` or by `and`. There is no else, no `not` and no nesting: use
+//! an overlay for that.
 
 use std::fmt;
 
@@ -42,13 +42,13 @@ impl Condition {
             if at % 2 == 1 {
                 if *word != joint {
                     return Err(format!(
-                        "`{text}` is no condition, join toggles by ` or ` alone or by ` and ` alone"
+                        "`{text}` is not a valid condition, join toggles by ` or ` alone or by ` and ` alone"
                     ));
                 }
             } else if let Some(toggle) = TOGGLES.iter().find(|toggle| *toggle == word) {
                 toggles.push(*toggle);
             } else {
-                return Err(format!("`{word}` is no toggle, write one of {}", TOGGLES.join(", ")));
+                return Err(format!("`{word}` is not a toggle, write one of {}", TOGGLES.join(", ")));
             }
         }
         if words.len().is_multiple_of(2) {
@@ -106,7 +106,7 @@ impl Marker {
         }]
     }
 
-    /// What stands between the marks, when `line` is a fence line.
+    /// The text between the marks, if `line` is a fence line.
     fn word(self, line: &str) -> Option<&str> {
         let inner = line.trim().strip_prefix(self.open)?.strip_suffix(self.close)?;
         Some(inner.trim())
@@ -135,7 +135,7 @@ struct Splitter<'a> {
 
 impl Splitter<'_> {
     fn run(&mut self) {
-        // Where the lines since the last fence line begin: the byte and the line.
+        // Where the lines since the last fence line begin: the byte offset and the line number.
         let mut start = (0, 1);
         let mut byte = 0;
         for (at, line) in self.text.split_inclusive('\n').enumerate() {
@@ -184,18 +184,18 @@ impl Splitter<'_> {
             }
         } else {
             let (begin, end) = (self.written("if TOGGLE"), self.written("end"));
-            self.fault(line, format!("`{word}` is no fence, write `{begin}` or `{end}`"));
+            self.fault(line, format!("`{word}` is not a fence, write `{begin}` or `{end}`"));
         }
     }
 
-    /// A fence line of another kind of file, or one that shares its line, would be shipped as a comment.
+    /// A fence in another file type's syntax, or one that shares its line, would end up in services as a comment.
     fn reject_misplaced(&mut self, number: usize, line: &str) {
         let misplaced = MARKERS.iter().any(|marker| {
             ["if ", "end"].iter().any(|word| line.contains(&format!("{} {word}", marker.open)))
         });
         if misplaced {
             let (begin, end) = (self.written("if TOGGLE"), self.written("end"));
-            self.fault(number, format!("a fence has a line to itself, here `{begin}` or `{end}`"));
+            self.fault(number, format!("a fence must be alone on its line, here `{begin}` or `{end}`"));
         }
     }
 

@@ -1,15 +1,15 @@
-//! The names that the living service goes by, which the answers take the place of.
+//! The names of the living service, which are replaced by the answers to the questions.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use super::fence::Fault;
 
-/// The living service's package, and so its binary.
+/// The name of the living service's package, and so of its binary.
 pub const NAME: &str = "skiff";
 /// The organisation that owns the living service.
 pub const OWNER: &str = "skiff-owner";
-/// What the living service says that it does; also the default of the question.
+/// The living service's description; also the default answer to the question.
 pub const DESCRIPTION: &str = "Keeps a list of tasks and tells others when one is done";
 
 /// What a service is called and who owns it.
@@ -21,25 +21,25 @@ pub struct Names {
 }
 
 impl Names {
-    /// Those of the living service.
+    /// The names of the living service.
     #[must_use]
     pub fn living() -> Self {
         Self { name: NAME.into(), owner: OWNER.into(), description: DESCRIPTION.into() }
     }
 }
 
-/// A stretch of text: as it stands, or an answer.
+/// A stretch of text: literal, or the place of an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Stretch<'a> {
+pub enum Segment<'a> {
     Plain(&'a str),
     /// The name of the question's variable.
     Answer(&'static str),
 }
 
-/// Splits `text` where a name of the living service stands.
+/// Splits `text` at the names of the living service.
 #[must_use]
-pub fn split(text: &str) -> Vec<Stretch<'_>> {
-    // The owner's starts with the name and so comes first.
+pub fn split(text: &str) -> Vec<Segment<'_>> {
+    // The owner's name starts with the service's and so comes first.
     const TOKENS: [(&str, &str); 3] =
         [(DESCRIPTION, "description"), (OWNER, "owner"), (NAME, "project-name")];
     let mut stretches = Vec::new();
@@ -47,36 +47,36 @@ pub fn split(text: &str) -> Vec<Stretch<'_>> {
     while let Some((at, (token, variable))) =
         TOKENS.iter().filter_map(|token| Some((rest.find(token.0)?, token))).min_by_key(|(at, _)| *at)
     {
-        stretches.push(Stretch::Plain(&rest[..at]));
-        stretches.push(Stretch::Answer(variable));
+        stretches.push(Segment::Plain(&rest[..at]));
+        stretches.push(Segment::Answer(variable));
         rest = &rest[at + token.len()..];
     }
-    stretches.push(Stretch::Plain(rest));
-    stretches.retain(|stretch| *stretch != Stretch::Plain(""));
+    stretches.push(Segment::Plain(rest));
+    stretches.retain(|stretch| *stretch != Segment::Plain(""));
     stretches
 }
 
-/// Whether a name of the living service stands in `text`.
+/// Whether `text` contains a name of the living service.
 #[must_use]
-pub fn occur(text: &str) -> bool {
+pub fn contains_name(text: &str) -> bool {
     text.contains(NAME) || text.contains(DESCRIPTION)
 }
 
-/// `text` with the names of another service.
+/// `text` with the names of the living service replaced by `names`.
 #[must_use]
 pub fn replace(text: &str, names: &Names) -> String {
     split(text)
         .into_iter()
         .map(|stretch| match stretch {
-            Stretch::Plain(text) => text,
-            Stretch::Answer("project-name") => &names.name,
-            Stretch::Answer("owner") => &names.owner,
-            Stretch::Answer(_) => &names.description,
+            Segment::Plain(text) => text,
+            Segment::Answer("project-name") => &names.name,
+            Segment::Answer("owner") => &names.owner,
+            Segment::Answer(_) => &names.description,
         })
         .collect()
 }
 
-/// The places in `text`, the content of `file`, where a name would not come out right.
+/// The places in `text`, the content of `file`, where a name would not be replaced correctly.
 #[must_use]
 pub fn faults(file: &str, text: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
@@ -108,15 +108,15 @@ fn is_rust(file: &str) -> bool {
     Path::new(file).extension().is_some_and(|extension| extension == "rs")
 }
 
-/// `text` as Liquid that renders to it, but for the names.
+/// Liquid that renders to `text`, except for the names.
 #[must_use]
 pub fn liquid(text: &str) -> String {
     let mut out = String::new();
     for stretch in split(text) {
         match stretch {
-            Stretch::Plain(text) => literal(&mut out, text),
-            Stretch::Answer(variable) => {
-                // A brace right before would be read as a part of the tag.
+            Segment::Plain(text) => literal(&mut out, text),
+            Segment::Answer(variable) => {
+                // A brace right before the tag would be read as a part of it.
                 if out.ends_with('{') {
                     out.pop();
                     out.push_str(r#"{{ "{" }}"#);

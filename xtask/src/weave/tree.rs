@@ -13,21 +13,21 @@ use super::names::{self, Names};
 use crate::lock;
 use crate::variant::{TOGGLES, Variant};
 
-/// The ending of the files that cargo-generate takes in place of those of the same name without it.
+/// The extension of the files that cargo-generate uses in place of those of the same name without it.
 pub const LIQUID: &str = ".liquid";
-/// Where a service records what it was generated with. In the living one every toggle is `true`.
+/// Where a service records what it was generated with. In the living service, every toggle is `true`.
 pub const RECORD: &str = "slipway.toml";
 
-/// A file of the living service, or one that takes another's place.
+/// A file of the living service, or an overlay that replaces one.
 #[derive(Debug)]
 pub struct Source {
     /// Where it is, relative to `template/`.
     pub path: String,
-    /// Where it comes out: the same, or the path of what it takes the place of.
+    /// Its path in a generated service: the same, or that of the file that it replaces.
     pub target: String,
-    /// The toggle in whose absence it takes the other's place.
+    /// The toggle in whose absence it replaces that file.
     pub without: Option<&'static str>,
-    /// None: no text, to be copied as it is.
+    /// None: it is not text, and is copied as it is.
     pub text: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl Source {
         Ok(Self { path, target, without, text: String::from_utf8(bytes).ok() })
     }
 
-    /// Its text in pieces, or one piece if it has no fence.
+    /// Its text, split into pieces; it is one piece if it has no fence.
     ///
     /// # Errors
     /// The faults in its fences.
@@ -98,7 +98,7 @@ impl Tree {
         self.source(config, variant, &source.target).is_some_and(|chosen| chosen.path == source.path)
     }
 
-    /// The text files of `variant` as cargo-generate has to put them out, but for `Cargo.lock`.
+    /// The text files that cargo-generate has to produce for `variant`, except for `Cargo.lock`.
     ///
     /// # Errors
     /// When a fence is faulty: `weave` says where.
@@ -146,7 +146,7 @@ pub fn is_overlay(path: &str) -> bool {
     path.starts_with("without/")
 }
 
-/// The files below `folder` that git would have, relative to it and sorted.
+/// The files below `folder` that git doesn't ignore, relative to it and sorted.
 ///
 /// # Errors
 /// When a folder can't be read.

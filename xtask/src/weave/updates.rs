@@ -1,4 +1,4 @@
-//! What is wrong for services that will be updated: `ownership.toml` names what isn't there, or a migration differs
+//! Finds faults that matter when services are updated: `ownership.toml` names what isn't there, or a migration differs
 //! from the one that services have run.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ const MIGRATIONS: &str = "migrations/";
 pub fn find(root: &Path, tree: &Tree) -> Vec<String> {
     let document: DocumentMut = match fs::read_to_string(root.join(FILE)).unwrap_or_default().parse() {
         Ok(document) => document,
-        Err(error) => return vec![format!("{FILE}: is no TOML, correct it: {error}")],
+        Err(error) => return vec![format!("{FILE}: is not valid TOML, correct it: {error}")],
     };
     let mut faults = Vec::new();
     for key in ["seeds", "example"] {

@@ -1,5 +1,5 @@
-//! Incidents, as a real Prometheus with the service's own rules sees them: each raises its alert, which ends with it.
-//! And whatever a dashboard or a rule asks for is there.
+//! Incidents as seen by a real Prometheus with the service's own rules: each raises its alert, which resolves
+//! afterwards. Everything that a dashboard or a rule queries exists, too.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,15 +15,15 @@ use crate::prove::service::Service;
 
 use super::Site;
 use super::clients::wait_until;
-use super::peers::{Receiver, Way};
-use super::prometheus::{BOUND, Prometheus, hastened};
+use super::peers::{FaultProxy, Receiver};
+use super::prometheus::{BOUND, Prometheus, sped_up};
 use super::shutdown::TASK;
 use super::traces::Collector;
 
 const CAP: usize = 4;
-/// Before the first incident: nothing fires, though everything is asked for.
-const PEACE: Duration = Duration::from_secs(4);
-/// Within which a request that finds no place is answered.
+/// How long traffic runs before the first incident: no alert may fire, though clients make every kind of request.
+const QUIET_PERIOD: Duration = Duration::from_secs(4);
+/// How soon a request that finds no free slot is answered.
 const REFUSED: Duration = Duration::from_millis(500);
 const SETTINGS: [(&str, &str); 8] = [
     ("APP__HTTP__MAX_IN_FLIGHT", "4"),
@@ -38,14 +38,14 @@ const SETTINGS: [(&str, &str); 8] = [
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const EVERY_SPAN_AT_ONCE: [(&str, &str); 2] =
     [("APP__OTLP__SAMPLE_RATIO", "1.0"), ("OTEL_BSP_SCHEDULE_DELAY", "200")];
-/// What the incidents log as errors.
-const DUE: [&str; 2] = ["request.failed", "job.failed"];
+/// The events that the incidents log as errors.
+const EXPECTED: [&str; 2] = ["request.failed", "job.failed"];
 
-/// A service that reaches what it needs by ways that can be cut.
+/// A service whose connections to everything it talks to can be cut.
 struct Scene {
     service: Service,
-    /// With the alert that its end raises.
-    ways: Vec<(&'static str, Way)>,
+    /// Each with the alert that cutting it raises.
+    proxies: Vec<(&'static str, FaultProxy)>,
     _receiver: Receiver,
     _collector: Option<Collector>,
 }
@@ -57,49 +57,49 @@ impl Scene {
         let mut command = site.command()?;
         command.envs(site.with_pool(&SETTINGS)).envs(site.unlimited().iter().copied());
         command.env("APP__WEBHOOK__URL", receiver.url());
-        let mut ways = vec![("JobsFail", Way::on(&mut command, "APP__WEBHOOK__URL")?)];
+        let mut proxies = vec![("JobsFail", FaultProxy::insert(&mut command, "APP__WEBHOOK__URL")?)];
         if site.postgres {
-            ways.push(("PostgresDown", Way::on(&mut command, "DATABASE_URL")?));
+            proxies.push(("PostgresDown", FaultProxy::insert(&mut command, "DATABASE_URL")?));
         }
         if site.redis {
-            ways.push(("RedisDown", Way::on(&mut command, "REDIS_URL")?));
+            proxies.push(("RedisDown", FaultProxy::insert(&mut command, "REDIS_URL")?));
         }
         let collector = site.rotel.map(|_| Collector::start(site)).transpose()?;
         if let Some(collector) = &collector {
             command.env(ENDPOINT, collector.url()).envs(EVERY_SPAN_AT_ONCE);
-            ways.push(("SpansLost", Way::on(&mut command, ENDPOINT)?));
+            proxies.push(("SpansLost", FaultProxy::insert(&mut command, ENDPOINT)?));
         }
         let service = Service::launch(&mut command)?;
         service.ready()?;
-        Ok(Self { service, ways, _receiver: receiver, _collector: collector })
+        Ok(Self { service, proxies, _receiver: receiver, _collector: collector })
     }
 }
 
 pub fn raised(site: &Site<'_>) -> Result<String> {
-    let Scene { service, ways, _receiver, _collector } = Scene::set(site)?;
+    let Scene { service, proxies, _receiver, _collector } = Scene::set(site)?;
     let prometheus = Prometheus::start(site, service.admin)?;
     let over = AtomicBool::new(false);
     let (raised, time) = thread::scope(|scope| -> Result<_> {
         scope.spawn(|| visit(service.public, &over));
-        let incidents = incidents(&prometheus, service.public, &ways);
+        let incidents = incidents(&prometheus, service.public, &proxies);
         over.store(true, Ordering::SeqCst);
         incidents
     })?;
     let asked = everything_is_there(site, &prometheus)?;
     drop(prometheus);
     service.signal();
-    site.end_despite(service, Duration::from_secs(5), &DUE)?;
+    site.end_expecting(service, Duration::from_secs(5), &EXPECTED)?;
     let names = raised.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     Ok(format!("{names} fired, and none {time:.0?} after the last incident; {asked} queries answered"))
 }
 
-/// Overload, then the loss of all that the service talks to. Returns what fired, and how long it took to end.
+/// Overload, then the loss of everything that the service talks to. Returns what fired, and how soon it resolved.
 fn incidents(
     prometheus: &Prometheus,
     address: SocketAddr,
-    ways: &[(&'static str, Way)],
+    proxies: &[(&'static str, FaultProxy)],
 ) -> Result<(BTreeSet<String>, Duration)> {
-    thread::sleep(PEACE);
+    thread::sleep(QUIET_PERIOD);
     let firing = prometheus.firing()?;
     ensure!(firing.is_empty(), "before any incident {firing:?} fired");
 
@@ -110,22 +110,22 @@ fn incidents(
         ensure!(connection.response()?.status == 201, "a request that was taken was not answered");
     }
 
-    let (receiver, dependencies) = ways.split_first().context("no way")?;
+    let (receiver, dependencies) = proxies.split_first().context("no way")?;
     receiver.1.cut();
     raised.extend(fires(prometheus, &[receiver.0])?);
-    for (_, way) in dependencies {
-        way.cut();
+    for (_, proxy) in dependencies {
+        proxy.cut();
     }
     let names: Vec<&str> = dependencies.iter().map(|(alert, _)| *alert).collect();
     raised.extend(fires(prometheus, &names)?);
-    for (_, way) in ways {
-        way.mend();
+    for (_, proxy) in proxies {
+        proxy.mend();
     }
     let time = wait_until("no alert fires", BOUND * 2, || Ok(prometheus.firing()?.is_empty()))?;
     Ok((raised, time))
 }
 
-/// A request that takes a place until its body comes, once there is one.
+/// Opens a request that occupies a slot until its body is sent. Retries until a slot is free.
 fn hold(address: SocketAddr) -> Result<Connection> {
     let deadline = Instant::now() + BOUND;
     loop {
@@ -150,7 +150,7 @@ fn fires(prometheus: &Prometheus, alerts: &[&str]) -> Result<BTreeSet<String>> {
     Ok(wanted)
 }
 
-/// Some of everything that clients do, whatever comes of it.
+/// Does some of everything that clients do, whatever the outcome.
 fn visit(address: SocketAddr, over: &AtomicBool) {
     while !over.load(Ordering::SeqCst) {
         let started = Instant::now();
@@ -170,7 +170,7 @@ fn visit(address: SocketAddr, over: &AtomicBool) {
     }
 }
 
-/// Holds every rule and every query of a dashboard to what was scraped. Returns how many there are.
+/// Checks that every rule and every query of a dashboard finds data in what was scraped. Returns how many there are.
 fn everything_is_there(site: &Site<'_>, prometheus: &Prometheus) -> Result<usize> {
     let mut asked = 0;
     for rule in prometheus.rules()? {
@@ -182,16 +182,16 @@ fn everything_is_there(site: &Site<'_>, prometheus: &Prometheus) -> Result<usize
     for query in queries(&site.dir)? {
         let text = query.text.replace("$__rate_interval", "1m");
         let text = ["$instance", "$namespace"].iter().fold(text, |text, name| text.replace(name, ".*"));
-        ensure!(answered(prometheus, &hastened(&text))?, "{}: nothing answers {text}", query.place);
+        ensure!(answered(prometheus, &sped_up(&text))?, "{}: nothing answers {text}", query.place);
         asked += 1;
     }
     Ok(asked)
 }
 
-/// Whether a query has returned a number. A comparison leaves out what it is not true of: as a number, 0 or 1, it
-/// shows that both of its sides are there.
+/// Whether a query has returned a number. A comparison drops the series for which it is false; turned into a number,
+/// 0 or 1, it shows that both of its sides exist.
 fn answered(prometheus: &Prometheus, query: &str) -> Result<bool> {
-    // What is shown where nothing answers is no answer.
+    // A fallback for an empty result is not a result.
     let mut query = query.replace(" or vector(0)", "");
     for comparison in [" > ", " < ", " >= ", " <= ", " == ", " != "] {
         query = query.replace(comparison, &format!("{comparison}bool "));

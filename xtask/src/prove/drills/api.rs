@@ -37,7 +37,7 @@ pub fn round_trip(site: &Site<'_>) -> Result<String> {
     Ok("11 requests".into())
 }
 
-/// Two more tasks, then all three in pages of two.
+/// Creates two more tasks, then reads all three in pages of two.
 fn pages(service: &Service) -> Result<()> {
     create(service, "Load the van")?;
     create(service, "Drive")?;
@@ -102,7 +102,7 @@ pub fn problems(site: &Site<'_>) -> Result<String> {
     Ok(format!("{} refusals", expected.len()))
 }
 
-/// Whether an answer is the refusal that RFC 9457 and the contract ask for.
+/// Checks that an answer is the refusal that RFC 9457 and the contract require.
 fn problem(answer: &Response, status: u16, category: &str) -> Result<()> {
     ensure!(answer.status == status, "{} instead of {status}: {}", answer.status, answer.body);
     let kind = answer.header("content-type").unwrap_or_default();

@@ -1,8 +1,8 @@
-//! How many instructions a request takes, layer by layer, and how many it may.
+//! How many instructions a request takes, layer by layer, and how many it may take.
 //!
-//! Counted by valgrind: the same work takes the same instructions on any day and beside any other load, which can't be
-//! said of its time. Another compiler makes others of it, so that the counts are held to what was committed only
-//! with the compiler that was committed with them.
+//! Valgrind counts them: the same work takes the same number on any day and beside any other load, which can't be
+//! said of its time. Another compiler generates different code, so the counts are compared with the committed ones
+//! only if the compiler is the committed one too.
 
 use std::fs;
 use std::path::Path;
@@ -20,25 +20,25 @@ use super::Site;
 use super::shutdown::TASK;
 use super::traces::Collector;
 
-/// What is committed.
+/// The committed counts.
 const TABLE: &str = "xtask/budget.toml";
 const COMMITTED: &str = include_str!("../../../budget.toml");
-/// How much more a request may take than that. It is held with all layers up to one: the difference of two counts,
-/// which is what that layer adds, varies by more.
+/// How much more than the committed count a request may take. What is compared is the count with all layers up to
+/// one: the difference of two counts, which is what that layer adds, varies by more.
 const GROWTH: f64 = 0.05;
-/// A count is the difference of two runs, so that what a first request takes is in none.
+/// A count is the difference of two runs, so that what start-up and the first request cost cancels out.
 const FEW: u32 = 300;
 const MANY: u32 = 1300;
-/// The beginning of the names of valgrind's files, and the end of that of the first thread.
+/// The prefix of the names of valgrind's files, and the suffix of the main thread's.
 const COUNTS: &str = "counts";
 const FIRST: &str = "-01";
 const BOUND: Duration = Duration::from_secs(30);
 
-/// A layer, and those below it.
+/// A layer, and all layers below it.
 struct Layer {
     name: &'static str,
     settings: &'static [(&'static str, &'static str)],
-    /// What is asked for, other than a task that is in memory.
+    /// The path to request; by default, that of a task in memory.
     path: Option<&'static str>,
 }
 
@@ -75,7 +75,7 @@ pub fn kept(site: &Site<'_>) -> Result<String> {
         let most = budget * (1.0 + GROWTH);
         let mut count = counted()?;
         if count > most {
-            // What goes by the clock and not by requests, such as an export, may have fallen into one of them.
+            // Work driven by the clock, not by requests, such as an export, may have fallen into one of the runs.
             count = count.min(counted()?);
         }
         let line = format!("{}: {count:.0} of {budget}", layer.name);
@@ -90,17 +90,17 @@ pub fn kept(site: &Site<'_>) -> Result<String> {
     Ok(only + &seen.join(", "))
 }
 
-/// Instructions of a whole run, but for those of the first thread: it waits for the end while others serve, and what it
-/// does for a start differs, as a clock is calibrated there for as long as that takes.
+/// The instructions of a whole run, except for the main thread's: it only waits for the end while others serve, and
+/// its start-up varies, because it calibrates a clock for as long as that takes.
 fn run(site: &Site<'_>, settings: &[(&str, &str)], path: Option<&str>, requests: u32) -> Result<f64> {
     let (valgrind, program) = site.counting.as_ref().context("no program to count")?;
     let home = Scratch::new()?;
-    let mut command = children::tied(valgrind);
+    let mut command = children::killed_with_parent(valgrind);
     command.args(["--tool=callgrind", "--separate-threads=yes"]);
     command.arg(format!("--log-file={}", home.path().join("log").display()));
     command.arg(format!("--callgrind-out-file={}", home.path().join(COUNTS).display())).arg(program);
     site.bare(&mut command)?;
-    // Checks of dependencies go by the clock, and are no part of a request.
+    // Health checks are driven by the clock, and are not part of a request.
     command.envs([("TOKIO_WORKER_THREADS", "1"), ("APP__HEALTH__INTERVAL", "1m")]);
     let service = Service::launch(command.envs(settings.iter().copied()))?;
     service.ready()?;
@@ -118,7 +118,7 @@ fn run(site: &Site<'_>, settings: &[(&str, &str)], path: Option<&str>, requests:
     total(home.path())
 }
 
-/// Adds up what valgrind has written, a file for each thread.
+/// Adds up the counts that valgrind has written, a file for each thread.
 fn total(home: &Path) -> Result<f64> {
     let (mut total, mut threads) = (0.0, 0);
     for file in fs::read_dir(home)? {

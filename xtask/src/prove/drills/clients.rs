@@ -12,10 +12,10 @@ use crate::http::{Connection, request};
 /// The longest description that a task may have.
 const LONG: usize = 10_000;
 
-/// A connection that holds little on its way: small segments make the kernel keep small buffers
-/// at both ends. Otherwise loopback swallows megabytes that nobody reads, and a client that reads
-/// nothing looks to the service like one that reads all.
-pub fn narrow(address: SocketAddr) -> Result<TcpStream> {
+/// A connection that buffers little: small segments make the kernel keep small buffers at both ends. Otherwise
+/// loopback absorbs megabytes that nobody reads, and a client that reads nothing looks to the service like one that
+/// reads everything.
+pub fn connect_with_small_buffers(address: SocketAddr) -> Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_recv_buffer_size(8 << 10)?;
     socket.set_tcp_mss(536)?;
@@ -23,12 +23,12 @@ pub fn narrow(address: SocketAddr) -> Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Makes tasks with long descriptions and returns the paths at which they are.
+/// Creates tasks with long descriptions and returns their paths.
 pub fn long_tasks(address: SocketAddr, count: usize) -> Result<Vec<String>> {
     tasks_of(address, count, "x")
 }
 
-/// The same with descriptions of this character alone, which may be longer as JSON.
+/// The same with descriptions of this character alone, which may be longer once encoded as JSON.
 pub fn tasks_of(address: SocketAddr, count: usize, character: &str) -> Result<Vec<String>> {
     let body = json!({ "title": "Read the manual", "description": character.repeat(LONG) }).to_string();
     let mut connection = Connection::open(address)?;
@@ -57,7 +57,7 @@ pub fn wait_until(what: &str, bound: Duration, mut holds: impl FnMut() -> Result
     Ok(started.elapsed())
 }
 
-/// Latencies, sorted when they are asked.
+/// Latencies, sorted when a percentile is asked for.
 #[derive(Default)]
 pub struct Latencies(Vec<Duration>);
 

@@ -1,5 +1,5 @@
-//! Replicas with one database and one Redis, which they lose, each for itself or all at once, while
-//! clients read and write the same tasks through all of them.
+//! Replicas with one database and one Redis, which they lose, one at a time or all at once, while clients read and
+//! write the same tasks through all of them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,23 +14,23 @@ use crate::prove::service::Service;
 
 use super::Site;
 use super::history::{Answer, Fault, GONE, Promise, check};
-use super::peers::Way;
+use super::peers::FaultProxy;
 
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 24;
 const TASKS: usize = 50;
 const OPERATIONS: usize = 100_000;
-/// Of a thousand operations: so many change; those up to the next number delete, of every other task. What
-/// lives long shows what is kept for too long, what is deleted whether it stays so.
+/// Of a thousand operations, this many are changes; those from there to the next number are deletions, but only of
+/// every other task. Tasks that live long show what is cached for too long, deleted ones whether they stay deleted.
 const CHANGES: usize = 180;
 const CHANGES_AND_DELETIONS: usize = CHANGES + 60;
 
 const TTL: Duration = Duration::from_secs(2);
-/// What a busy machine adds to either promise.
+/// What a busy machine may add to either promise.
 const SLACK: Duration = Duration::from_millis(750);
 const PROMISE: Promise =
     Promise { healthy: Duration::from_millis(250).saturating_add(SLACK), always: TTL.saturating_add(SLACK) };
-/// After a fault: the breaker's pause, the follower's way back, and what was kept before then.
+/// Recovery from a fault: the breaker's pause, the subscriber's reconnection, and whatever was cached before then.
 const RECOVERY: Duration = Duration::from_secs(3);
 const BOUND: Duration = Duration::from_mins(30);
 
@@ -38,13 +38,13 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
     ensure!(site.postgres && site.redis, "replicas share nothing");
     let (_, redis) = site.servers.redis_url(site.place).split_once("://").map(owned).context("a URL")?;
     let server = redis.split('/').next().context("a URL without a host")?;
-    let ways = (0..REPLICAS).map(|_| Way::to(server)).collect::<Result<Vec<_>>>()?;
+    let proxies = (0..REPLICAS).map(|_| FaultProxy::to(server)).collect::<Result<Vec<_>>>()?;
     let database = site.database()?;
-    let replicas = ways.iter().map(|way| start(site, &database, way)).collect::<Result<Vec<_>>>()?;
+    let replicas = proxies.iter().map(|proxy| start(site, &database, proxy)).collect::<Result<Vec<_>>>()?;
     let scene = Scene::new(replicas.iter().map(|replica| replica.public).collect())?;
     let (history, faults) = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| client(&scene))).collect();
-        let faults = trouble(site, &ways, &scene);
+        let faults = inject_faults(site, &proxies, &scene);
         let all = clients.into_iter().map(|client| client.join().expect("a client does not panic"));
         (all.collect::<Result<Vec<_>>>(), faults)
     });
@@ -71,11 +71,11 @@ fn owned((scheme, rest): (&str, &str)) -> (String, String) {
     (scheme.to_owned(), rest.to_owned())
 }
 
-fn start(site: &Site<'_>, database: &str, way: &Way) -> Result<Service> {
-    let redis = format!("redis://{}/{}", way.address(), site.place);
+fn start(site: &Site<'_>, database: &str, proxy: &FaultProxy) -> Result<Service> {
+    let redis = format!("redis://{}/{}", proxy.address(), site.place);
     let ttl = format!("{}s", TTL.as_secs());
     let settings = [
-        // Not all that takes long on a busy machine is a fault.
+        // On a busy machine, not every slow call is a fault.
         ("APP__REDIS__TIMEOUT", "500ms"),
         ("DATABASE_URL", database),
         ("REDIS_URL", &redis),
@@ -89,7 +89,7 @@ fn start(site: &Site<'_>, database: &str, way: &Way) -> Result<Service> {
 struct Scene {
     start: Instant,
     replicas: Vec<SocketAddr>,
-    /// Each a task's number in the history and its path. A deleted one is replaced by the next writer.
+    /// Each is a task's number in the history, and its path. A deleted task is replaced by the next writer.
     tasks: Vec<RwLock<(usize, String)>>,
     numbers: AtomicUsize,
     begun: AtomicUsize,
@@ -112,7 +112,7 @@ impl Scene {
         self.tasks[place].read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts another task in the place of one that is gone, unless someone was faster.
+    /// Replaces a task that is gone with a new one, unless another client was faster.
     fn replace(&self, place: usize, gone: usize, connection: &mut Connection) -> Result<()> {
         let mut task = self.tasks[place].write().unwrap_or_else(PoisonError::into_inner);
         if task.0 == gone {
@@ -128,11 +128,11 @@ fn create(connection: &mut Connection) -> Result<String> {
     answer.header("location").map(str::to_owned).context("no Location")
 }
 
-/// Reads and writes at random, and remembers what it was answered.
+/// Reads and writes at random, and records the answers.
 fn client(scene: &Scene) -> Result<Vec<Answer>> {
     let result = operate(scene);
     if result.is_err() {
-        // The others need not go on.
+        // The others need not continue.
         scene.begun.fetch_add(OPERATIONS, Ordering::SeqCst);
     }
     result
@@ -166,7 +166,7 @@ fn operate(scene: &Scene) -> Result<Vec<Answer>> {
     Ok(history)
 }
 
-/// Which version an answer tells of. Without Redis, too, requests are answered as always.
+/// The version that an answer reports. Requests must be answered as usual even without Redis.
 fn version(answer: &Response) -> Result<u64> {
     match answer.status {
         200 => answer.json()?["version"].as_u64().context("no version"),
@@ -175,18 +175,18 @@ fn version(answer: &Response) -> Result<u64> {
     }
 }
 
-/// Takes Redis away and gives it back, until the clients are done. When it did, and how often it
-/// emptied it besides, which is no excuse for anything.
-fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Fault>, usize)> {
+/// Takes Redis away and gives it back, until the clients are done. Returns when it did so, and how often it also
+/// flushed Redis, which excuses nothing.
+fn inject_faults(site: &Site<'_>, proxies: &[FaultProxy], scene: &Scene) -> Result<(Vec<Fault>, usize)> {
     let (mut faults, mut flushes) = (Vec::new(), 0);
     loop {
-        // Some faults come before all has recovered from the one before.
+        // Some faults begin before the service has recovered from the previous one.
         pause(scene, Duration::from_millis(fastrand::u64(500..7000)));
         if scene.over() {
             return Ok((faults, flushes));
         }
-        let one = fastrand::usize(..ways.len());
-        let hit = if fastrand::bool() { ways } else { &ways[one..=one] };
+        let one = fastrand::usize(..proxies.len());
+        let hit = if fastrand::bool() { proxies } else { &proxies[one..=one] };
         let began = scene.start.elapsed();
         let cut = match fastrand::u8(..5) {
             0 => {
@@ -197,20 +197,20 @@ fn trouble(site: &Site<'_>, ways: &[Way], scene: &Scene) -> Result<(Vec<Fault>, 
             kind => kind < 3,
         };
         let outage = || {
-            hit.iter().for_each(if cut { Way::cut } else { Way::freeze });
-            // From a short break, which nobody may notice, to one that outlasts every deadline.
+            hit.iter().for_each(if cut { FaultProxy::cut } else { FaultProxy::freeze });
+            // From a brief outage, which nobody may notice, to one that outlasts every deadline.
             pause(scene, Duration::from_millis(1 << fastrand::u64(..12)));
-            hit.iter().for_each(Way::mend);
+            hit.iter().for_each(FaultProxy::mend);
             scene.start.elapsed()
         };
         let mended = outage();
-        // What was under way when it came back meets the next.
+        // Whatever was in flight when it came back runs into the next outage.
         for _ in 0..fastrand::u8(..4) {
             pause(scene, Duration::from_millis(1 << fastrand::u64(..9)));
             outage();
         }
         let over = scene.start.elapsed() + RECOVERY;
-        faults.push(Fault { began, mended, over, partial: hit.len() < ways.len() });
+        faults.push(Fault { began, mended, over, partial: hit.len() < proxies.len() });
     }
 }
 

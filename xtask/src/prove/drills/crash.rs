@@ -1,5 +1,5 @@
-//! `kill -9` in the midst of completions: what was acknowledged is kept and told, what was not
-//! committed is not.
+//! `kill -9` while tasks are being completed: each acknowledged completion is kept and its webhook delivered; one
+//! that was not committed leaves no trace.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,23 +16,23 @@ use crate::prove::service::Service;
 
 use super::Site;
 use super::clients::wait_until;
-use super::peers::{Receiver, Told};
+use super::peers::{Deliveries, Receiver};
 
-/// More by hand: `--times`.
+/// For more, run the drill with `--times`.
 const ROUNDS: usize = 3;
 const TASKS: usize = 1000;
 const CLIENTS: usize = 64;
 const SETTINGS: [(&str, &str); 4] = [
-    // What a job is claimed for follows from it: the next process waits so long for those that ran.
+    // The lease of a job follows from it: that is how long the next process waits for those that were running.
     ("APP__WEBHOOK__TIMEOUT", "100ms"),
     ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
     ("APP__JOBS__QUEUE_CAPACITY", "100000"),
     ("APP__JOBS__CONCURRENCY", "16"),
 ];
-/// The claim of 10.2 s and as much again.
+/// The lease of 10.2 s and as much again.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// One round's clients and what they share.
+/// What the clients of one round share.
 struct Scene {
     address: SocketAddr,
     paths: Vec<String>,
@@ -54,7 +54,7 @@ pub fn killed(site: &Site<'_>) -> Result<String> {
         service.ready()?;
         acknowledged.extend(round(site, service, &database)?);
     }
-    let told_before = receiver.told_of();
+    let told_before = receiver.delivered();
     let service = Service::launch(&mut command)?;
     service.ready()?;
     let count = |table: &str| site.servers.query(&database, &format!("SELECT count(*) FROM {table}"));
@@ -62,7 +62,7 @@ pub fn killed(site: &Site<'_>) -> Result<String> {
     site.stop(service)?;
     let completed = site.servers.query(&database, "SELECT id FROM tasks WHERE status = 'completed'")?;
     let completed: BTreeSet<String> = completed.lines().map(str::to_owned).collect();
-    compare(&acknowledged, &completed, &receiver.told())?;
+    compare(&acknowledged, &completed, &receiver.deliveries())?;
     ensure!(completed.len() < ROUNDS * TASKS, "it was never killed before it was done");
     Ok(format!(
         "{ROUNDS} crashes: {} acknowledged, {} committed, all told, {} of them {took:.1?} after",
@@ -72,7 +72,7 @@ pub fn killed(site: &Site<'_>) -> Result<String> {
     ))
 }
 
-/// Clients complete tasks until the service is killed, somewhere on the way. What they were told.
+/// Clients complete tasks until the service is killed, at a random point. Returns which completions it acknowledged.
 fn round(site: &Site<'_>, service: Service, database: &str) -> Result<BTreeSet<String>> {
     let made = format!(
         "INSERT INTO tasks (id, title, status, version, created_at, updated_at)
@@ -121,16 +121,16 @@ fn client(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Holds what clients were told, what the database has, and what the receiver was told together.
-fn compare(acknowledged: &BTreeSet<String>, completed: &BTreeSet<String>, told: &Told) -> Result<()> {
+/// Compares what clients were told, what the database has, and what the receiver was told.
+fn compare(acknowledged: &BTreeSet<String>, completed: &BTreeSet<String>, told: &Deliveries) -> Result<()> {
     let lost: Vec<_> = acknowledged.difference(completed).collect();
     ensure!(lost.is_empty(), "{} acknowledged and not in the database, such as {}", lost.len(), lost[0]);
     let silent: Vec<_> = completed.iter().filter(|id| !told.contains_key(*id)).collect();
-    ensure!(silent.is_empty(), "{} completed and not told, such as {}", silent.len(), silent[0]);
+    ensure!(silent.is_empty(), "{} completed but not delivered, such as {}", silent.len(), silent[0]);
     let invented: Vec<_> = told.keys().filter(|id| !completed.contains(*id)).collect();
-    ensure!(invented.is_empty(), "{} told and not completed, such as {}", invented.len(), invented[0]);
+    ensure!(invented.is_empty(), "{} delivered but not completed, such as {}", invented.len(), invented[0]);
     let twice = told.iter().find(|(_, deliveries)| deliveries.len() > 1);
-    ensure!(twice.is_none(), "told under more than one id: {twice:?}");
+    ensure!(twice.is_none(), "delivered under more than one id: {twice:?}");
     Ok(())
 }
 
@@ -138,23 +138,23 @@ fn compare(acknowledged: &BTreeSet<String>, completed: &BTreeSet<String>, told: 
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Told, compare};
+    use super::{Deliveries, compare};
 
     #[test]
     fn each_of_the_four_faults_is_named() {
         let set = |ids: &[&str]| -> BTreeSet<String> { ids.iter().map(|id| (*id).to_owned()).collect() };
-        let told = |all: &[(&str, &[&str])]| -> Told {
+        let told = |all: &[(&str, &[&str])]| -> Deliveries {
             all.iter().map(|(id, deliveries)| ((*id).to_owned(), set(deliveries))).collect()
         };
-        let said = |acknowledged, completed, told: &Told| {
+        let said = |acknowledged, completed, told: &Deliveries| {
             compare(acknowledged, completed, told).map_err(|error| error.to_string())
         };
         let (none, one, two) = (&set(&[]), &set(&["a"]), &set(&["a", "b"]));
         assert_eq!(said(one, two, &told(&[("a", &["1"]), ("b", &["2"])])), Ok(()));
         for (acknowledged, completed, told, fault) in [
             (one, none, told(&[]), "acknowledged and not in the database"),
-            (one, one, told(&[]), "completed and not told"),
-            (none, none, told(&[("a", &["1"])]), "told and not completed"),
+            (one, one, told(&[]), "completed but not delivered"),
+            (none, none, told(&[("a", &["1"])]), "delivered but not completed"),
             (one, one, told(&[("a", &["1", "2"])]), "under more than one id"),
         ] {
             let said = said(acknowledged, completed, &told);

@@ -1,20 +1,20 @@
-//! Many clients that stay: what each of them takes.
+//! Many clients that stay connected: how much memory each takes.
 
 use anyhow::{Result, ensure};
 
 use crate::http::Connection;
-use crate::machine::allow_descriptors;
+use crate::machine::raise_descriptor_limit;
 
 use super::Site;
 
-/// Clients that come first, so that what is there once for all does not count.
+/// Clients that connect first, so that one-time allocations don't count.
 const FIRST: u32 = 100;
 const CLIENTS: u32 = 1000;
-/// In KiB. Two buffers of hyper's have 8 each, and pages of what is not used are not there.
+/// In KiB. Two of hyper's buffers take 8 each, and pages that were never touched are not resident.
 const EACH: f64 = 16.0;
 
 pub fn memory(site: &Site<'_>) -> Result<String> {
-    allow_descriptors(u64::from(FIRST + CLIENTS) + 500)?;
+    raise_descriptor_limit(u64::from(FIRST + CLIENTS) + 500)?;
     let service = site.start(site.unlimited())?;
     let come = |count| {
         (0..count)

@@ -1,5 +1,5 @@
-//! Redis falls silent under load: nobody is refused, few wait, and once it answers again it is used again, whatever was
-//! missed meanwhile.
+//! Redis stops answering under load: no request is refused, few wait, and once it answers again it is used again,
+//! however much was missed meanwhile.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,31 +11,31 @@ use anyhow::{Context as _, Result, ensure};
 use crate::http::Connection;
 
 use super::clients::{Latencies, long_tasks, wait_until};
-use super::{Site, compared};
+use super::{Site, ensure_timing};
 
 const CLIENTS: usize = 32;
 const TASKS: usize = 50;
-/// Between two requests of a client: what is measured is waiting, not a processor that has too much to do.
+/// Between two requests of a client: the drill measures waiting, not a CPU that has too much to do.
 const PAUSE: Duration = Duration::from_millis(40);
-/// For connections to be made and caches to fill.
+/// For connections to be opened and caches to fill.
 const WARM: Duration = Duration::from_secs(1);
 const NORMAL: Duration = Duration::from_secs(3);
-/// For the calls under way to fail, after which Redis is left alone.
+/// For the calls in flight to fail, after which the breaker is open.
 const OPENING: Duration = Duration::from_secs(1);
 const SILENT: Duration = Duration::from_secs(6);
-/// Of tasks that there are not: more than are remembered.
-const STRANGERS: usize = 12_000;
-/// Longer than it takes to tell Redis, and other replicas, of what was missed.
+/// Reads of tasks that don't exist: more than a replica remembers as missed.
+const UNKNOWN_TASKS: usize = 12_000;
+/// Longer than it takes to tell Redis, and other replicas, about what was missed.
 const LATER: Duration = Duration::from_millis(500);
-/// Far less than what is in Redis lives.
+/// Far less than the TTL of what is in Redis.
 const KEPT: Duration = Duration::from_secs(20);
-/// Of the 99th percentile without Redis to that with it. What a shared machine may add to either is left out.
+/// The ratio of the 99th percentile without Redis to that with it, apart from what a shared machine may add to either.
 const FACTOR: f64 = 1.5;
 const NOISE: Duration = Duration::from_millis(2);
 
 pub fn without_redis(site: &Site<'_>) -> Result<String> {
     let mut settings = site.unlimited().to_vec();
-    // So short that most reads go past this replica's own tier.
+    // So short that most reads miss this replica's own tier.
     settings.extend([("APP__CACHE__TTL", "50ms"), ("APP__LOG__ACCESS", "false")]);
     let service = site.start(&settings)?;
     let paths = long_tasks(service.public, TASKS)?;
@@ -47,7 +47,7 @@ pub fn without_redis(site: &Site<'_>) -> Result<String> {
         thread::sleep(WARM + NORMAL);
         let (frozen_at, frozen) = (Instant::now(), site.servers.freeze_redis());
         thread::sleep(OPENING + SILENT);
-        // Whether it could be or not, the clients have to be told that it is over.
+        // An error is returned later: the clients must first be told to stop.
         let frozen = frozen.map(drop);
         let mended_at = Instant::now();
         let closed = service.event("cache.breaker_closed");
@@ -67,13 +67,13 @@ pub fn without_redis(site: &Site<'_>) -> Result<String> {
     };
     let (normal, _) = p99(started_at + WARM, frozen_at);
     let (silent, count) = p99(frozen_at + OPENING, mended_at);
-    compared(count > CLIENTS * 100, &format!("no more than {count} requests while Redis was silent"))?;
+    ensure_timing(count > CLIENTS * 100, &format!("no more than {count} requests while Redis was silent"))?;
     let said = format!("{} requests answered; p99 {normal:.1?}, without Redis {silent:.1?}", asked.len());
-    compared(silent < normal.mul_f64(FACTOR) + NOISE, &said)?;
+    ensure_timing(silent < normal.mul_f64(FACTOR) + NOISE, &said)?;
     Ok(said)
 }
 
-/// More is loaded without Redis than is remembered of it: what is read afterwards is stored there, and kept.
+/// Loads more tasks without Redis than a replica remembers as missed. What is read afterwards must be cached again.
 pub fn crowded(site: &Site<'_>) -> Result<String> {
     let service = site.start(&[site.unlimited(), &[("APP__LOG__ACCESS", "false")]].concat())?;
     let path = long_tasks(service.public, 1)?.remove(0);
@@ -81,7 +81,7 @@ pub fn crowded(site: &Site<'_>) -> Result<String> {
     let all = thread::scope(|scope| {
         let ask = |client: usize| -> Result<()> {
             let mut connection = Connection::open(service.public)?;
-            for number in (client..STRANGERS).step_by(CLIENTS) {
+            for number in (client..UNKNOWN_TASKS).step_by(CLIENTS) {
                 let path = format!("/v1/tasks/00000000-0000-7000-8000-{number:012x}");
                 let answer = connection.request("GET", &path, "", "")?;
                 ensure!(answer.status == 404, "answered {}: {}", answer.status, answer.body);
@@ -111,10 +111,10 @@ pub fn crowded(site: &Site<'_>) -> Result<String> {
         Ok(hits()? > before)
     })?;
     site.stop(service)?;
-    Ok(format!("{STRANGERS} loads without Redis, cached again after {took:.1?}"))
+    Ok(format!("{UNKNOWN_TASKS} loads without Redis, cached again after {took:.1?}"))
 }
 
-/// Reads tasks until it is over: when each was asked for, and how long it took.
+/// Reads tasks until the drill is over. Returns when each was requested, and how long it took.
 fn reader(address: SocketAddr, paths: &[String], over: &AtomicBool) -> Result<Vec<(Instant, Duration)>> {
     let mut connection = Connection::open(address)?;
     let mut asked = Vec::new();

@@ -1,5 +1,5 @@
-//! More clients than the process may have descriptors: it waits until some are free, says so now
-//! and then, and goes on by itself.
+//! More clients than the process may have file descriptors: it waits until some are free, logs that now and then, and
+//! recovers by itself.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -14,28 +14,28 @@ use crate::prove::service::Service;
 use super::Site;
 use super::clients::wait_until;
 
-/// Enough for what the service needs itself: its runtime, its listeners, a pool of connections.
+/// Enough for what the service itself needs: its runtime, its listeners, a pool of connections.
 const LIMIT: usize = 64;
 const CLIENTS: usize = 2 * LIMIT;
-/// Connections where nothing else is configured.
+/// The default limit on connections.
 const DEFAULT: f64 = 10_000.0;
-/// And under the limit, of which half is kept back.
+/// And the limit with so few descriptors, of which half are reserved.
 const FEW: f64 = 32.0;
-/// How long they stay.
-const SIEGE: Duration = Duration::from_secs(1);
-/// A listener that can't accept waits 10 ms, then twice as long each time, a second at most; there are two, for as long as
-/// the siege lasts and a busy machine may take to come and go.
+/// How long the clients stay.
+const HOLD: Duration = Duration::from_secs(1);
+/// A listener that can't accept pauses for 10 ms, then twice as long each time, up to a second. There are two, which
+/// fail for as long as the siege lasts and a busy machine takes to connect and disconnect the clients.
 const LINES: usize = 60;
-/// The second that the service may wait between two tries, and what a busy machine adds.
+/// The second that the service may pause between two attempts, and what a busy machine adds.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// A service with few descriptors: `limit` is how the shell is told.
+/// A service with few descriptors; `limit` holds the options of the shell's `ulimit`.
 fn limited(site: &Site<'_>, limit: &str) -> Result<Service> {
-    let mut command = children::tied(Path::new("sh"));
-    // The shell gives its place to the program, so signals reach it.
+    let mut command = children::killed_with_parent(Path::new("sh"));
+    // `exec` replaces the shell with the program, so signals reach the program.
     command.arg("-c").arg(format!("ulimit {limit} {LIMIT} && exec \"$0\"")).arg(&site.program);
     site.bare(&mut command)?;
-    // The clients must stay until they leave by themselves.
+    // The clients must stay connected until they leave by themselves.
     command.envs(site.unlimited().iter().copied()).env("APP__HTTP__HEADER_READ_TIMEOUT", "60s");
     let service = Service::launch(&mut command)?;
     service.ready()?;
@@ -57,8 +57,11 @@ pub fn exhausted(site: &Site<'_>) -> Result<String> {
 
     let started = Instant::now();
     let crowd = crowd_at(service.public)?;
-    ensure!(get(service.admin, "/health/live")?.status == 200, "not alive while clients have what is theirs");
-    // What is kept back of them is not kept back of who comes to the other listener: now there are none left.
+    ensure!(
+        get(service.admin, "/health/live")?.status == 200,
+        "not alive while clients use up their descriptors"
+    );
+    // Clients of the public listener can't use up the reserve, those of the admin one can: now no descriptor is left.
     let others = crowd_at(service.admin)?;
     ensure!(service.logged("connection.accept_failed") > 0, "it never ran out of descriptors");
     let known = inside.request("GET", "/health", "", "")?.status;
@@ -67,7 +70,7 @@ pub fn exhausted(site: &Site<'_>) -> Result<String> {
     probe.send("GET /health/live HTTP/1.1\r\nhost: drill\r\n\r\n")?;
     drop((crowd, others));
 
-    // Whoever asked for liveness meanwhile waits no longer than for a descriptor.
+    // A liveness probe sent meanwhile waits only until a descriptor is free.
     ensure!(probe.answers_within(BOUND)?, "no answer to /health/live {BOUND:?} after the clients left");
     ensure!(probe.response()?.status == 200, "/health/live says that it is not");
     let live = wait_until("/health/live", BOUND, || Ok(get(service.admin, "/health/live")?.status == 200))?;
@@ -83,9 +86,9 @@ pub fn exhausted(site: &Site<'_>) -> Result<String> {
     ))
 }
 
-/// Clients that come and stay.
+/// Clients that connect and stay.
 fn crowd_at(address: SocketAddr) -> Result<Vec<TcpStream>> {
     let crowd = (0..CLIENTS).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>()?;
-    std::thread::sleep(SIEGE);
+    std::thread::sleep(HOLD);
     Ok(crowd)
 }

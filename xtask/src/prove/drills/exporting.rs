@@ -1,4 +1,4 @@
-//! What a collector's faults cost: no time of the service's clients, a bounded memory, and no loss that is not counted.
+//! What a faulty collector costs: none of the clients' time, bounded memory, and no loss that isn't counted.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use super::clients::{Latencies, long_tasks, wait_until};
 use super::peers::Refuser;
 use super::traces::Collector;
 
-/// Of each service in a round. More than the exporter's queue has room for.
+/// Per service and round. More than the exporter's queue has room for.
 const REQUESTS: usize = 3_000;
-/// The slower median to the other, and the rounds in which it may come out, each with two new processes: one of a pair
-/// is slower by more now and then, and remains so for all its life, but one that waits for its collector always is.
+/// The bound on the ratio of the medians, faulty to sound, and the rounds that may pass until it holds, each with two
+/// new processes: one may happen to be slower by more all its life, but one that waits for its collector always is.
 const RATIO: f64 = 1.05;
 const ROUNDS: usize = 10;
-/// In MiB, over a service whose collector takes everything.
+/// In MiB, beyond a service whose collector accepts everything.
 const GROWTH: f64 = 16.0;
 const SLOW: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(20);
@@ -27,7 +27,7 @@ const BOUND: Duration = Duration::from_secs(20);
 pub fn faults(site: &Site<'_>) -> Result<String> {
     let collector = Collector::start(site)?;
     let (refusing, slow) = (Refuser::start(Duration::ZERO)?, Refuser::start(SLOW)?);
-    // Takes connections, and no byte of them.
+    // Accepts connections but reads nothing.
     let frozen = TcpListener::bind("127.0.0.1:0")?;
     let faults = [
         ("absent", "http://127.0.0.1:1".to_owned()),
@@ -37,14 +37,14 @@ pub fn faults(site: &Site<'_>) -> Result<String> {
     ];
     let mut seen = Vec::new();
     for (fault, endpoint) in faults {
-        let ratio = quickest(site, &collector.url(), &endpoint).context(fault)?;
+        let ratio = first_within_bound(site, &collector.url(), &endpoint).context(fault)?;
         seen.push(format!("{fault} {ratio:.2}"));
     }
     Ok(format!("of the median with a sound one: {}", seen.join(", ")))
 }
 
-/// The first ratio of the medians that is within bounds.
-fn quickest(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {
+/// The first ratio of the medians that is within the bound.
+fn first_within_bound(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {
     let mut spoilt = Vec::new();
     for _ in 0..ROUNDS {
         match round(site, collector, endpoint)? {
@@ -57,7 +57,7 @@ fn quickest(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {
 
 fn round(site: &Site<'_>, collector: &str, endpoint: &str) -> Result<f64> {
     let (sound, faulty) = (exporting(site, collector)?, exporting(site, endpoint)?);
-    let ratio = compared(&sound, &faulty)?;
+    let ratio = ratio_of_medians(&sound, &faulty)?;
     faulty.signal();
     site.end(faulty, BOUND)?;
     wait_until("all spans arrived", BOUND, || Ok(lost(&sound)? == 0.0))?;
@@ -78,13 +78,13 @@ fn exporting(site: &Site<'_>, endpoint: &str) -> Result<Service> {
     site.start(&settings)
 }
 
-/// Asks both in turn: how the medians compare.
-fn compared(sound: &Service, faulty: &Service) -> Result<f64> {
+/// Sends requests to both in turn. Returns the ratio of the medians.
+fn ratio_of_medians(sound: &Service, faulty: &Service) -> Result<f64> {
     let paths = [long_tasks(sound.public, 1)?.remove(0), long_tasks(faulty.public, 1)?.remove(0)];
     let mut clients = [Connection::open(sound.public)?, Connection::open(faulty.public)?];
     let mut latencies = [Latencies::default(), Latencies::default()];
     for turn in 0..2 * REQUESTS {
-        // A B B A: who comes second is no better off for it.
+        // A B B A, so that neither gains from always going second.
         let one = turn.div_ceil(2) % 2;
         let asked = Instant::now();
         let answer = clients[one].request("GET", &paths[one], "", "")?;
@@ -98,7 +98,7 @@ fn compared(sound: &Service, faulty: &Service) -> Result<f64> {
     Ok(without / with)
 }
 
-/// Spans that have ended and did not arrive, so far.
+/// Spans that have ended but have not been exported so far.
 fn lost(service: &Service) -> Result<f64> {
     let count = |name: &str| service.metric(name)?.with_context(|| format!("no {name}"));
     Ok(count("spans_ended_total")? - count("spans_exported_total")?)

@@ -1,4 +1,4 @@
-//! A stop while something that the service talks to is there and answers nothing.
+//! A stop while something that the service talks to is up but doesn't answer.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
@@ -21,13 +21,13 @@ const SETTINGS: [(&str, &str); 5] = [
     ("APP__WEBHOOK__TIMEOUT", "700ms"),
     ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
 ];
-/// With these the jobs that run end long before the drain does, and too late for others to begin: nothing is cut. Between
-/// the last call, the ends of these jobs, and that of the drain is room for a machine that stands still for a while.
+/// With these, running jobs end long before the drain's deadline, and too late for others to start: nothing is cut. The
+/// gaps between the last call, the end of these jobs and that of the drain allow for a machine that stalls for a while.
 const UNCUT: [(&str, &str); 2] =
     [("APP__SHUTDOWN__DRAIN_TIMEOUT", "2500ms"), ("APP__WEBHOOK__TIMEOUT", "1700ms")];
-/// The drain, the flush, and what a busy machine adds: longer waits, which a stop might have to sit out, are of 5 s.
+/// The drain, the flush, and what a busy machine adds: less than the 5 s of any longer wait that a stop might sit out.
 const BOUND: Duration = Duration::from_millis(4500);
-/// More than run at once, so that some have never run when the stop comes.
+/// More than run at once, so that some have not started when the stop comes.
 const JOBS: usize = 12;
 
 /// Postgres: a request that waits for it is answered, and what can't be finished is cut.
@@ -48,7 +48,7 @@ pub fn postgres(site: &Site<'_>) -> Result<String> {
     Ok(format!("{} to who waited, {cut} after {after:.1?}", answer.status))
 }
 
-/// Redis: passed by.
+/// Redis: bypassed.
 pub fn redis(site: &Site<'_>) -> Result<String> {
     let service = site.start(&site.with_pool(&SETTINGS))?;
     let path = long_tasks(service.public, 1)?.remove(0);
@@ -66,7 +66,7 @@ pub fn redis(site: &Site<'_>) -> Result<String> {
     Ok(format!("served meanwhile, {cut} after {after:.1?}"))
 }
 
-/// A collector that takes connections and no more: the flush is given up.
+/// A collector that accepts connections and does nothing more: the flush times out.
 pub fn collector(site: &Site<'_>) -> Result<String> {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let endpoint = format!("http://{}", silent.local_addr()?);
@@ -84,8 +84,8 @@ pub fn collector(site: &Site<'_>) -> Result<String> {
     Ok(format!("flush: timeout, {cut} after {after:.1?}"))
 }
 
-/// A receiver that never answers. A queue in memory is lost with the process, which the log and
-/// the exit code tell; a queue in Postgres is not, and the next process delivers it.
+/// A receiver that never answers. A queue in memory is lost with the process, which the log and the exit code report;
+/// a queue in Postgres is not, and the next process delivers it.
 pub fn receiver(site: &Site<'_>) -> Result<String> {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let url = format!("http://{}/hook", silent.local_addr()?);
@@ -108,7 +108,7 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
         let receiver = Receiver::start()?;
         receiver.answer();
         let next = Service::launch(command.env("APP__WEBHOOK__URL", receiver.url()))?;
-        let late = wait_until("all jobs delivered", BOUND * 2, || Ok(receiver.told_of() == JOBS))?;
+        let late = wait_until("all jobs delivered", BOUND * 2, || Ok(receiver.delivered() == JOBS))?;
         site.stop(next)?;
         return Ok(format!("{cut} after {after:.1?}; the next process delivered all {JOBS} in {late:.1?}"));
     }
@@ -124,13 +124,13 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
     Ok(format!("{cut} after {after:.1?}, {lost} of {JOBS} jobs abandoned and counted"))
 }
 
-/// Waits for the end, which must come in time.
+/// Waits for the process to exit, which it must do in time.
 fn ended(site: &Site<'_>, service: Service, signalled: Instant, due: &[&str]) -> Result<(Exit, Duration)> {
-    let exit = site.end_despite(service, BOUND.saturating_sub(signalled.elapsed()), due)?;
+    let exit = site.end_expecting(service, BOUND.saturating_sub(signalled.elapsed()), due)?;
     Ok((exit, signalled.elapsed()))
 }
 
-/// Whether the exit code and the log tell the same: 0 and nothing left, or 3 and what was cut.
+/// Checks that the exit code and the log agree: 0 and nothing left, or 3 and what was cut.
 fn verdict(exit: &Exit) -> Result<String> {
     let code = exit.code.context("ended by a signal")?;
     let complete = exit.event("shutdown.drain_complete");

@@ -1,14 +1,14 @@
-//! What replicas answered about tasks, and whether one can build on it.
+//! What replicas answered about tasks, and whether clients can rely on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-/// The version of a task that is gone: no later one follows.
+/// The version of a task that is gone: none comes after it.
 pub const GONE: u64 = u64::MAX;
 
-/// An answer that tells a task's version. Times count from the history's start.
+/// An answer that reports a task's version. Times count from the start of the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub replica: usize,
@@ -20,16 +20,15 @@ pub struct Answer {
     pub ended: Duration,
 }
 
-/// A time without Redis, which may come back more than once.
+/// A period without Redis, which may come back and go again in the meantime.
 #[derive(Clone, Copy)]
 pub struct Fault {
     pub began: Duration,
-    /// When it came back first.
+    /// When it first came back.
     pub mended: Duration,
-    /// When all has recovered.
+    /// When everything has recovered.
     pub over: Duration,
-    /// Whether some replicas still had it, and so could read there what those without could not
-    /// take back.
+    /// Whether some replicas could still reach it, and so read from it what those without could not invalidate.
     pub partial: bool,
 }
 
@@ -38,8 +37,8 @@ impl Fault {
         (self.began..self.over).contains(&at)
     }
 
-    /// Whether a version of any age may be read: where others have it and, for a moment, once it is
-    /// back, it has what was written before.
+    /// Whether a version of any age may be read: where others can reach Redis and, for a moment, once it is back, it
+    /// still has what was stored before.
     fn excuses(&self, at: Duration) -> bool {
         self.lasts(at) && (self.partial || at >= self.mended)
     }
@@ -49,22 +48,21 @@ impl Fault {
 pub struct Promise {
     /// While there is no fault.
     pub healthy: Duration,
-    /// With faults, but for what [`Fault::partial`] tells.
+    /// During faults, except where `Fault::excuses` allows any age.
     pub always: Duration,
 }
 
-/// What a history that holds says.
+/// What a history that passes the check shows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Reads that began so long after a write, with no fault from then on, that they had to know it.
+    /// Reads that began so long after a write, with no fault since, that they had to reflect it.
     pub judged: usize,
-    /// How long ago the oldest version that was read had been overtaken: all the time, and where
-    /// no fault came between.
+    /// The longest time for which a version that was read had been superseded: overall, and with no fault in between.
     pub oldest: Duration,
     pub oldest_healthy: Duration,
 }
 
-/// Answers by their end, each with the newest that had come by then.
+/// Answers in the order in which they ended, each with the newest one until then.
 struct Newest(Vec<(Duration, Answer)>);
 
 impl Newest {
@@ -79,20 +77,20 @@ impl Newest {
         Self(newest)
     }
 
-    /// The newest of those that ended before `at`.
+    /// The newest of the answers that ended before `at`.
     fn before(&self, at: Duration) -> Option<Answer> {
         let count = self.0.partition_point(|(ended, _)| *ended < at);
         Some(self.0[count.checked_sub(1)?].1)
     }
 
     /// When the first answer newer than `version` ended.
-    fn overtook(&self, version: u64) -> Option<Duration> {
+    fn superseded_at(&self, version: u64) -> Option<Duration> {
         let count = self.0.partition_point(|(_, best)| best.version <= version);
         self.0.get(count).map(|(ended, _)| *ended)
     }
 }
 
-/// Holds `history` against the promise.
+/// Checks `history` against the promise.
 pub fn check(history: &[Answer], faults: &[Fault], promise: &Promise) -> Result<Seen> {
     let (mut by_task, mut by_replica) = (BTreeMap::new(), BTreeMap::new());
     for answer in history {
@@ -100,7 +98,7 @@ pub fn check(history: &[Answer], faults: &[Fault], promise: &Promise) -> Result<
         by_replica.entry((answer.task, answer.replica)).or_insert_with(Vec::new).push(*answer);
     }
     for answers in by_replica.values() {
-        never_back(answers)?;
+        check_monotonic(answers)?;
     }
     let mut seen = Seen { judged: 0, oldest: Duration::ZERO, oldest_healthy: Duration::ZERO };
     for answers in by_task.values() {
@@ -109,8 +107,8 @@ pub fn check(history: &[Answer], faults: &[Fault], promise: &Promise) -> Result<
     Ok(seen)
 }
 
-/// The answers of one replica about one task. Requests that overlap may be answered in any order.
-fn never_back(answers: &[Answer]) -> Result<()> {
+/// Checks the answers of one replica about one task. Requests that overlap may be answered in any order.
+fn check_monotonic(answers: &[Answer]) -> Result<()> {
     let newest = Newest::of(answers.iter().copied());
     for answer in answers {
         let before = newest.before(answer.began).filter(|before| before.version > answer.version);
@@ -119,11 +117,12 @@ fn never_back(answers: &[Answer]) -> Result<()> {
     Ok(())
 }
 
-/// The answers of all replicas about one task.
+/// Checks the answers of all replicas about one task.
 fn fresh(answers: &[Answer], faults: &[Fault], promise: &Promise, seen: &mut Seen) -> Result<()> {
     let writes = Newest::of(answers.iter().filter(|answer| answer.wrote).copied());
     for read in answers.iter().filter(|answer| !answer.wrote) {
-        let age = writes.overtook(read.version).map_or(Duration::ZERO, |at| read.began.saturating_sub(at));
+        let age =
+            writes.superseded_at(read.version).map_or(Duration::ZERO, |at| read.began.saturating_sub(at));
         let excused = faults.iter().any(|fault| fault.excuses(read.began));
         ensure!(age <= promise.always || excused, "overtaken {age:.1?} before it was read: {read:?}");
         seen.oldest = seen.oldest.max(age);
@@ -141,7 +140,7 @@ fn fresh(answers: &[Answer], faults: &[Fault], promise: &Promise, seen: &mut See
     Ok(())
 }
 
-/// The end of the last fault before `at`; none during one.
+/// The end of the last fault before `at`; `None` during a fault.
 fn healthy_since(faults: &[Fault], at: Duration) -> Option<Duration> {
     let during = faults.iter().any(|fault| fault.lasts(at));
     let ends = faults.iter().map(|fault| fault.over).filter(|over| *over <= at);
@@ -155,7 +154,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const PROMISE: Promise = Promise { healthy: Duration::from_millis(250), always: Duration::from_secs(2) };
 
-    /// Takes 10 ms, as all do here.
+    /// Takes 10 ms, like every answer here.
     fn answer(replica: usize, wrote: bool, version: u64, began: u32) -> Answer {
         Answer { replica, task: 0, wrote, version, began: MS * began, ended: MS * (began + 10) }
     }

@@ -1,4 +1,4 @@
-//! Thousands of clients that mean harm: they send half of things, nothing, or ask and never read.
+//! Thousands of hostile clients: they send half of something, or nothing, or requests without ever reading.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,30 +12,30 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::http::{get, head};
 use crate::prove::service::Service;
 
-use super::clients::{Latencies, long_tasks, narrow, wait_until};
-use super::{Site, compared};
-use crate::machine::allow_descriptors;
+use super::clients::{Latencies, connect_with_small_buffers, long_tasks, wait_until};
+use super::{Site, ensure_timing};
+use crate::machine::raise_descriptor_limit;
 
-/// Of each kind, all at once.
+/// Clients of each kind, all at once.
 const EACH: usize = 1000;
-/// Beyond its deadline, for a connection to be closed.
+/// How long past its deadline a connection may take to be closed.
 const SLACK: Duration = Duration::from_secs(1);
-/// Between two looks at them.
+/// The longest wait between two checks of the connections.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between five clients and the next five, so that they don't all come and go at one moment: what is
-/// measured is how long they can stay, not how fast a processor is.
+/// Between one batch of five clients and the next, so that they don't all connect and disconnect at once: the drill
+/// measures how long they can stay, not how fast a CPU is.
 const PAUSE: Duration = Duration::from_millis(4);
 const HEAD: Duration = Duration::from_secs(3);
 const BODY: Duration = Duration::from_secs(4);
-/// Nearly all are served within the first. The bound on the slowest is for a machine whose cores others
-/// use too, where a thread may be kept waiting by as much.
+/// Nearly all normal requests are served within the first. The bound on the slowest allows for a machine with shared
+/// cores, where a thread may be kept waiting that long.
 const SERVED: Duration = Duration::from_millis(50);
 const SLOWEST: Duration = Duration::from_secs(1);
-/// A first crowd of each kind, after which code, tables and threads are there that the next will need as well.
+/// A warm-up crowd of each kind: it brings into memory the code, tables and threads that the next one needs, too.
 const FIRST: usize = 600;
-/// Memory may stay grown by a tenth.
+/// Memory may stay a tenth higher.
 const GROWTH: f64 = 1.1;
-/// Within which it is given back.
+/// How soon memory must be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(5);
 
 const SETTINGS: [(&str, &str); 5] = [
@@ -52,9 +52,9 @@ enum Kind {
     HalfHead,
     Silent,
     HalfPreface,
-    /// A byte of its body a second.
+    /// Sends one byte of its body per second.
     Drip,
-    /// Asks again and again, and takes no answer.
+    /// Sends many requests and reads no response.
     NeverReads,
 }
 
@@ -64,20 +64,20 @@ struct Client {
     kind: Kind,
     stream: TcpStream,
     opened: Instant,
-    /// How long the service kept it.
+    /// How long the service kept it connected.
     kept: Option<Duration>,
 }
 
 pub fn storm(site: &Site<'_>) -> Result<String> {
-    allow_descriptors((KINDS.len() * EACH) as u64 + 500)?;
+    raise_descriptor_limit((KINDS.len() * EACH) as u64 + 500)?;
     let mut settings = site.unlimited().to_vec();
     settings.extend(SETTINGS);
     let service = site.start(&settings)?;
     let path = long_tasks(service.public, 1)?.remove(0);
-    rage(&service, &path, FIRST)?;
+    run_storm(&service, &path, FIRST)?;
     thread::sleep(GIVEN_BACK);
     let before = service.resident()?;
-    let (longest, mut served) = rage(&service, &path, EACH)?;
+    let (longest, mut served) = run_storm(&service, &path, EACH)?;
     let most = service.resident()?;
     let mut after = most;
     let given_back = wait_until("memory given back", GIVEN_BACK, || {
@@ -88,7 +88,7 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
     site.stop(service)?;
     let (median, nearly_all, slowest) =
         (served.percentile(50), served.percentile(99), served.percentile(100));
-    compared(
+    ensure_timing(
         nearly_all < SERVED && slowest < SLOWEST,
         &format!("served in {median:.1?}, 99 % in {nearly_all:.1?}, at most {slowest:.1?}"),
     )?;
@@ -101,8 +101,8 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
     ))
 }
 
-/// One storm: how long the longest connection was kept, and how others were served meanwhile.
-fn rage(service: &Service, path: &str, each: usize) -> Result<(Duration, Latencies)> {
+/// One storm. Returns how long the longest connection was kept, and the latencies of normal requests meanwhile.
+fn run_storm(service: &Service, path: &str, each: usize) -> Result<(Duration, Latencies)> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let normal = scope.spawn(|| normal(service.public, path, &over));
@@ -113,7 +113,7 @@ fn rage(service: &Service, path: &str, each: usize) -> Result<(Duration, Latenci
     })
 }
 
-/// A client that means no harm, on a connection of its own each time.
+/// A well-behaved client, on a new connection each time.
 fn normal(address: SocketAddr, path: &str, over: &AtomicBool) -> Result<Latencies> {
     let mut served = Latencies::default();
     while !over.load(Ordering::SeqCst) {
@@ -133,7 +133,7 @@ fn attack(service: &Service, each: usize) -> Result<Duration> {
             clients.push(Client::open(kind, service.public)?);
         }
         thread::sleep(PAUSE);
-        // Now and then, for a look at thousands of sockets takes its time.
+        // Only now and then, because checking thousands of sockets takes time.
         if round % 100 == 0 {
             see_closed(&mut clients, Duration::ZERO)?;
         }
@@ -145,16 +145,16 @@ fn attack(service: &Service, each: usize) -> Result<Duration> {
             drips += 1;
             clients.iter_mut().filter(|client| client.kind == Kind::Drip).for_each(Client::drip);
         }
-        // What was closed by now is seen at the latest by this look, however long it takes.
+        // Whatever is closed by now is seen by this check at the latest, however long it takes.
         let now = Instant::now();
         see_closed(&mut clients, LOOK)?;
         let late: Vec<Kind> = clients.iter().filter(|one| one.is_late(now)).map(|one| one.kind).collect();
         let of = |kind: &Kind| (*kind, late.iter().filter(|one| *one == kind).count());
         let said = format!("open beyond their deadline and {SLACK:?}: {:?}", KINDS.each_ref().map(of));
-        compared(late.is_empty(), &said)?;
+        ensure_timing(late.is_empty(), &said)?;
     }
-    // Who reads nothing does not see the end either, so the service is asked: what is left is the
-    // question itself and a normal request.
+    // A client that reads nothing does not see its connection end either, so the service's gauge is read: what is
+    // left is the connection of that scrape and a normal request's.
     let bound = (last + BODY + SLACK).saturating_duration_since(Instant::now());
     wait_until("connections of clients that never read closed", bound, || Ok(open(service)? <= 3.0))?;
     Ok(clients.iter().filter_map(|client| client.kept).max().unwrap_or_default().max(last.elapsed()))
@@ -167,7 +167,7 @@ fn open(service: &Service) -> Result<f64> {
 impl Client {
     fn open(kind: Kind, address: SocketAddr) -> Result<Self> {
         let mut stream = match kind {
-            Kind::NeverReads => narrow(address)?,
+            Kind::NeverReads => connect_with_small_buffers(address)?,
             _ => TcpStream::connect(address)?,
         };
         let bytes = match kind {
@@ -175,7 +175,7 @@ impl Client {
             Kind::Silent => String::new(),
             Kind::HalfPreface => "PRI * HTTP/2.0\r\n\r".to_owned(),
             Kind::Drip => head("POST", "/v1/tasks", "", 100),
-            // 400 kB of answers, more than the kernel keeps for it, and of the kind that costs least.
+            // 400 kB of responses, more than the kernel buffers for it, and of the cheapest kind.
             Kind::NeverReads => head("GET", "/openapi.json", "", 0).repeat(30),
         };
         stream.write_all(bytes.as_bytes())?;
@@ -183,7 +183,7 @@ impl Client {
         Ok(Self { kind, stream, opened: Instant::now(), kept: None })
     }
 
-    /// Whether its end is awaited here.
+    /// Whether its socket is still watched for the end of the connection.
     fn is_watched(&self) -> bool {
         self.kept.is_none() && self.kind != Kind::NeverReads
     }
@@ -194,11 +194,11 @@ impl Client {
     }
 
     fn drip(&mut self) {
-        // It may be closed by now, which the next look shows.
+        // It may be closed by now, which the next check will see.
         let _ = self.stream.write(b"x");
     }
 
-    /// Reads what there is, up to the end of the connection.
+    /// Reads what has arrived, and notes the end of the connection.
     fn look(&mut self) {
         let mut bytes = [0; 1024];
         loop {
@@ -212,7 +212,7 @@ impl Client {
     }
 }
 
-/// Waits for news for a moment, and notes which connections have ended.
+/// Waits up to `moment` for events, and notes which connections have ended.
 fn see_closed(clients: &mut [Client], moment: Duration) -> Result<()> {
     let mut watched: Vec<&mut Client> = clients.iter_mut().filter(|client| client.is_watched()).collect();
     let asked = watched.iter().map(|client| PollFd::new(&client.stream, PollFlags::IN));

@@ -1,4 +1,4 @@
-//! A client that asks for several times its budget gets just that: of one replica, and of three that share it.
+//! A client that sends several times its budget gets just its budget: from one replica, and from three that share it.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -8,16 +8,16 @@ use anyhow::{Result, ensure};
 
 use crate::http::Connection;
 
-use super::{Site, compared};
+use super::{Site, ensure_timing};
 
 const RATE: f64 = 100.0;
 const BURST: f64 = 20.0;
 const SETTINGS: [(&str, &str); 2] =
     [("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "100"), ("APP__RATE_LIMIT__PER_CLIENT_BURST", "20")];
-/// Where no Redis is: each replica has a budget of its own.
+/// Nothing listens there, so each replica has a budget of its own.
 const ALONE: (&str, &str) = ("REDIS_URL", "redis://127.0.0.1:1/0");
 const CONNECTIONS: usize = 6;
-/// Together they ask for several times the rate, and leave the machine time to answer.
+/// Together the connections send several times the rate, and leave the machine time to answer.
 const PAUSE: Duration = Duration::from_millis(5);
 const LONG: Duration = Duration::from_secs(5);
 
@@ -27,7 +27,7 @@ pub fn accuracy(site: &Site<'_>) -> Result<String> {
     Ok(format!("alone: {alone}; three replicas: {together}"))
 }
 
-/// What a client gets of so many replicas, against what it should.
+/// What a client gets from that many replicas, compared with what it should get.
 fn share(site: &Site<'_>, replicas: usize, extra: &[(&str, &str)], bound: f64) -> Result<String> {
     let settings = [site.unlimited(), &SETTINGS, extra].concat();
     let replicas = (0..replicas).map(|_| site.start(&settings)).collect::<Result<Vec<_>>>()?;
@@ -47,12 +47,12 @@ fn share(site: &Site<'_>, replicas: usize, extra: &[(&str, &str)], bound: f64) -
         site.stop(replica)?;
     }
     let off = answered / due - 1.0;
-    compared(asked > 2.0 * due, &format!("{asked} requests don't use up a budget of {due:.0}"))?;
-    compared(off.abs() <= bound, &format!("{answered} of {asked} answered, {due:.0} were due"))?;
+    ensure_timing(asked > 2.0 * due, &format!("{asked} requests don't use up a budget of {due:.0}"))?;
+    ensure_timing(off.abs() <= bound, &format!("{answered} of {asked} answered, {due:.0} were due"))?;
     Ok(format!("{answered} of {asked} answered, {:+.1} %", off * 100.0))
 }
 
-/// How many of its requests were answered, of how many.
+/// Returns how many of its requests were answered, and how many it sent.
 fn client(address: SocketAddr, began: Instant) -> Result<(u32, u32)> {
     let mut connection = Connection::open(address)?;
     let (mut answered, mut asked) = (0, 0);

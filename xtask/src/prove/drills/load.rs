@@ -1,9 +1,8 @@
-//! SIGTERM in the midst of all that a service may be doing at once.
+//! SIGTERM while a service is busy with everything it can be doing at once.
 //!
-//! A request is accepted when its whole head was sent on a connection that was open and on which
-//! the service had not said that it will close. Every accepted request must be answered, whole.
-//! Connections that are made, or first used, after the grace delay are refused: that is what the
-//! delay announces, and no client here does it.
+//! A request counts as accepted once its whole head has been sent on an open connection that the service had not
+//! announced it would close. Every accepted request must be answered in full. Connections that are opened, or first
+//! used, after the grace delay are refused: that is what the delay announces, and no client here does it.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -17,21 +16,21 @@ use crate::http::{Connection, get, head};
 use crate::prove::service::{Exit, Service};
 
 use super::Site;
-use super::clients::{complete, long_tasks, narrow, wait_until};
+use super::clients::{complete, connect_with_small_buffers, long_tasks, wait_until};
 use super::peers::Receiver;
 use super::shutdown::{TASK, clean};
 
 /// Clients of each kind, and jobs.
 const EACH: usize = 64;
-/// How long uploads and downloads go on after SIGTERM: well into the drain.
+/// The grace delay, and how long uploads and downloads go on after SIGTERM: well into the drain.
 const GRACE: &str = "1500ms";
 const UPLOAD: Duration = Duration::from_millis(1900);
 const BOUND: Duration = Duration::from_secs(10);
 
-/// What a client needs to know.
+/// What the clients share.
 struct Scene {
     address: SocketAddr,
-    told: AtomicBool,
+    signalled: AtomicBool,
     /// Downloads of which something has come.
     begun: AtomicUsize,
 }
@@ -43,14 +42,15 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
     command.envs(site.unlimited().iter().copied());
     command.env("APP__SHUTDOWN__GRACE_DELAY", GRACE).env("APP__WEBHOOK__URL", &url);
     command.env("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true");
-    // Until all are busy at once, a busy machine takes its time: no upload is to be given up meanwhile.
+    // A busy machine takes a while until all clients are active at once: no upload may time out meanwhile.
     command.env("APP__HTTP__REQUEST_TIMEOUT", "20s").env("APP__HTTP__BODY_TIMEOUT", "20s");
-    // And no job.
+    // Nor may a job.
     command.env("APP__WEBHOOK__TIMEOUT", "15s");
     let service = Service::launch(&mut command)?;
     service.ready()?;
     let tasks = long_tasks(service.public, EACH)?;
-    let scene = Scene { address: service.public, told: AtomicBool::new(false), begun: AtomicUsize::new(0) };
+    let scene =
+        Scene { address: service.public, signalled: AtomicBool::new(false), begun: AtomicUsize::new(0) };
     let clients: [fn(&Scene) -> Result<usize>; 3] = [keep_alive, upload, download];
     let mut signalled = Instant::now();
     let (answered, stopped) = thread::scope(|scope| {
@@ -60,7 +60,7 @@ pub fn under_load(site: &Site<'_>) -> Result<String> {
             .flat_map(|client| (0..EACH).map(move |_| scope.spawn(move || client(scene))))
             .collect();
         let busy = busy(&service, scene, &tasks);
-        scene.told.store(true, Ordering::SeqCst);
+        scene.signalled.store(true, Ordering::SeqCst);
         signalled = Instant::now();
         service.signal();
         let begun = busy.and_then(|()| service.event("shutdown.begin"));
@@ -96,7 +96,7 @@ fn busy(service: &Service, scene: &Scene, tasks: &[String]) -> Result<()> {
     tasks.iter().try_for_each(|path| complete(service.public, path))
 }
 
-/// Never pauses, as behind a load balancer, and goes on until an answer says that it was the last.
+/// Sends requests without a pause, as a load balancer would, until a response announces that it was the last.
 fn keep_alive(scene: &Scene) -> Result<usize> {
     let mut connection = Connection::open(scene.address)?;
     let mut answered = 0;
@@ -105,19 +105,19 @@ fn keep_alive(scene: &Scene) -> Result<usize> {
         ensure!(answer.status == 201, "answered {}: {}", answer.status, answer.body);
         answered += 1;
         if answer.closes() {
-            ensure!(scene.told.load(Ordering::SeqCst), "closed before SIGTERM");
+            ensure!(scene.signalled.load(Ordering::SeqCst), "closed before SIGTERM");
             return Ok(answered);
         }
     }
 }
 
-/// Half of a body before SIGTERM, the rest in pieces that end in the drain.
+/// Sends half of a body before SIGTERM, and the rest in pieces that end during the drain.
 fn upload(scene: &Scene) -> Result<usize> {
     let mut connection = Connection::open(scene.address)?;
     let (first, rest) = TASK.split_at(TASK.len() / 2);
     connection.send(&head("POST", "/v1/tasks", "", TASK.len()))?;
     connection.send(first)?;
-    while !scene.told.load(Ordering::SeqCst) {
+    while !scene.signalled.load(Ordering::SeqCst) {
         thread::sleep(Duration::from_millis(10));
     }
     let pieces: Vec<&str> = rest.split_inclusive(|_| true).collect();
@@ -131,16 +131,16 @@ fn upload(scene: &Scene) -> Result<usize> {
     Ok(1)
 }
 
-/// A page of 640 kB, read so slowly that it ends in the drain.
+/// A page of 640 kB, read so slowly that it ends during the drain.
 fn download(scene: &Scene) -> Result<usize> {
-    let mut connection = Connection::over(narrow(scene.address)?)?;
+    let mut connection = Connection::over(connect_with_small_buffers(scene.address)?)?;
     connection.send(&head("GET", &format!("/v1/tasks?limit={EACH}"), "", 0))?;
     let begun = Cell::new(false);
     let pause = || {
         if !begun.replace(true) {
             scene.begun.fetch_add(1, Ordering::SeqCst);
         }
-        let told = scene.told.load(Ordering::SeqCst);
+        let told = scene.signalled.load(Ordering::SeqCst);
         thread::sleep(Duration::from_millis(if told { 12 } else { 100 }));
     };
     let answer = connection.response_slowly(pause).context("download")?;
@@ -150,7 +150,7 @@ fn download(scene: &Scene) -> Result<usize> {
     Ok(1)
 }
 
-/// For as long as load balancers may not have noticed, new connections are still served.
+/// While load balancers may not have noticed yet, new connections are still served.
 fn grace(address: SocketAddr) -> Result<()> {
     let ready = get(address, "/ready")?;
     ensure!(ready.status == 503, "/ready answered {}", ready.status);
@@ -161,8 +161,8 @@ fn grace(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// What `shutdown.begin` counted: every upload, and of each other client at most one request. A
-/// download counts until its last part was handed to the connection, which then may still hold it.
+/// What `shutdown.begin` counted: every upload, and at most one request of each other client. A download counts until
+/// its last part has been handed to the connection, which may then still hold it.
 fn in_flight(exit: &Exit) -> Result<u64> {
     clean(exit)?;
     let begin = exit.event("shutdown.begin").context("no shutdown.begin")?;
@@ -172,16 +172,16 @@ fn in_flight(exit: &Exit) -> Result<u64> {
     Ok(counted)
 }
 
-/// Sees that every job was delivered: by the process that took it, or, where the queue outlives the
-/// process, by the next one. Returns how many the next one delivered.
+/// Checks that every job was delivered: by the process that took it, or, where the queue outlives the process, by the
+/// next one. Returns how many the next one delivered.
 fn deliveries(site: &Site<'_>, receiver: &Receiver, next: impl FnOnce() -> Result<Service>) -> Result<usize> {
-    let told = receiver.told_of();
+    let told = receiver.delivered();
     if !site.postgres {
         ensure!(told == EACH, "{told} of {EACH} jobs were delivered");
         return Ok(0);
     }
     let service = next()?;
-    wait_until("the rest of the jobs delivered", BOUND, || Ok(receiver.told_of() == EACH))?;
+    wait_until("the rest of the jobs delivered", BOUND, || Ok(receiver.delivered() == EACH))?;
     site.stop(service)?;
     Ok(EACH - told)
 }

@@ -1,4 +1,4 @@
-//! The page that Prometheus reads, as its own tool finds it.
+//! The page that Prometheus scrapes, as checked by its own tool.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,16 +19,16 @@ use super::clients::{complete, long_tasks, wait_until};
 use super::peers::Receiver;
 use super::prometheus::BOUND;
 
-/// Requests of strangers, and those before them that show each series there is.
+/// The strange requests, and those sent first so that every series exists.
 const STRANGE: usize = 100_000;
 const FIRST: usize = 1_000;
-/// By then each gauge was set that is set by the clock.
+/// By then every gauge that is updated periodically has been set.
 const GAUGES: Duration = Duration::from_secs(2);
 const CLIENTS: usize = 4;
-/// Sent before the first of them is answered.
+/// Pipelined: sent before the first of them is answered.
 const AT_ONCE: usize = 50;
 
-/// Every kind of metric has a value by the time that the page is read: what is not there can't be found fault with.
+/// Every kind of metric has a value by the time the page is read: promtool can't find fault with what isn't there.
 pub fn page(site: &Site<'_>) -> Result<String> {
     let receiver = Receiver::start()?;
     receiver.answer();
@@ -55,15 +55,15 @@ pub fn page(site: &Site<'_>) -> Result<String> {
     Ok(format!("{} metrics", page.matches("# TYPE ").count()))
 }
 
-/// What clients make up must not become a series: each costs memory, here and in Prometheus, for as long as either runs.
+/// What clients make up must not become a series: each costs memory, here and in Prometheus, as long as either runs.
 pub fn series(site: &Site<'_>) -> Result<String> {
     let mut settings = site.unlimited().to_vec();
     settings.push(("APP__LOG__ACCESS", "false"));
     let service = site.start(&settings)?;
-    strangers(service.public, FIRST)?;
+    send_random_requests(service.public, FIRST)?;
     thread::sleep(GAUGES);
     let before = names(&service)?;
-    strangers(service.public, STRANGE)?;
+    send_random_requests(service.public, STRANGE)?;
     let after = names(&service)?;
     site.stop(service)?;
     let new: Vec<_> = after.difference(&before).collect();
@@ -71,12 +71,12 @@ pub fn series(site: &Site<'_>) -> Result<String> {
     Ok(format!("{} series before and after", before.len()))
 }
 
-/// Requests of which no two are alike.
-fn strangers(address: SocketAddr, count: usize) -> Result<()> {
+/// Sends requests of which no two are alike.
+fn send_random_requests(address: SocketAddr, count: usize) -> Result<()> {
     let client = || -> Result<()> {
         let mut connection = Connection::open(address)?;
         for _ in 0..count / CLIENTS / AT_ONCE {
-            let requests: Vec<String> = (0..AT_ONCE).map(strange).collect();
+            let requests: Vec<String> = (0..AT_ONCE).map(random_request).collect();
             connection.send(&requests.concat())?;
             for request in requests {
                 let answer = connection.response()?;
@@ -92,7 +92,7 @@ fn strangers(address: SocketAddr, count: usize) -> Result<()> {
 }
 
 /// A path, a method, an id and a query that nobody has used before.
-fn strange(number: usize) -> String {
+fn random_request(number: usize) -> String {
     let word = |_| fastrand::lowercase();
     let word: String = (0..12).map(word).collect();
     match number % 4 {
@@ -103,7 +103,7 @@ fn strange(number: usize) -> String {
     }
 }
 
-/// What is measured, without the values.
+/// The names and labels of all series.
 fn names(service: &Service) -> Result<BTreeSet<String>> {
     let page = get(service.admin, "/metrics")?.body;
     let lines = page.lines().filter(|line| !line.starts_with('#'));

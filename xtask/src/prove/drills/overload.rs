@@ -1,5 +1,5 @@
-//! Three times as many requests as the service takes at once, from clients that don't wait for one
-//! another: who is taken in is served as if nobody else came, and who is not hears it at once.
+//! Three times as many requests as the service can handle, from clients that don't wait for one another: an accepted
+//! request is served as if there were no overload, and any other is refused at once.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,25 +12,25 @@ use crate::http::{Connection, Response, head};
 
 use super::clients::Latencies;
 use super::shutdown::TASK;
-use super::{Site, compared};
+use super::{Site, ensure_timing};
 
 const CAP: u32 = 20;
-/// Between the halves of a body: a request takes this long without using the processor, so that
-/// capacity is the cap divided by it on any machine.
+/// The pause between the halves of a body: a request takes this long without using the CPU, so that on any machine
+/// the capacity is the cap divided by it.
 const HOLD: Duration = Duration::from_millis(100);
 const LOAD: Duration = Duration::from_secs(3);
 const TIMES: u32 = 3;
 const CLIENTS: usize = 64;
 
-/// What the refused may wait: the median, and the slowest but one in a hundred, which says more of
-/// a machine whose cores others use too.
+/// How long a refusal may take: the median, and the 99th percentile, which tells more about a machine with shared
+/// cores.
 const REFUSAL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
 /// How requests fared.
 #[derive(Default)]
 struct Seen {
     accepted: Latencies,
-    /// When they were answered, from the start.
+    /// When accepted requests were answered, counted from the start.
     ends: Vec<Duration>,
     refused: Latencies,
 }
@@ -42,13 +42,13 @@ pub fn shed(site: &Site<'_>) -> Result<String> {
     let service = site.start(&settings)?;
     let mut unloaded = offer(service.public, HOLD / (CAP / 2), Duration::from_secs(1))?;
     let refused = unloaded.refused.count();
-    compared(refused == 0, &format!("{refused} were refused below the cap, so they took longer"))?;
+    ensure_timing(refused == 0, &format!("{refused} were refused below the cap, so they took longer"))?;
     let time = unloaded.accepted.mean();
     let capacity = f64::from(CAP) / time.as_secs_f64();
     let mut seen = offer(service.public, time / (CAP * TIMES), LOAD)?;
     site.stop(service)?;
 
-    // From the first answers to the last that were asked for in time: as many seconds as the load had.
+    // From the first answer to the last one to a request sent in time: a window as long as the load.
     let window = time..time + LOAD;
     let done = seen.ends.iter().filter(|end| window.contains(end)).count();
     let goodput = f64::from(u32::try_from(done)?) / LOAD.as_secs_f64();
@@ -60,10 +60,10 @@ pub fn shed(site: &Site<'_>) -> Result<String> {
          unloaded; {} refused in {median:.1?}, p99 {late:.1?}",
         seen.refused.count(),
     );
-    compared(share >= 90.0 && p99 <= usual * 2, &said)?;
-    compared(median < REFUSAL.0 && late < REFUSAL.1, &said)?;
+    ensure_timing(share >= 90.0 && p99 <= usual * 2, &said)?;
+    ensure_timing(median < REFUSAL.0 && late < REFUSAL.1, &said)?;
     // Fewer would mean that the load was not what it should be.
-    compared(seen.refused.count() > seen.accepted.count(), &said)?;
+    ensure_timing(seen.refused.count() > seen.accepted.count(), &said)?;
     site.fact("overload_goodput_percent", share);
     Ok(said)
 }
@@ -75,7 +75,7 @@ fn offer(address: SocketAddr, period: Duration, load: Duration) -> Result<Seen> 
     let client = || -> Result<Seen> {
         let mut seen = Seen::default();
         loop {
-            // Made beforehand: what is measured is the service's answer, not its backlog.
+            // Opened beforehand: the drill measures how fast the service answers, not its accept backlog.
             let connection = Connection::open(address)?;
             let due = period * next.fetch_add(1, Ordering::SeqCst);
             if due > load {

@@ -1,4 +1,4 @@
-//! A list of many tasks: every page is found by an index, and one deep inside costs what the first does.
+//! A list of many tasks: every page is found by an index, and a deep one costs what the first does.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use serde_json::Value;
 
 use crate::http::Connection;
 
-use super::{Site, compared};
+use super::{Site, ensure_timing};
 
 const ROWS: usize = 200_000;
-/// Tasks are completed in the order in which they came; the last tenth is open.
+/// Tasks are completed in the order of creation; the last tenth is open.
 const COMPLETED: usize = ROWS / 10 * 9;
-/// How many pages each median is of.
+/// How many reads each median is taken from.
 const READS: usize = 51;
 /// A busy machine may double a median; without an index the deep page costs hundreds of times more.
 const FACTOR: f64 = 2.0;
-/// Blocks that a page of 21 rows may touch, wherever they lie: each row's own and the index's.
+/// Blocks that a page of 21 rows may touch, wherever the rows lie: one for each row, and those of the index.
 const MOST_BLOCKS: u64 = 32;
-/// From the sixth on the server may take one plan for all values.
+/// From the sixth execution on, the server may use a generic plan.
 const EXECUTIONS: usize = 8;
 
-/// A page of the list: what the API is asked, and what its query is.
+/// A page of the list, for a request to the API and for the query behind it.
 struct Page {
     name: &'static str,
     status: Option<&'static str>,
@@ -58,14 +58,14 @@ pub fn cost(site: &Site<'_>) -> Result<String> {
     Ok(format!("{ROWS} tasks; first and deep page of {}", seen.join("; ")))
 }
 
-/// The id of the task with this number, an expression of SQL: a UUID of version 7, so that they rise.
+/// An SQL expression for the id of the task with this number: a `UUIDv7`, so that ids ascend.
 fn id_of(number: &str) -> String {
     let hex = |value: &str| format!("lpad(to_hex({value}), 12, '0')");
     format!("({} || '70008000' || {})::uuid", hex(&format!("1700000000000 + {number}")), hex(number))
 }
 
-/// How many blocks the first page and the deep one touch, also once the server has seen the
-/// prepared query often enough to choose a plan for all values.
+/// How many blocks the first page and the deep one touch, even once the server has run the prepared query often
+/// enough to choose a generic plan.
 fn blocks(site: &Site<'_>, database: &str, deep_page: &Page, cursor: &str) -> Result<String> {
     let query = query(site, deep_page.status.is_some())?;
     let status = deep_page.status.map(|status| format!("'{status}', ")).unwrap_or_default();
@@ -84,7 +84,7 @@ fn blocks(site: &Site<'_>, database: &str, deep_page: &Page, cursor: &str) -> Re
     };
     let (first, deep) = (touched("00000000-0000-0000-0000-000000000000")?, touched(cursor)?);
     if deep_page.status.is_some() {
-        // Where matches lie at one end of a bigger table, an index that has them among others may look cheaper.
+        // Where matches lie at one end of a bigger table, an index that mixes them with other rows may look cheaper.
         let tempted = format!(
             "BEGIN; DROP INDEX tasks_by_status; PREPARE page AS {query};
              EXPLAIN EXECUTE page({status}'{cursor}', 21); ROLLBACK"
@@ -108,13 +108,13 @@ fn query(site: &Site<'_>, by_status: bool) -> Result<String> {
     anyhow::bail!("no query of the list in .sqlx")
 }
 
-/// What the topmost node of a plan and those below it touched.
+/// The blocks that the top node of a plan and those below it touched.
 fn touched_blocks(plan: &str) -> Option<u64> {
     let line = plan.lines().find_map(|line| line.trim().strip_prefix("Buffers: shared "))?;
     line.split(' ').map(|part| part.split_once('=')?.1.parse::<u64>().ok()).sum()
 }
 
-/// How long the first page and the deep one take through the API: the medians, taken in turns.
+/// How long the first page and the deep one take through the API: medians of alternating requests.
 fn times(connection: &mut Connection, deep: &Page, cursor: &str) -> Result<String> {
     let status = deep.status.map(|status| format!("&status={status}")).unwrap_or_default();
     let paths = [String::new(), format!("&cursor={cursor}")]
@@ -132,7 +132,7 @@ fn times(connection: &mut Connection, deep: &Page, cursor: &str) -> Result<Strin
     let [first, deep] = taken.map(median);
     let ratio = deep.as_secs_f64() / first.as_secs_f64();
     let said = format!("{first:.1?} and {deep:.1?}");
-    compared(ratio < FACTOR, &said)?;
+    ensure_timing(ratio < FACTOR, &said)?;
     Ok(said)
 }
 

@@ -1,4 +1,4 @@
-//! What a service talks to, made to fail: a webhook's receiver, a way to another server.
+//! Peers of a service that can be made to fail: a webhook's receiver, a proxy to another server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::children::lock;
 
-/// Accepts on a free port until it is dropped, a thread a connection.
+/// Accepts connections on a free port until it is dropped, with a thread for each.
 struct Listening {
     address: SocketAddr,
     over: Arc<AtomicBool>,
@@ -32,7 +32,7 @@ impl Listening {
                     return;
                 }
                 let serve = serve.clone();
-                // An error is the connection's end, which either side may bring about at any time.
+                // An error only ends the connection, which either side may do at any time.
                 thread::spawn(move || drop(serve(stream)));
             }
         });
@@ -43,12 +43,12 @@ impl Listening {
 impl Drop for Listening {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
     }
 }
 
-/// Whether things flow, and who waits for it.
+/// Whether data may pass, and the threads that wait for it.
 #[derive(Clone, Default)]
 struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -64,18 +64,18 @@ impl Gate {
     }
 }
 
-/// What was told of each task: the ids of its deliveries, of which there should be one.
-pub type Told = BTreeMap<String, BTreeSet<String>>;
+/// For each task, the ids of its deliveries, of which there should be one.
+pub type Deliveries = BTreeMap<String, BTreeSet<String>>;
 
-/// What a receiver keeps of the calls that it has answered.
+/// What a receiver records about the calls that it has answered.
 #[derive(Default)]
 struct Calls {
-    told: Told,
-    /// Their `traceparent`.
+    told: Deliveries,
+    /// The `traceparent` of each.
     traces: Vec<String>,
 }
 
-/// Takes webhooks and answers them once it is told to.
+/// Receives webhooks, and answers them once it is told to.
 pub struct Receiver {
     listening: Listening,
     gate: Gate,
@@ -94,17 +94,17 @@ impl Receiver {
         format!("http://{}/hook", self.listening.address)
     }
 
-    /// From now on calls are answered, those that wait first of all.
+    /// From now on calls are answered, including those that already wait.
     pub fn answer(&self) {
         self.gate.set(true);
     }
 
-    /// How many tasks it was told of, and answered for.
-    pub fn told_of(&self) -> usize {
+    /// For how many tasks it has received and answered a webhook.
+    pub fn delivered(&self) -> usize {
         lock(&self.calls).told.len()
     }
 
-    pub fn told(&self) -> Told {
+    pub fn deliveries(&self) -> Deliveries {
         lock(&self.calls).told.clone()
     }
 
@@ -136,13 +136,13 @@ fn receive(stream: TcpStream, gate: &Gate, calls: &Mutex<Calls>) -> Result<()> {
     Ok(())
 }
 
-/// A call, by the lower-case names of its headers.
+/// A call. Its headers are keyed by their lower-case names.
 struct Call {
     headers: BTreeMap<String, String>,
     body: Vec<u8>,
 }
 
-/// The next call on a connection. None once it has ended.
+/// The next call on a connection; `None` once the connection has ended.
 fn call(stream: &mut BufReader<TcpStream>) -> Result<Option<Call>> {
     let mut headers = BTreeMap::new();
     loop {
@@ -160,7 +160,7 @@ fn call(stream: &mut BufReader<TcpStream>) -> Result<Option<Call>> {
     Ok(Some(Call { headers, body }))
 }
 
-/// Takes calls and refuses each, after a while.
+/// Receives calls and refuses each, after a delay.
 pub struct Refuser(Listening);
 
 impl Refuser {
@@ -182,16 +182,16 @@ impl Refuser {
     }
 }
 
-/// The way to a server. It can be frozen: connections stay, and nothing comes through. It can be
-/// cut: connections end, and new ones do as soon as they are made.
-pub struct Way {
+/// A proxy to a server. It can be frozen: connections stay open, but nothing gets through. It can be cut: connections
+/// end, and new ones are closed as soon as they are opened.
+pub struct FaultProxy {
     listening: Listening,
     gate: Gate,
-    /// None while it is cut.
+    /// `None` while it is cut.
     open: Arc<Mutex<Option<Vec<TcpStream>>>>,
 }
 
-impl Way {
+impl FaultProxy {
     /// `server` is its `host:port`.
     pub fn to(server: &str) -> Result<Self> {
         let gate = Gate::default();
@@ -210,16 +210,16 @@ impl Way {
         Ok(Self { listening, gate, open })
     }
 
-    /// The way to the server that `variable` of a service's environment names, which from now on leads through here.
-    pub fn on(command: &mut Command, variable: &str) -> Result<Self> {
+    /// A proxy to the server that `variable` of a service's environment names; the variable now points to the proxy.
+    pub fn insert(command: &mut Command, variable: &str) -> Result<Self> {
         let set =
             command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value?.to_str());
         let url = set.context("the server has no URL")?.to_owned();
         let from = url.find("127.0.0.1").context("the server is elsewhere")?;
         let server = url[from..].split('/').next().unwrap_or_default();
-        let way = Self::to(server)?;
-        command.env(variable, url.replace(server, &way.address().to_string()));
-        Ok(way)
+        let proxy = Self::to(server)?;
+        command.env(variable, url.replace(server, &proxy.address().to_string()));
+        Ok(proxy)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -232,7 +232,7 @@ impl Way {
         }
     }
 
-    /// Lets through again what comes; what was frozen first of all.
+    /// Lets everything through again, beginning with what was held back while frozen.
     pub fn mend(&self) {
         lock(&self.open).get_or_insert_default();
         self.gate.set(true);
@@ -243,7 +243,7 @@ impl Way {
     }
 }
 
-impl Drop for Way {
+impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.gate.set(true);
     }

@@ -1,4 +1,4 @@
-//! A pgbouncer between replicas and PostgreSQL: many connections share a few, transaction by transaction.
+//! A pgbouncer between replicas and PostgreSQL: many connections share a few to the server, one transaction at a time.
 
 use std::fs;
 use std::io::Read;
@@ -22,10 +22,10 @@ use super::Site;
 use super::clients::wait_until;
 use super::peers::Receiver;
 
-/// The first that follows prepared statements from one connection to the next.
+/// The first version that tracks prepared statements across server connections.
 const FOLLOWS: [u64; 3] = [1, 21, 0];
 const REPLICAS: usize = 2;
-/// Fewer than either replica has of its own.
+/// Fewer connections than either replica's pool has.
 const SHARED: usize = 4;
 const CLIENTS: usize = 16;
 const ROUNDS: usize = 25;
@@ -36,7 +36,7 @@ pub fn through(site: &Site<'_>) -> Result<String> {
     let said = String::from_utf8(said)?;
     let version =
         said.lines().next().and_then(tools::version).with_context(|| format!("no version: {said}"))?;
-    // An older one has only sessions to offer: as many as all replicas have connections.
+    // An older one works only in session mode, with as many server connections as all replicas have.
     let transactions = version >= FOLLOWS;
     let (mode, shared) = if transactions { ("transaction", SHARED) } else { ("session", 100) };
     let (database, home, port) = (site.database()?, Scratch::new()?, free_port()?);
@@ -66,7 +66,7 @@ pub fn through(site: &Site<'_>) -> Result<String> {
         clients.into_iter().try_for_each(|client| client.join().expect("a client does not panic"))
     })?;
     let jobs = CLIENTS * ROUNDS;
-    wait_until("every job done", BOUND, || Ok(receiver.told_of() == jobs))?;
+    wait_until("every job done", BOUND, || Ok(receiver.delivered() == jobs))?;
     let calls = receiver.traces().len();
     ensure!(calls == jobs, "{calls} calls for {jobs} jobs: some were taken twice");
     let others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
@@ -84,7 +84,7 @@ pub fn through(site: &Site<'_>) -> Result<String> {
     ))
 }
 
-/// Starts it as the guide for operators says.
+/// Starts it with the settings that the guide for operators gives.
 fn start(program: &Path, home: &Path, database: &str, port: u16, mode: &str) -> Result<Child> {
     let server = database.split(['@', '/']).find(|part| part.contains(':') && part.contains('.'));
     let (host, at) = server.and_then(|server| server.split_once(':')).context("no server in the URL")?;
@@ -101,7 +101,7 @@ fn start(program: &Path, home: &Path, database: &str, port: u16, mode: &str) -> 
     }
     let file = home.join("pgbouncer.ini");
     fs::write(&file, settings)?;
-    let mut command = children::tied(program);
+    let mut command = children::killed_with_parent(program);
     command.arg(&file).stdout(Stdio::null()).stderr(fs::File::create(home.join("pgbouncer.log"))?);
     let mut child = Child::spawn(&mut command, Signal::INT)?;
     let up = wait_until("pgbouncer takes connections", BOUND, || {

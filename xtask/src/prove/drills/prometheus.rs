@@ -1,4 +1,4 @@
-//! A real Prometheus with the service's own configuration, in which a minute lasts a second.
+//! A real Prometheus with the service's own configuration, sped up so that a minute lasts a second.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,15 +19,15 @@ use crate::servers::{free_port, tail};
 use super::Site;
 use super::clients::wait_until;
 
-/// Nothing that is waited for here takes this long, on a busy machine either.
+/// Nothing that is waited for here takes this long, even on a busy machine.
 pub const BOUND: Duration = Duration::from_mins(1);
 
-/// Ranges, and how long an alert waits. The names of recorded series keep theirs.
+/// Ranges, and how long an alert waits. Durations in the names of recorded series stay.
 static DURATIONS: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(\[|for: )(\d+)([mhd])\b").expect("a pattern"));
 
-/// A query or a file of rules in which a minute lasts a second: an incident of minutes fits into a drill.
-pub fn hastened(text: &str) -> String {
+/// A query or a rule file, sped up so that a minute lasts a second: an incident of minutes fits into a drill.
+pub fn sped_up(text: &str) -> String {
     let hasten = |found: &Captures<'_>| {
         let count: u32 = found[2].parse().unwrap_or_default();
         match &found[3] {
@@ -51,18 +51,18 @@ pub struct Rule {
     pub name: String,
     pub query: String,
     pub alert: bool,
-    /// None while it could be evaluated.
+    /// `None` if it could be evaluated.
     pub error: Option<String>,
 }
 
 impl Prometheus {
-    /// Scrapes `target` by what the service's own configuration says, but for the times.
+    /// Scrapes `target` as the service's own configuration says, except for the intervals.
     pub fn start(site: &Site<'_>, target: SocketAddr) -> Result<Self> {
         let home = Scratch::new()?;
         let config = configure(&site.dir.join("deploy/prometheus"), home.path(), target)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let log = home.path().join("log");
-        let mut command = children::tied(site.prometheus);
+        let mut command = children::killed_with_parent(site.prometheus);
         command.arg(format!("--config.file={}", config.display()));
         command.arg(format!("--storage.tsdb.path={}", home.path().join("data").display()));
         command.args([&format!("--web.listen-address={address}"), "--log.level=warn"]);
@@ -73,12 +73,12 @@ impl Prometheus {
         let ready = || Ok(get(address, "/-/ready").is_ok_and(|answer| answer.status == 200));
         wait_until("Prometheus ready", BOUND, ready)
             .with_context(|| tail(&fs::read_to_string(&log).unwrap_or_default(), 5))?;
-        // It may take it five seconds to find what it has been told to scrape.
+        // Prometheus may take five seconds to discover its targets.
         wait_until("a scrape", BOUND, || Ok(prometheus.series("up == 1")? > 0))?;
         Ok(prometheus)
     }
 
-    /// How many series `query` has returned with a number at any time since the start.
+    /// How many series of `query` have had a number as their value at any time since the start.
     pub fn series(&self, query: &str) -> Result<usize> {
         let seconds =
             |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map(|it| it.as_secs_f64());
@@ -125,13 +125,13 @@ impl Prometheus {
     }
 }
 
-/// Writes the configuration and the rules of `from` to `to`, hastened.
+/// Writes the configuration and the rules of `from` to `to`, sped up.
 fn configure(from: &Path, to: &Path, target: SocketAddr) -> Result<std::path::PathBuf> {
     let rules = to.join("rules");
     fs::create_dir(&rules)?;
     for entry in fs::read_dir(from.join("rules"))? {
         let entry = entry?;
-        fs::write(rules.join(entry.file_name()), hastened(&fs::read_to_string(entry.path())?))?;
+        fs::write(rules.join(entry.file_name()), sped_up(&fs::read_to_string(entry.path())?))?;
     }
     let text = fs::read_to_string(from.join("prometheus.yml"))?;
     ensure!(text.contains("15s") && text.contains("service:9090"), "prometheus.yml has changed:\n{text}");
@@ -151,11 +151,11 @@ fn encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::hastened;
+    use super::sped_up;
 
     #[test]
     fn a_minute_becomes_a_second_and_names_stay() {
         let rule = "record: burn_rate5m\nexpr: rate(a[5m]) + rate(b[3d])\nfor: 1h\n";
-        assert_eq!(hastened(rule), "record: burn_rate5m\nexpr: rate(a[5s]) + rate(b[72m])\nfor: 1m\n");
+        assert_eq!(sped_up(rule), "record: burn_rate5m\nexpr: rate(a[5s]) + rate(b[72m])\nfor: 1m\n");
     }
 }

@@ -1,4 +1,4 @@
-//! Two replicas behind a real HAProxy, restarted by turns under load: what a deploy does.
+//! Two replicas behind a real HAProxy, restarted in turn under load, as in a rollout.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,17 +24,17 @@ const REPLICAS: usize = 2;
 const RESTARTS: usize = 20;
 const REQUESTS: usize = 100_000;
 const CLIENTS: usize = 24;
-/// One request in so many writes.
+/// One request in this many is a write.
 const WRITES: usize = 20;
-/// Nothing takes this long, on a busy machine either.
+/// Nothing takes this long, even on a busy machine.
 const BOUND: Duration = Duration::from_mins(3);
 const UP: Duration = Duration::from_secs(10);
 
-/// What decides which loss shows. `retries 0` and no `redispatch`: a request that a replica refuses,
-/// or takes and does not answer, becomes a 502 or 503 at the client, where otherwise HAProxy would
-/// try the other replica in silence. No `retry-on` for the same reason. The rest is its default:
-/// connections to replicas are kept and shared (`http-reuse safe`), which is what makes a stop hard,
-/// since a connection that looks idle to HAProxy may be about to be closed.
+/// These settings decide which losses show. With `retries 0` and no `redispatch`, a request that a replica refuses,
+/// or accepts and does not answer, becomes a 502 or 503 at the client; otherwise HAProxy would silently try the other
+/// replica. There is no `retry-on` for the same reason. The rest are HAProxy's defaults: connections to replicas are
+/// kept and shared (`http-reuse safe`), which is what makes a stop hard, since a connection that looks idle to
+/// HAProxy may be about to be closed.
 const PROXY: &str = "\
 global
     nbthread 1
@@ -63,7 +63,7 @@ struct Proxy {
 /// A replica, and how to start it again.
 struct Replica {
     command: Command,
-    /// None between two.
+    /// `None` between two runs.
     service: Option<Service>,
 }
 
@@ -86,7 +86,7 @@ pub fn restarts(site: &Site<'_>) -> Result<String> {
     let (seen, rolled) = thread::scope(|scope| {
         let client = || {
             let end = load(proxy.public, &path, &over, &done);
-            // One failure is enough to know: nobody need go on.
+            // One failure is enough to know, so no client need continue.
             over.fetch_or(end.is_err(), Ordering::SeqCst);
             end
         };
@@ -124,10 +124,10 @@ pub fn restarts(site: &Site<'_>) -> Result<String> {
 fn command(site: &Site<'_>, port: u16) -> Result<Command> {
     let mut command = site.command()?;
     command.envs(site.unlimited().iter().copied()).env("APP__HTTP__PORT", port.to_string());
-    // HAProxy needs one check and what a busy machine adds to see that a replica is going.
+    // To see that a replica is draining, HAProxy needs one check and what a busy machine adds.
     command.env("APP__SHUTDOWN__GRACE_DELAY", "1s").env("APP__LOG__ACCESS", "false");
     if site.postgres {
-        // A server that stands still for a moment is no loss of ours.
+        // A database that stalls for a moment must not count as a loss.
         command.env("APP__DATABASE__ACQUIRE_TIMEOUT", "8s");
     }
     Ok(command)
@@ -141,8 +141,7 @@ fn share_database(commands: &mut [Command; REPLICAS]) {
     }
 }
 
-/// Restarts the replicas by turns, each when the other is in service, and lets the load go on until
-/// it is all sent.
+/// Restarts the replicas in turn, each while the other is in service, then lets the load run until it is all sent.
 fn roll(site: &Site<'_>, replicas: &mut [Replica], proxy: &Proxy, sent: impl Fn() -> bool) -> Result<()> {
     for turn in 0..RESTARTS {
         let restarted = replicas[turn % REPLICAS].restart(site);
@@ -154,7 +153,7 @@ fn roll(site: &Site<'_>, replicas: &mut [Replica], proxy: &Proxy, sent: impl Fn(
 }
 
 impl Replica {
-    /// Stops the service, which must end in order, and starts the next.
+    /// Stops the service, which must exit cleanly, and starts the next one.
     fn restart(&mut self, site: &Site<'_>) -> Result<()> {
         let service = self.service.take().context("it runs no more")?;
         service.signal();
@@ -166,8 +165,8 @@ impl Replica {
     }
 }
 
-/// Requests without a pause on a kept connection. Whatever is no 2xx, or no answer, is a failure;
-/// a connection is made anew only where an answer has said that it ends.
+/// Sends requests without a pause on a keep-alive connection. Anything but a 2xx is a failure, including no answer;
+/// it reconnects only if an answer has announced that the connection will close.
 fn load(address: SocketAddr, path: &str, over: &AtomicBool, done: &AtomicUsize) -> Result<Latencies> {
     let mut seen = Latencies::default();
     let mut connection = Connection::open(address)?;
@@ -210,7 +209,7 @@ impl Proxy {
         writeln!(text, "frontend state\n    bind 127.0.0.1:{state}\n    stats enable\n    stats uri /")?;
         let file = home.path().join("haproxy.cfg");
         fs::write(&file, text)?;
-        let mut command = children::tied(site.haproxy);
+        let mut command = children::killed_with_parent(site.haproxy);
         command.arg("-db").arg("-f").arg(&file).stdout(Stdio::null()).stderr(site.errors.try_clone()?);
         let child = Child::spawn(&mut command, Signal::TERM)?;
         let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -224,7 +223,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// How many replicas are in service. The state of each is `UP`, `DOWN`, or on its way.
+    /// How many replicas are in service. The state of each is `UP`, `DOWN`, or in transition.
     fn up(&self) -> Result<usize> {
         let table = get(self.state, "/;csv")?.body;
         let rows = table.lines().filter(|line| line.starts_with("service,replica"));

@@ -1,4 +1,4 @@
-//! Drills of the end: SIGTERM while clients are at work.
+//! Shutdown drills: SIGTERM while clients are active.
 
 use std::thread;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const EVENTS: [&str; 6] = [
     "service.exit",
 ];
 
-/// A body of which half is there when SIGTERM comes, and the rest after the grace delay.
+/// Half of a body has arrived when SIGTERM comes, and the rest follows after the grace delay.
 pub fn slow_request(site: &Site<'_>) -> Result<String> {
     let service = site.start(&[("APP__SHUTDOWN__GRACE_DELAY", "100ms")])?;
     let mut connection = Connection::open(service.public)?;
@@ -49,11 +49,10 @@ const SHORT_DRAIN: [(&str, &str); 3] = [
 /// The drain's second, and what the flush and a busy machine may take.
 const SHORT_BOUND: Duration = Duration::from_secs(4);
 
-/// A client that never sends the rest of its request is ended by the request's own deadline, so
-/// the stop is a clean one.
+/// A request whose rest is never sent is ended by its own deadline, so the stop is a clean one.
 pub fn half_sent(site: &Site<'_>) -> Result<String> {
     let mut settings = site.with_pool(&SHORT_DRAIN);
-    // Long after the request's: a machine that stands still amid both must not let the two come at once.
+    // Long after the request's deadline: a machine that stalls during both must not let the two expire at once.
     settings.push(("APP__SHUTDOWN__DRAIN_TIMEOUT", "20s"));
     let service = site.start(&settings)?;
     let mut connection = Connection::open(service.public)?;
@@ -75,10 +74,10 @@ fn taken(service: &Service) -> Result<Duration> {
     })
 }
 
-/// For the kernel to have taken all that it can hold of the answers.
+/// For the kernel's buffers to fill up with answers.
 const STUCK_BOUND: Duration = Duration::from_millis(7500);
 
-/// A client that asks and asks and reads no answer holds the drain up to its bound and no longer.
+/// A client that keeps sending requests and reads no answer delays the drain up to its deadline and no longer.
 pub fn cut_short(site: &Site<'_>) -> Result<String> {
     let mut settings = site.unlimited().to_vec();
     settings.extend(site.with_pool(&SHORT_DRAIN));
@@ -98,12 +97,12 @@ pub fn cut_short(site: &Site<'_>) -> Result<String> {
     Ok(format!("{} in flight were cut, exit 3 after {:.1?}", cut["in_flight"], exit.after))
 }
 
-/// Waits until the kernel takes no more of the answers, so that no further request is answered.
+/// Waits until the kernel's buffers hold no more of the answers, so that no further request is answered.
 fn stuck(service: &Service) -> Result<Duration> {
     let answered = || service.metric(r#"http_requests_total{method="GET",route="/v1/tasks",status="200"}"#);
     wait_until("a client that reads nothing is served no more", STUCK_BOUND, || {
         let before = answered()?;
-        // Each look is answered by the service: that it stood still together with us for a moment is not enough.
+        // Three looks, each answered by the service: during a single one, the whole machine might only have stalled.
         for _ in 0..3 {
             thread::sleep(Duration::from_millis(100));
             if before.is_none() || before != answered()? {
@@ -114,7 +113,7 @@ fn stuck(service: &Service) -> Result<Duration> {
     })
 }
 
-/// Whether it stopped in order, with nothing cut.
+/// Checks that it stopped cleanly, with nothing cut.
 pub fn clean(exit: &Exit) -> Result<()> {
     ensure!(exit.code == Some(0), "exit {:?}, not 0", exit.code);
     let seen = exit.order_of(&EVENTS);

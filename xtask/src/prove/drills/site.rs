@@ -1,4 +1,4 @@
-//! Where a variant is drilled.
+//! The environment in which a variant is drilled.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -14,17 +14,17 @@ use crate::prove::check::Work;
 use crate::prove::service::{Exit, Service};
 use crate::servers::Servers;
 
-/// A variant's program, the settings it can't do without, and what was seen.
+/// A variant's program, the settings it can't do without, and what was observed.
 pub struct Site<'a> {
     pub servers: &'a Servers,
     pub haproxy: &'a Path,
     pub prometheus: &'a Path,
     pub promtool: &'a Path,
-    /// None where no spans are exported.
+    /// `None` where no spans are exported.
     pub rotel: Option<&'a Path>,
     pub pgbouncer: &'a Path,
     pub program: PathBuf,
-    /// What counts instructions, and the program to count those of; none where no drill does.
+    /// Valgrind, and the program whose instructions it counts; `None` where no drill needs them.
     pub counting: Option<(&'a Path, PathBuf)>,
     pub dir: PathBuf,
     pub place: usize,
@@ -67,7 +67,7 @@ impl<'a> Site<'a> {
     /// The program with nothing in its environment but what it can't do without: the servers' URLs
     /// and free ports.
     pub fn command(&self) -> Result<Command> {
-        let mut command = children::tied(&self.program);
+        let mut command = children::killed_with_parent(&self.program);
         self.bare(&mut command)?;
         Ok(command)
     }
@@ -91,19 +91,19 @@ impl<'a> Site<'a> {
         self.servers.create_database(&format!("drill_{}_{number}", self.place))
     }
 
-    /// Drops the databases that were made here.
+    /// Drops the databases that were created here.
     pub fn clear(&self) -> Result<()> {
         self.servers.drop_databases(&format!(r"datname LIKE 'drill\_{}\_%'", self.place))
     }
 
-    /// A service with these settings besides, ready.
+    /// Starts a service with these settings in addition, and waits until it is ready.
     pub fn start(&self, settings: &[(&str, &str)]) -> Result<Service> {
         let service = Service::launch(self.command()?.envs(settings.iter().copied()))?;
         service.ready()?;
         Ok(service)
     }
 
-    /// The settings of a client that means no harm but is in a hurry.
+    /// Rate limits high enough for a well-behaved client in a hurry.
     pub fn unlimited(&self) -> &'static [(&'static str, &'static str)] {
         const HURRY: &[(&str, &str)] = &[
             ("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "100000"),
@@ -116,7 +116,7 @@ impl<'a> Site<'a> {
         if self.rate_limit { HURRY } else { &[] }
     }
 
-    /// Settings with short deadlines, and a pool that gives up before they pass.
+    /// Adds, to settings with short deadlines, a pool that gives up before they pass.
     pub fn with_pool<'s>(&self, settings: &[(&'s str, &'s str)]) -> Vec<(&'s str, &'s str)> {
         let mut settings = settings.to_vec();
         if self.postgres {
@@ -125,13 +125,13 @@ impl<'a> Site<'a> {
         settings
     }
 
-    /// Waits for the end and keeps the log for the last drill.
+    /// Waits for the service to exit, and keeps its log for the last drill.
     pub fn end(&self, service: Service, bound: Duration) -> Result<Exit> {
-        self.end_despite(service, bound, &[])
+        self.end_expecting(service, bound, &[])
     }
 
-    /// The same, but keeps the errors that are `due` from the drill that reads all that was logged.
-    pub fn end_despite(&self, service: Service, bound: Duration, due: &[&str]) -> Result<Exit> {
+    /// The same, but hides the errors that are `due` from the drill that checks everything that was logged.
+    pub fn end_expecting(&self, service: Service, bound: Duration, due: &[&str]) -> Result<Exit> {
         let exit = service.wait(bound)?;
         let due = |line: &&String| {
             let event: Value = serde_json::from_str(line).unwrap_or_default();

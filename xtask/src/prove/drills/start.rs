@@ -1,4 +1,4 @@
-//! Drills of the start: from nothing to ready, or to a refusal that names every fault.
+//! Startup drills: from nothing to ready, or to a refusal that names every fault.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::prove::service::Service;
 use super::Site;
 use super::clients::wait_until;
 
-/// The aim is 10 ms; the machine is busy with the other lane, so the best of a few starts counts.
+/// The aim is 10 ms. The machine may be compiling other variants, so the best of a few starts counts.
 const STARTS: u32 = 5;
 
 pub fn defaults(site: &Site<'_>) -> Result<String> {
@@ -20,7 +20,7 @@ pub fn defaults(site: &Site<'_>) -> Result<String> {
     let mut command = Command::new(&site.program);
     site.bare(&mut command)?;
     for _ in 0..STARTS {
-        // Not tied to us by a helper program, whose own start would count.
+        // Not `killed_with_parent`: the start of that helper program would count, too.
         let service = Service::launch(&mut command)?;
         best = best.min(service.ready()?);
         resident = resident.max(service.resident()?);
@@ -82,20 +82,20 @@ pub fn bad_settings(site: &Site<'_>) -> Result<String> {
 
 const BEHIND: Duration = Duration::from_secs(5);
 
-/// A database whose migrations have not run: alive, not ready, and ready once they have.
+/// The database's migrations have not run: the service is alive, not ready, and ready once they have.
 pub fn schema(site: &Site<'_>) -> Result<String> {
     let mut command = site.command()?;
     command.env("APP__DATABASE__MIGRATE_ON_START", "false").env("APP__HEALTH__INTERVAL", "100ms");
     command.env("APP__HEALTH__TIMEOUT", "100ms");
     let service = Service::launch(&mut command)?;
     ensure!(get(service.public, "/health")?.status == 200, "not alive");
-    // Only then: what has just started is not ready either.
+    // Waits for that, because a service that has just started is not ready either.
     wait_until("the schema looked at and found to be behind", BEHIND, || {
         Ok(get(service.admin, "/health/ready")?.json()?["checks"][0]["status"] == "down")
     })?;
     let answer = get(service.public, "/ready")?;
     ensure!(answer.status == 503, "/ready answered {} before the migrations", answer.status);
-    // `tied` may have put a helper before the program, so the argument goes last either way.
+    // `killed_with_parent` may have put a helper before the program, so the argument goes last either way.
     let migrated = command.arg("migrate").stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     ensure!(migrated.success(), "migrate: {migrated}");
     let started = Instant::now();

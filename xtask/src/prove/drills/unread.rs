@@ -10,18 +10,18 @@ use crate::http::Connection;
 use crate::prove::service::Service;
 
 use super::clients::{Latencies, long_tasks, wait_until};
-use super::{Site, compared};
+use super::{Site, ensure_timing};
 
-/// With the reader and without. More lines than the service's queue and the pipe have room for.
+/// Sent once with a reader and once without. More lines than the service's queue and the pipe have room for.
 const REQUESTS: usize = 40_000;
 const CLIENTS: usize = 4;
-/// Of the 99th percentile without the reader to that with it, and what a shared machine may add: a request that waited
-/// for the reader would wait for ever.
+/// The ratio of the 99th percentile without the reader to that with it, and what a shared machine may add: a request
+/// that waited for the reader would wait for ever.
 const FACTOR: f64 = 3.0;
 const NOISE: Duration = Duration::from_millis(5);
 /// In MiB: the queue, full of lines.
 const GROWTH: f64 = 16.0;
-/// Lines of other things may be lost, too, such as that of a query that was slow on a busy machine.
+/// Lines about other things may be lost, too, such as one about a slow query on a busy machine.
 const OTHERS: usize = 100;
 const LOST: &str = "log_lines_dropped_total";
 const BOUND: Duration = Duration::from_secs(10);
@@ -40,8 +40,8 @@ pub fn log(site: &Site<'_>) -> Result<String> {
     let said = format!(
         "{lines_lost} lines lost; 99 % answered in {read:.1?} with a reader, in {unread:.1?} without"
     );
-    compared(unread < read.mul_f64(FACTOR) + NOISE, &said)?;
-    // The first made the task. A line is lost or kept a moment after its answer.
+    ensure_timing(unread < read.mul_f64(FACTOR) + NOISE, &said)?;
+    // One more created the task. A line is kept or lost a moment after its answer.
     let asked = 1 + 2 * REQUESTS;
     let known = || -> Result<usize> { Ok(service.logged("\"message\":\"http.request\"") + lost(&service)?) };
     wait_until("every line read or counted as lost", BOUND, || Ok(known()? >= asked))?;
@@ -56,7 +56,7 @@ fn lost(service: &Service) -> Result<usize> {
     Ok(format!("{lost:.0}").parse()?)
 }
 
-/// Asks for the task again and again, with some clients. The latency that 99 % don't exceed.
+/// Requests the task again and again from several clients. Returns the 99th percentile of the latency.
 fn asked(address: SocketAddr, path: &str) -> Result<Duration> {
     let client = || -> Result<Latencies> {
         let (mut connection, mut latencies) = (Connection::open(address)?, Latencies::default());

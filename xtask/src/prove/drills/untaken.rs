@@ -1,4 +1,4 @@
-//! Clients that ask for the largest answers there are, and take none of them.
+//! Clients that request the largest answers there are, and never read them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::http::{Connection, get, head};
 
 use super::Site;
-use super::clients::{narrow, tasks_of, wait_until};
+use super::clients::{connect_with_small_buffers, tasks_of, wait_until};
 
-/// A page of so many tasks is as large as one can be: JSON doubles each quotation mark.
+/// A page of this many tasks is as large as a page can be: JSON doubles each quotation mark.
 const TASKS: usize = 100;
 const QUOTE: &str = "\"";
 const CLIENTS: usize = 6;
-/// Of each client: more than all there is room for.
+/// Requests of each client: more than there is room for in total.
 const ASKED: usize = 40;
 /// In MiB, for 64 MiB of answers: buffers may have grown by doubling.
 const GROWTH: f64 = 110.0;
@@ -34,7 +34,7 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     for client in 0..CLIENTS {
         let others = kept.len();
         for _ in 0..ASKED {
-            let mut stream = narrow(service.public)?;
+            let mut stream = connect_with_small_buffers(service.public)?;
             match status(&mut stream, &path, client)?.as_str() {
                 "200" => kept.push(stream),
                 "503" => refused += 1,
@@ -49,13 +49,13 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     let asked = CLIENTS * ASKED;
     let said = format!("{} of {asked} pages of {} KiB, {more:.0} MiB more", kept.len(), length >> 10);
     ensure!((48 << 20..=64 << 20).contains(&(kept.len() * length)) && more < GROWTH, "{said}");
-    // All else goes on.
+    // Everything else goes on.
     tasks_of(service.public, 1, QUOTE).context("a write")?;
     let read = get(service.public, "/v1/tasks?limit=1&status=completed")?;
     ensure!(read.status == 200, "a small answer was {}", read.status);
     drop(kept);
     wait_until("room again", BOUND, || Ok(get(service.public, &path)?.status == 200))?;
-    // Each answer that was taken leaves room for the next one, also where the connection stays.
+    // Each answer that was read makes room for the next one, even if the connection stays open.
     let mut taking = Connection::open(service.public)?;
     for number in 0..ASKED {
         let status = taking.request("GET", &path, "", "")?.status;
@@ -65,7 +65,7 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     Ok(format!("{said}; {refused} refused"))
 }
 
-/// Asks as this client, and takes no more of the answer than its status.
+/// Sends a request as this client, and reads no more of the answer than its status.
 fn status(stream: &mut TcpStream, path: &str, client: usize) -> Result<String> {
     let network = format!("x-forwarded-for: 192.0.{client}.1\r\n");
     stream.write_all(head("GET", path, &network, 0).as_bytes())?;
