@@ -1,4 +1,4 @@
-//! What the macros of sqlx need.
+//! Build settings for the sqlx macros.
 
 #[expect(clippy::disallowed_methods, reason = "this is no part of the service")]
 fn main() {

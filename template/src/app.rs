@@ -1,4 +1,4 @@
-//! The only wiring: everything is built here from the top down, run, and stopped in order.
+//! All wiring is here: everything is built from the top down, run, and stopped in order.
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -28,9 +28,9 @@ use crate::tasks::Tasks;
 use crate::telemetry::{Telemetry, metrics};
 use crate::webhook::Webhook;
 
-/// Connections to the admin listener: probes and scrapes, never a crowd.
+/// Connections to the admin listener, which serves probes and scrapes, not the public.
 const ADMIN_CONNECTIONS: usize = 100;
-/// How long one of them may be kept: who holds all must not keep probes away for longer than they are patient.
+/// How long one of them may stay idle. A client that holds them all must not lock probes out until they give up.
 const ADMIN_IDLE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +44,11 @@ enum Exit {
 pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
     let telemetry = Telemetry::install(&loaded.config)?;
     in_runtime(async {
-        let exit = Box::pin(contained(run(loaded, &telemetry))).await.unwrap_or_else(|error| {
+        let exit = Box::pin(catch_panic(run(loaded, &telemetry))).await.unwrap_or_else(|error| {
             error!(cause = format!("{error:#}"), category = "internal", "service.failed");
             Exit::Fault
         });
-        // Still in the runtime, which hears a second signal meanwhile.
+        // Still inside the runtime, so that a second signal is noticed meanwhile.
         telemetry.flush();
         info!(code = exit as u8, "service.exit");
         Ok(ExitCode::from(exit as u8))
@@ -65,18 +65,18 @@ pub fn migrate(loaded: &Loaded) -> Result<()> {
 
 pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
-    let result = runtime.block_on(contained(work));
-    // What was aborted may still block a thread; the process does not wait for it.
+    let result = runtime.block_on(catch_panic(work));
+    // Aborted work may still be blocking a thread; the process does not wait for it.
     runtime.shutdown_background();
     result
 }
 
-/// A panic of the wiring itself is a fault like others: the hook has logged it, the exit code tells it.
-async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("a panic")))
+/// Turns a panic in the wiring itself into an ordinary error: the hook has logged it, the exit code reports it.
+async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("the service panicked")))
 }
 
-/// From the listeners' binding to the last event but the flush.
+/// Runs the service, from binding the listeners until everything but telemetry is closed.
 async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
     let config = &loaded.config;
     let mut signals = StopSignals::listen().context("signals")?;
@@ -93,18 +93,18 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
     let (service, mut tasks) = Service::start(config, telemetry, public, admin)?;
     let started = tokio::select! {
         up = service.bring_up(config) => up.map(|()| Trigger::DependenciesUp),
-        _ = signals.next() => Ok(Trigger::StopAsked),
+        _ = signals.next() => Ok(Trigger::StopRequested),
         ended = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
     };
-    if service.lifecycle.take(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
-        heed_another(signals, telemetry);
+    if service.lifecycle.apply(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
+        exit_on_second_signal(signals, telemetry);
         service.close().await;
         return started.map(|_| Exit::Clean);
     }
     info!("service.ready");
     let (trigger, reason) = why_stop(&mut signals, &mut tasks).await;
-    heed_another(signals, telemetry);
-    service.lifecycle.take(trigger);
+    exit_on_second_signal(signals, telemetry);
+    service.lifecycle.apply(trigger);
     Ok(exit(trigger, service.drain(config, reason).await))
 }
 
@@ -117,8 +117,8 @@ fn exit(trigger: Trigger, finished: bool) -> Exit {
     }
 }
 
-/// Ends the process at once when it is told to stop once more.
-fn heed_another(signals: StopSignals, telemetry: &Telemetry) {
+/// Ends the process at once on a second request to stop.
+fn exit_on_second_signal(signals: StopSignals, telemetry: &Telemetry) {
     let lines = telemetry.lines.clone();
     tokio::spawn(async move {
         let signal = signals.second().await;
@@ -129,10 +129,10 @@ fn heed_another(signals: StopSignals, telemetry: &Telemetry) {
     });
 }
 
-/// Waits for a signal, or for the end of a task that must not end, and names it.
+/// Waits for a signal, or for a task to end that never should, and returns the reason to stop.
 async fn why_stop(signals: &mut StopSignals, tasks: &mut JoinSet<&'static str>) -> (Trigger, &'static str) {
     tokio::select! {
-        signal = signals.next() => (Trigger::StopAsked, signal),
+        signal = signals.next() => (Trigger::StopRequested, signal),
         ended = tasks.join_next() => {
             error!(cause = format!("{ended:?}"), category = "internal", "background.ended");
             (Trigger::TaskEnded, "fault")
@@ -141,7 +141,7 @@ async fn why_stop(signals: &mut StopSignals, tasks: &mut JoinSet<&'static str>) 
 }
 //@ if postgres
 
-/// Migrates as soon as the database can be reached. A database that starts late is no fault.
+/// Migrates as soon as the database is reachable. A database that starts late is not an error.
 async fn migrate_when_up(store: &Store) {
     while let Err(error) = store.migrate().await {
         warn!(cause = format!("{error:#}"), category = "unavailable", "schema.migration_failed");
@@ -150,21 +150,21 @@ async fn migrate_when_up(store: &Store) {
 }
 //@ end
 
-/// What is done for a job, by its kind.
-async fn perform(job: Job, webhook: Option<Webhook>) -> Result<(), Failure> {
+/// Runs a job according to its kind.
+async fn run_job(job: Job, webhook: Option<Webhook>) -> Result<(), Failure> {
     match job.kind {
         Kind::Webhook => Webhook::deliver(webhook, job).await,
     }
 }
 
-/// Everything that runs.
+/// Handles to everything that is running.
 struct Service {
     lifecycle: Lifecycle,
     health: Health,
     store: Store,
     runner: Runner,
     in_flight: InFlight,
-    /// Writes under way, also for clients that have left.
+    /// Writes in progress, including those whose clients have disconnected.
     writes: TaskTracker,
     public: Stop,
     admin: Stop,
@@ -180,14 +180,14 @@ impl Service {
         admin: TcpListener,
     ) -> Result<(Self, JoinSet<&'static str>)> {
         let (lifecycle, in_flight) = (Lifecycle::default(), InFlight::default());
-        // What must not end before it is told to.
+        // Tasks that must not end before they are told to.
         let mut running = JoinSet::new();
         let store = Store::open(config)?;
         let cache = Cache::open(config)?;
         let webhook = Webhook::new(&config.webhook)?;
         let queue = Arc::new(Queue::new(&store, config.jobs.queue_capacity, config.webhook.timeout));
         let runner = Runner::new(config.jobs, queue.clone());
-        running.spawn(queue.clone().watch().map(|()| "queue watcher"));
+        running.spawn(queue.clone().measure().map(|()| "queue watcher"));
         let checks = store.checks().into_iter().chain(webhook.as_ref().map(Webhook::check));
         //@ if redis
         let checks = checks.chain([cache.check()]);
@@ -201,18 +201,18 @@ impl Service {
         let writes = TaskTracker::new();
         let notify = webhook.is_some();
         let tasks = Tasks { store: store.clone(), cache, queue, notify, writes: writes.clone() };
-        let around = http::Surroundings {
+        let layers = http::Layers {
             health: health.clone(),
-            // Sees each request first, and its answer last.
+            // The outermost layer: sees each request first and its response last.
             observer: Observer::new(config, lifecycle.clone()),
             //@ if rate_limit
             rate_limit: http::rate_limit::RateLimit::open(config)?,
             //@ end
         };
         //@ if rate_limit
-        running.spawn(around.rate_limit.clone().sweep().map(|()| "rate limit sweeper"));
+        running.spawn(layers.rate_limit.clone().sweep().map(|()| "rate limit sweeper"));
         //@ end
-        let api = http::router(&config.http, tasks, around)?;
+        let api = http::router(&config.http, tasks, layers)?;
         let pages = http::admin::router(&health, telemetry, &store, &in_flight);
 
         let service = Self {
@@ -236,9 +236,9 @@ impl Service {
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
         running.spawn(async move {
             ready.reached(State::Ready).await;
-            // One that was told to stop before takes none.
+            // A process that was stopped before it was ready takes no jobs.
             if ready.state() < State::Stopped {
-                runner.run(move |job| perform(job, webhook.clone()), stop).await;
+                runner.run(move |job| run_job(job, webhook.clone()), stop).await;
             }
             "job runner"
         });
@@ -248,42 +248,42 @@ impl Service {
         Ok((service, running))
     }
 
-    /// Waits until what the service depends on is there.
+    /// Waits until the service's dependencies are available.
     async fn bring_up(&self, config: &Config) -> Result<()> {
         let deadline = Instant::now() + config.health.startup_timeout;
         //@ if postgres
         if config.database.migrate_on_start {
             let migrated = timeout_at(deadline, migrate_when_up(&self.store)).await;
-            migrated.context("the schema could not be brought up to date within health.startup_timeout")?;
+            migrated.context("the schema could not be migrated within health.startup_timeout")?;
         }
         //@ end
-        // Not before: what has just been set up is what the checks should find.
+        // Only after any setup, so that the checks see its result.
         self.begin_probing.cancel();
         let Err(missing) = self.health.all_up(deadline).await else { return Ok(()) };
         bail!("not available within health.startup_timeout: {missing}")
     }
 
-    /// Finishes what was taken, within bounds, and closes what it used. Returns whether all was finished.
+    /// Finishes accepted work before the deadline, then closes everything. Returns whether all of it was finished.
     async fn drain(self, config: &Config, reason: &str) -> bool {
         info!(in_flight = self.in_flight.len(), reason, "shutdown.begin");
         // Load balancers need a moment to notice; until then new requests are still served.
         tokio::time::sleep(config.shutdown.grace_delay).await;
         let deadline = Instant::now() + config.shutdown.drain_timeout;
-        // Jobs last: requests, and writes whose clients have left, may still queue some.
+        // Jobs last: requests, and writes whose clients have disconnected, may still queue some.
         let ended = async {
             self.public.drain.cancel();
             self.public.ended.cancelled().await;
-            // Answers that were cut off with their connection are let go of by tasks of their own.
+            // Responses that were cut off with their connection are dropped by tasks of their own: wait for them.
             self.in_flight.close();
             self.in_flight.wait().await;
             self.writes.close();
             self.writes.wait().await;
             self.jobs.drain.cancel();
             //@ if postgres
-            // A run that begins later might not end in time: its job waits for another replica.
+            // A run that starts after this might not finish in time, so its job is left to another replica.
             let late = deadline - config.webhook.timeout;
             let _ = timeout_at(late, self.jobs.ended.cancelled()).await;
-            self.jobs.last_call.cancel();
+            self.jobs.stop_claiming.cancel();
             //@ end
             self.jobs.ended.cancelled().await;
         };
@@ -298,25 +298,25 @@ impl Service {
         } else {
             warn!(in_flight, writes, jobs_lost, "shutdown.drain_timeout");
         }
-        self.lifecycle.take(Trigger::DrainEnded);
+        self.lifecycle.apply(Trigger::DrainEnded);
         self.close().await;
         finished
     }
 
-    /// Aborts what is left and closes what it used.
+    /// Aborts whatever is still running and closes the rest.
     async fn close(self) {
         for stop in [&self.public, &self.admin, &self.jobs] {
             stop.drain.cancel();
             stop.abort.cancel();
         }
         let closed = async {
-            // What was cut off is logged as it is let go of.
+            // Requests that were cut off are logged when they are dropped: wait for that.
             self.public.ended.cancelled().await;
             self.in_flight.close();
             self.in_flight.wait().await;
             self.store.close().await;
         };
-        // Bounded, as all is from here on: what does not answer must not hold the process.
+        // Bounded, like everything from here on: a peer that does not respond must not keep the process from exiting.
         let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
     }
 }
@@ -337,7 +337,7 @@ mod tests {
         tasks.spawn(async { panic!("planted") });
         assert_eq!(why_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
 
-        // The first signal asks for the drain that has begun, the second for its end.
+        // The first signal asks for a drain, which has already begun; the second one cuts it short.
         let mut second = std::pin::pin!(signals.second());
         for (ends_it, within) in [(false, Duration::from_millis(100)), (true, Duration::from_secs(10))] {
             kill_process(getpid(), Signal::TERM).expect("a signal");
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn end_of_a_task_is_a_fault_however_the_drain_goes() {
         assert_eq!([true, false].map(|finished| exit(Trigger::TaskEnded, finished)), [Exit::Fault; 2]);
-        assert_eq!(exit(Trigger::StopAsked, true), Exit::Clean);
-        assert_eq!(exit(Trigger::StopAsked, false), Exit::DrainCutShort);
+        assert_eq!(exit(Trigger::StopRequested, true), Exit::Clean);
+        assert_eq!(exit(Trigger::StopRequested, false), Exit::DrainCutShort);
     }
 }

@@ -1,4 +1,4 @@
-//! Tasks read through a cache: one load for any number of callers, and never an old value after a write.
+//! A read-through cache of tasks: concurrent misses share one load, and no read after a write returns an old value.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ pub struct Cache {
     memory: moka::future::Cache<Uuid, Entry>,
     hits: Counter,
     misses: Counter,
-    /// How often tasks were written, by the end of their ids, which is random: two that share one cost a load too many.
+    /// Counts writes by the end of the task's id, which is random: tasks that share a counter cost an extra load.
     writes: Arc<[AtomicU64]>,
     //@ if redis
     shared: shared::Shared,
@@ -47,14 +47,14 @@ pub struct Cache {
 #[derive(Clone, Debug)]
 struct Entry {
     task: Rendered,
-    /// [`Cache::count`] from before the load: the entry is void for who comes after a later write.
+    /// [`Cache::count`] from before the load: the entry is stale for a caller that comes after a later write.
     writes: u64,
 }
 
 impl Cache {
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let Config { capacity, ttl } = config.cache;
-        // By their size, too: 10,000 of the largest would take 400 MB.
+        // Weighed by size: 10,000 of the largest tasks would take 400 MB.
         let weight = |_: &Uuid, it: &Entry| u32::try_from(it.task.json.len() / 1024 + 1).unwrap_or(u32::MAX);
         let memory = moka::future::Cache::builder().max_capacity(capacity).weigher(weight);
         let memory = memory.time_to_live(ttl).build();
@@ -63,7 +63,7 @@ impl Cache {
             memory,
             hits: requests("hit"),
             misses: requests("miss"),
-            // Counted by each process for itself.
+            // Counted per process.
             writes: (0..1024).map(|_| AtomicU64::new(0)).collect(),
             //@ if redis
             shared: shared::Shared::open(&config.redis)?,
@@ -77,10 +77,10 @@ impl Cache {
     }
     //@ end
 
-    /// The task, loaded unless it is known. Callers that miss at the same time share one load.
+    /// The task, loaded unless it is cached. Callers that miss at the same time share one load.
     pub async fn get(&self, id: Uuid, store: &Store) -> Result<Rendered, Arc<Error>> {
         let count = self.count(id);
-        // Boxed, as what moka keeps for it is most of what a request would carry.
+        // Boxed: moka's future would be most of what a request carries.
         if let Some(entry) = Box::pin(self.memory.get(&id)).await
             && entry.writes >= count
         {
@@ -88,14 +88,14 @@ impl Cache {
             return Ok(entry.task);
         }
         self.misses.increment(1);
-        // Boxed, so that a hit need not carry the room that a load takes: the future of a request is moved often.
-        Box::pin(self.renew(id, count, store)).await
+        // Boxed, so that a hit does not carry the size of a load: the future of a request is moved often.
+        Box::pin(self.reload(id, count, store)).await
     }
 
-    async fn renew(&self, id: Uuid, count: u64, store: &Store) -> Result<Rendered, Arc<Error>> {
-        // Three rounds at most: what is there and what is being loaded may be void, what is loaded then is not.
+    async fn reload(&self, id: Uuid, count: u64, store: &Store) -> Result<Rendered, Arc<Error>> {
+        // Three rounds at most: the cached entry may be stale, and the load in flight, but not the load after that.
         loop {
-            // Boxed by the one who loads, so that those who wait for it need not carry that room.
+            // Boxed by the caller that loads, so that those that wait for it don't carry its size.
             let load = async { Box::pin(self.load(id, store)).await };
             let entry = self.memory.try_get_with(id, load).await?;
             if entry.writes >= count {
@@ -120,16 +120,16 @@ impl Cache {
         Ok(Entry { task: loaded?, writes })
     }
 
-    /// Forgets what a write has changed. Called after the write and before it is acknowledged.
-    pub async fn written(&self, task: &Task) {
-        self.forget(task.id).await;
+    /// Invalidates what a write has changed. Called after the write and before it is acknowledged.
+    pub async fn after_write(&self, task: &Task) {
+        self.invalidate(task.id).await;
         //@ if redis
         self.supersede(task.id, task.version).await;
         //@ end
     }
 
-    pub async fn deleted(&self, id: Uuid) {
-        self.forget(id).await;
+    pub async fn after_delete(&self, id: Uuid) {
+        self.invalidate(id).await;
         //@ if redis
         self.supersede(id, shared::DELETED).await;
         //@ end
@@ -138,27 +138,27 @@ impl Cache {
 
     async fn supersede(&self, id: Uuid, version: i64) {
         self.shared.supersede(id, version).await;
-        // Again: until it was superseded there, the old value could be had from there.
-        self.forget(id).await;
+        // Again: until it was superseded in Redis, the old value could be loaded from there.
+        self.invalidate(id).await;
     }
     //@ end
 
-    /// Forgets what may have changed, whatever is known of it: the outcome of a write is not.
-    pub async fn doubted(&self, id: Uuid) {
-        self.forget(id).await;
+    /// Invalidates a task that may have changed, whichever version is cached: the outcome of a write is unknown.
+    pub async fn after_failed_write(&self, id: Uuid) {
+        self.invalidate(id).await;
         //@ if redis
         self.supersede(id, shared::NO_VERSION).await;
         //@ end
     }
 
-    /// Reads the task anew when it is next asked for.
-    async fn forget(&self, id: Uuid) {
+    /// Makes the next read load the task again.
+    async fn invalidate(&self, id: Uuid) {
         self.counter(id).fetch_add(1, Ordering::SeqCst);
         self.memory.invalidate(&id).await;
     }
     //@ if redis
 
-    /// Follows what other replicas have changed, for ever.
+    /// Runs for ever: invalidates what other replicas change.
     pub async fn follow(self) {
         let listen = async {
             loop {
@@ -169,7 +169,7 @@ impl Cache {
         tokio::join!(listen, self.shared.catch_up());
     }
 
-    fn forget_all(&self) {
+    fn invalidate_all(&self) {
         for counter in &*self.writes {
             counter.fetch_add(1, Ordering::SeqCst);
         }

@@ -17,7 +17,7 @@ pub mod value;
 const DEFAULT: &str = include_str!("../config/default.toml");
 const DEVELOPMENT: &str = include_str!("../config/development.toml");
 
-/// All sections. What each key means is written in `config/default.toml`.
+/// All sections. `config/default.toml` explains every key.
 #[derive(Debug, Deserialize, Validate)]
 pub struct Config {
     #[garde(dive)]
@@ -54,7 +54,7 @@ pub struct Config {
     //@ end
 }
 
-/// Where the process runs, from `APP_ENV`; it names the file that is read and narrows the defaults.
+/// Where the process runs, from `APP_ENV`. It selects the configuration file and, in development, other defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString)]
 #[strum(serialize_all = "lowercase")]
 pub enum Environment {
@@ -63,7 +63,7 @@ pub enum Environment {
     Production,
 }
 
-/// Every fault that was found: its key, its source, and what is allowed; never the value, which may be a secret.
+/// All faults found, each with its key, its source and what is allowed, but not the value, which may be a secret.
 #[derive(Debug, thiserror::Error)]
 #[error("bad configuration:\n{}", .0.iter().cloned().collect::<Vec<_>>().join("\n"))]
 pub struct Faults(BTreeSet<String>);
@@ -73,7 +73,7 @@ pub struct Faults(BTreeSet<String>);
 pub struct Loaded {
     pub config: Config,
     pub environment: Environment,
-    /// A line a key, with its source. Secrets are left out.
+    /// One line per key, with its source. Secrets are redacted.
     pub explained: String,
 }
 
@@ -93,7 +93,7 @@ pub fn load() -> Result<Loaded, Faults> {
         }
     }
     if variables.get("APP_ENV").is_none_or(|value| value.to_string() == "development") {
-        // Read whole: a folder of this name would be a fault that comes up for ever.
+        // Read in one go: reading line by line, a directory of this name would return the same error for ever.
         let dotenv = std::fs::read(".env").unwrap_or_else(|why| {
             if why.kind() != ErrorKind::NotFound {
                 let allowed = format!("expected a file that can be read: {}", why.kind());
@@ -117,7 +117,7 @@ pub fn load() -> Result<Loaded, Faults> {
     resolve(&variables, faults)
 }
 
-/// [`load`] with the variables handed in, by their names.
+/// [`load`], with the variables passed in by name.
 fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, Faults> {
     let variable = |name: &str| variables.get(name).map(ToString::to_string);
     let environment = variable("APP_ENV").map_or(Ok(Environment::Development), |name| name.parse());
@@ -142,10 +142,10 @@ fn resolve(variables: &Values, mut faults: BTreeSet<String>) -> Result<Loaded, F
         }
     }
     let mut layered: Vec<_> = variables.iter().collect();
-    // `.env` gives way to the environment, and what platforms set to what was set for this service.
+    // The environment overrides `.env`, and within each, `APP__` variables override those that platforms set.
     layered.sort_by_key(|(name, value)| (!source(value).starts_with(".env "), name.starts_with("APP__")));
     values.extend(layered.into_iter().filter_map(|(name, value)| Some((key_of(name)?, value.clone()))));
-    // A section that has lost all its keys, such as to comments.
+    // Ignore a section without keys, such as one where all are commented out.
     let is_section = |name: &String| defaults.keys().any(|key| key.split('.').next() == Some(name));
     values.retain(|key, value| !(matches!(value.kind, ValueKind::Table(_)) && is_section(key)));
     for (key, value) in values.iter().filter(|(key, _)| !defaults.contains_key(*key)) {
@@ -167,7 +167,7 @@ fn explained((key, value): (&String, &Value)) -> String {
     format!("{key} = {shown}  # {}\n", source(value))
 }
 
-/// Types, then ranges, then contradictions. The default stands in for a value that is wrong, so that all are found.
+/// Checks types, ranges, then contradictions. Defaults stand in for wrong values, so that all faults are found.
 fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) -> Option<Config> {
     let mut values = original.clone();
     let mut report = |key: &str, allowed: &str| {
@@ -176,7 +176,7 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
     for (key, value) in &mut values {
         let Some(default) = defaults.get(key) else { continue };
         if let (ValueKind::Array(_), ValueKind::String(text)) = (&default.kind, &value.kind) {
-            // As a variable has it.
+            // The form in which variables hold lists.
             let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
             value.kind = parts.collect::<Vec<_>>().into();
         }
@@ -185,7 +185,7 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
             *value = default.clone();
         }
     }
-    // Of a list the key is named, not the entry.
+    // For a list, name the key and not the entry.
     let key_at = |path: String| path.split('[').next().unwrap_or(&path).to_owned();
     let config: Config = loop {
         match serde_path_to_error::deserialize(nested(&values)) {
@@ -193,7 +193,7 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
             Err(error) => {
                 let key = key_at(error.path().to_string());
                 report(&key, &value::expected(error.inner()));
-                // Once the default stands there, the same key can't fail again: the loop ends.
+                // With its default in place the same key can't fail again, so the loop ends.
                 match defaults.get(&key) {
                     Some(default) if values.get(&key) != Some(default) => values.insert(key, default.clone()),
                     _ => return None,
@@ -208,8 +208,8 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
     }
     let wrong_already = faults.clone();
     contradictions(&config, |wrong, key, allowed| {
-        // Neither does a default that stands in for a wrong value contradict anything, nor one that was left: who
-        // shortens one delay need not name all others.
+        // Neither a default that stands in for a wrong value nor a value left at its default counts as a
+        // contradiction: whoever shortens one timeout need not set all the others.
         let stands_in = |key: &str| wrong_already.iter().any(|fault| fault.starts_with(&format!("{key} (")));
         let stands_in = stands_in(key) || allowed.split([' ', ',']).any(stands_in);
         if wrong && !stands_in && original.get(key) != defaults.get(key) {
@@ -219,17 +219,17 @@ fn check(original: &Values, defaults: &Values, faults: &mut BTreeSet<String>) ->
     Some(config)
 }
 
-/// Refuses values that can't be meant together with another one, and says what would have been right.
+/// Refuses values that contradict one another, and says what is expected.
 fn contradictions(config: &Config, mut refuse: impl FnMut(bool, &str, &str)) {
     let (http, drain) = (&config.http, config.shutdown.drain_timeout);
-    // What takes longer than the drain would be cut off at each deploy.
+    // Anything that takes longer than the drain would be cut off at each deployment.
     refuse(http.request_timeout > drain, "http.request_timeout", "expected at most shutdown.drain_timeout");
     refuse(config.webhook.timeout > drain, "webhook.timeout", "expected at most shutdown.drain_timeout");
     let allowed = "expected a public address, or webhook.allow_private_addresses = true";
     refuse(config.webhook.forbids_own_url(), "webhook.url", allowed);
     let same_port = http.port != 0 && http.port == config.admin.port;
-    refuse(same_port, "http.port", "expected another port than admin.port");
-    refuse(same_port, "admin.port", "expected another port than http.port");
+    refuse(same_port, "http.port", "expected a port other than admin.port");
+    refuse(same_port, "admin.port", "expected a port other than http.port");
     //@ if postgres
     let too_long = config.database.acquire_timeout >= http.request_timeout;
     refuse(too_long, "database.acquire_timeout", "expected less than http.request_timeout");
@@ -240,7 +240,7 @@ fn contradictions(config: &Config, mut refuse: impl FnMut(bool, &str, &str)) {
     //@ end
 }
 
-/// The key that a variable sets: `APP__HTTP__PORT` is `http.port`. Some are set by platforms, by custom.
+/// The key that a variable sets: `APP__HTTP__PORT` is `http.port`. Some names are conventions of platforms.
 fn key_of(variable: &str) -> Option<String> {
     let key = match variable {
         "PORT" => "http.port",
@@ -260,7 +260,7 @@ fn key_of(variable: &str) -> Option<String> {
     Some(key.to_owned())
 }
 
-/// Whether a key holds what must not be shown, by its name. URLs count: they often carry a password or a token.
+/// Whether a key holds a secret, judging by its name. URLs count: they often carry a password or a token.
 fn is_secret(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or(key);
     ["url", "endpoint", "secret", "password", "token", "key", "credential"].iter().any(|it| name.contains(it))
@@ -280,7 +280,7 @@ mod tests {
 
     use super::*;
 
-    /// The text of all that a folder holds.
+    /// The text of all files in a folder and its subfolders.
     fn text(folder: &Path) -> String {
         let entries =
             std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());

@@ -1,5 +1,5 @@
-//! Probes. They read what a background prober last saw and never ask a dependency themselves, so that a probe
-//! is cheap, and a slow dependency can't make the orchestrator kill the process.
+//! Probes. They read what a background prober last saw and never call a dependency themselves, so a probe is cheap,
+//! and a slow dependency can't make the orchestrator kill the process.
 
 use std::future::ready;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -39,14 +39,14 @@ pub struct Config {
     pub success_threshold: u32,
 }
 
-/// Why the last use of a dependency failed, or none. Clones share it.
+/// Why the last use of a dependency failed; None if it did not. Clones share it.
 pub type LastFailure = watch::Sender<Option<String>>;
 
-/// How one dependency is asked whether it works.
+/// How to check one dependency.
 #[expect(missing_debug_implementations, reason = "what it calls has none")]
 pub struct Check {
     name: &'static str,
-    /// Whether the service is of no use without it.
+    /// Whether the service can't work without it.
     required: bool,
     probe: Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
 }
@@ -59,13 +59,13 @@ impl Check {
         Self { name, required, probe: Box::new(move || Box::pin(probe())) }
     }
 
-    /// Of a dependency that can be done without, and is judged by its last use: it is not called for its health's sake.
+    /// A check of an optional dependency that goes by its last use: no calls are made just to check its health.
     pub fn passive(name: &'static str, last: LastFailure) -> Self {
         Self::new(name, false, move || ready(last.borrow().clone().map_or(Ok(()), Err)))
     }
 }
 
-/// What the prober saw last of one dependency.
+/// What the prober last saw of one dependency.
 #[derive(Debug, Serialize)]
 struct Dependency {
     name: &'static str,
@@ -73,9 +73,9 @@ struct Dependency {
     status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// Results in a row that speak against `status`.
+    /// Consecutive results that contradict `status`.
     #[serde(skip)]
-    against: u32,
+    streak: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -91,11 +91,11 @@ enum Status {
 pub struct Health {
     lifecycle: Lifecycle,
     config: Config,
-    seen: watch::Sender<Seen>,
+    seen: watch::Sender<Snapshot>,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct Snapshot {
     at: Instant,
     dependencies: Vec<Dependency>,
 }
@@ -104,19 +104,19 @@ impl Health {
     pub fn new(config: Config, lifecycle: Lifecycle, checks: &[Check]) -> Self {
         let unknown = checks.iter().map(|check| {
             let (name, required) = (check.name, check.required);
-            Dependency { name, required, status: Status::Unknown, error: None, against: 0 }
+            Dependency { name, required, status: Status::Unknown, error: None, streak: 0 }
         });
-        let seen = Seen { at: Instant::now(), dependencies: unknown.collect() };
+        let seen = Snapshot { at: Instant::now(), dependencies: unknown.collect() };
         Self { lifecycle, config, seen: watch::Sender::new(seen) }
     }
 
-    /// Asks all dependencies again and again, for ever.
+    /// Checks all dependencies at intervals, for ever.
     pub async fn probe(self, checks: Vec<Check>) {
         loop {
-            let results = join_all(checks.iter().map(|check| self.ask(check))).await;
+            let results = join_all(checks.iter().map(|check| self.run_check(check))).await;
             self.seen.send_modify(|seen| {
                 seen.at = Instant::now();
-                seen.dependencies.iter_mut().zip(results).for_each(|(one, result)| self.weigh(one, result));
+                seen.dependencies.iter_mut().zip(results).for_each(|(one, result)| self.record(one, result));
             });
             let starting = self.lifecycle.state() == State::Starting;
             let pause = if starting { Duration::from_millis(100) } else { self.config.interval };
@@ -124,7 +124,7 @@ impl Health {
         }
     }
 
-    /// Waits until all were asked, and those that are required are up; at the deadline it fails with those that are not.
+    /// Waits until all were checked and the required ones are up. At the deadline it fails and lists what is missing.
     pub async fn all_up(&self, deadline: Instant) -> Result<(), String> {
         let is_missing =
             |one: &&Dependency| one.status == Status::Unknown || (one.required && one.status == Status::Down);
@@ -133,13 +133,13 @@ impl Health {
         if tokio::time::timeout_at(deadline, up).await.is_ok() {
             return Ok(());
         }
-        let tell = |it: &Dependency| format!("{} ({})", it.name, it.error.as_deref().unwrap_or("not asked"));
+        let tell = |it: &Dependency| format!("{} ({})", it.name, it.error.as_deref().unwrap_or("unchecked"));
         let missing: Vec<_> = self.seen.borrow().dependencies.iter().filter(is_missing).map(tell).collect();
         Err(missing.join(", "))
     }
 
-    async fn ask(&self, check: &Check) -> Result<(), String> {
-        // A check that panics has found no working dependency; the other checks go on.
+    async fn run_check(&self, check: &Check) -> Result<(), String> {
+        // A check that panics counts as failed; the other checks go on.
         let asked = AssertUnwindSafe((check.probe)()).catch_unwind();
         match tokio::time::timeout(self.config.timeout, asked).await {
             Ok(Ok(answer)) => answer,
@@ -148,18 +148,18 @@ impl Health {
         }
     }
 
-    /// Changes a dependency's status once enough results in a row speak against it; the first one always does.
-    fn weigh(&self, dependency: &mut Dependency, result: Result<(), String>) {
+    /// Changes a status after enough consecutive results contradict it. The very first result always sets it.
+    fn record(&self, dependency: &mut Dependency, result: Result<(), String>) {
         let (status, threshold) = match result {
             Ok(()) => (Status::Up, self.config.success_threshold),
             Err(_) => (Status::Down, self.config.failure_threshold),
         };
         dependency.error = result.err();
-        dependency.against = if dependency.status == status { 0 } else { dependency.against + 1 };
-        if dependency.status != Status::Unknown && dependency.against < threshold {
+        dependency.streak = if dependency.status == status { 0 } else { dependency.streak + 1 };
+        if dependency.status != Status::Unknown && dependency.streak < threshold {
             return;
         }
-        (dependency.status, dependency.against) = (status, 0);
+        (dependency.status, dependency.streak) = (status, 0);
         let (name, required, error) = (dependency.name, dependency.required, dependency.error.as_deref());
         gauge!("dependency_up", "dependency" => name).set(if status == Status::Up { 1.0 } else { 0.0 });
         if status == Status::Up {
@@ -169,9 +169,9 @@ impl Health {
         }
     }
 
-    /// The state in a word, and whether anything is missing.
-    fn readiness(&self, seen: &Seen) -> (&'static str, bool) {
-        // A prober that no longer runs must not leave the last good news standing.
+    /// The status in a word, and whether any dependency, even an optional one, is missing.
+    fn readiness(&self, seen: &Snapshot) -> (&'static str, bool) {
+        // If the prober has stopped, its last results no longer count.
         let stale = seen.at.elapsed() > (self.config.interval + self.config.timeout) * 3;
         let down = |one: &Dependency| one.status != Status::Up;
         let unavailable = stale || seen.dependencies.iter().any(|one| one.required && down(one));
@@ -185,7 +185,7 @@ impl Health {
     }
 }
 
-/// `/health` and `/ready` of the public listener, which name no dependency.
+/// `/health` and `/ready` of the public listener, which don't name any dependencies.
 pub fn public_routes(health: Health) -> Router {
     let ready = async move || {
         let (status, _) = health.readiness(&health.seen.borrow());
@@ -204,7 +204,7 @@ pub fn admin_routes(health: Health) -> Router {
     Router::new().route("/health/live", get(live)).route("/health/ready", get(ready))
 }
 
-/// Whether the process serves at all. No dependency is asked: a restart would not mend one.
+/// Whether the process serves requests at all. Dependencies don't matter here: a restart would not fix them.
 async fn live() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
@@ -216,13 +216,13 @@ fn answer(status: &str, body: Value) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], Json(body)).into_response()
 }
 
-/// Asks the service that runs with this configuration whether it lives.
+/// Checks the liveness of the service that runs with this configuration.
 pub async fn healthcheck(admin: crate::server::AdminConfig) -> anyhow::Result<String> {
     let host = if admin.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { admin.host };
     let url = format!("http://{}/health/live", SocketAddr::new(host, admin.port));
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
     let answer = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
-    answer.map(|_| "ok".to_owned()).context("the service does not answer as it should")
+    answer.map(|_| "ok".to_owned()).context("the service is not healthy")
 }
 
 #[cfg(test)]
@@ -254,7 +254,7 @@ mod tests {
         ];
         for (number, (works, expected)) in results.into_iter().enumerate() {
             let result = if works { Ok(()) } else { Err("planted".to_owned()) };
-            health.seen.send_modify(|seen| health.weigh(&mut seen.dependencies[0], result));
+            health.seen.send_modify(|seen| health.record(&mut seen.dependencies[0], result));
             assert_eq!(health.seen.borrow().dependencies[0].status, expected, "after {number}");
         }
     }
@@ -262,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn prober_that_no_longer_runs_is_not_believed() {
         let lifecycle = Lifecycle::default();
-        lifecycle.take(Trigger::DependenciesUp);
+        lifecycle.apply(Trigger::DependenciesUp);
         let health = Health::new(CONFIG, lifecycle, &[]);
         let readiness = || health.readiness(&health.seen.borrow());
         assert_eq!(readiness(), ("ready", false));
@@ -274,8 +274,8 @@ mod tests {
     async fn check_that_panics_or_hangs_finds_its_dependency_down() {
         let health = Health::new(CONFIG, Lifecycle::default(), &[]);
         let panics = Check::new("a", true, || async { panic!("planted") });
-        assert_eq!(health.ask(&panics).await, Err("the check panicked".to_owned()));
+        assert_eq!(health.run_check(&panics).await, Err("the check panicked".to_owned()));
         let hangs = Check::new("b", true, std::future::pending);
-        assert_eq!(health.ask(&hangs).await, Err("no answer within 50ms".to_owned()));
+        assert_eq!(health.run_check(&hangs).await, Err("no answer within 50ms".to_owned()));
     }
 }

@@ -16,11 +16,11 @@ use tokio::sync::Semaphore;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 
-use self::middleware::{Observer, bound, matched, observe, passing};
+use self::middleware::{Observer, call_route, enforce_limits, layered, observe};
 use self::problem::{Category, Problem};
 use crate::config::value::{between, check, millis, size};
 use crate::health::{self, Health};
-use crate::server::{self, Limits, Room};
+use crate::server::{self, Limits, ResponseBudget};
 use crate::tasks::Tasks;
 
 pub mod admin;
@@ -32,7 +32,7 @@ pub mod problem;
 //@ if rate_limit
 pub mod rate_limit;
 //@ end
-mod tally;
+mod request_metrics;
 pub mod tasks;
 
 #[derive(Clone, Debug, Deserialize, Validate)]
@@ -62,7 +62,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// What holds for each public connection.
+    /// The deadlines and caps of the public listener.
     pub fn limits(&self) -> Limits {
         Limits {
             header_read: self.header_read_timeout,
@@ -81,7 +81,7 @@ fn is_origin(origin: &str, (): &()) -> garde::Result {
     check(fits, "expected origins such as \"https://app.example.com\", without a path")
 }
 
-/// Networks as CIDR, or single addresses.
+/// Networks in CIDR notation, or single addresses.
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let network = |text: &String| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let networks: Result<_, _> = Vec::deserialize(deserializer)?.iter().map(network).collect();
@@ -90,7 +90,7 @@ fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D:
 
 /// What the layers around the API need besides its configuration.
 #[derive(Debug)]
-pub struct Surroundings {
+pub struct Layers {
     pub health: Health,
     pub observer: Observer,
     //@ if rate_limit
@@ -98,56 +98,56 @@ pub struct Surroundings {
     //@ end
 }
 
-/// The whole public listener.
-pub fn router(config: &Config, tasks: Tasks, around: Surroundings) -> anyhow::Result<Router> {
+/// Everything that the public listener serves.
+pub fn router(config: &Config, tasks: Tasks, layers: Layers) -> anyhow::Result<Router> {
     let (api, document) = OpenApiRouter::with_openapi(openapi::info())
         .merge(tasks::router().with_state(Arc::new(tasks)))
         .split_for_parts();
-    let places = Arc::new(Semaphore::new(config.max_in_flight));
-    let bounds = (Arc::new(config.clone()), places, Room::default());
+    let permits = Arc::new(Semaphore::new(config.max_in_flight));
+    let bounds = (Arc::new(config.clone()), permits, ResponseBudget::default());
     gauge!("http_requests_in_flight_max").set(config.max_in_flight as f64);
     //@ if rate_limit
-    let limits = Arc::new(around.rate_limit);
+    let limits = Arc::new(layers.rate_limit);
     //@ end
-    let observer = Arc::new(around.observer);
-    // Bounds and limits guard all but probes, which answer even when it is full. The last named is passed first.
-    let probes = observed(health::public_routes(around.health), observer.clone());
+    let observer = Arc::new(layers.observer);
+    // Bounds and limits guard all but probes, which answer even when the service is full. The last named is outermost.
+    let probes = observed(health::public_routes(layers.health), observer.clone());
     let api = api.merge(openapi::routes(document.to_pretty_json()?)).fallback(not_found);
-    let api = passing(api, move |request, route| {
-        let next = |request| matched(route, request);
+    let api = layered(api, move |request, route| {
+        let next = |request| call_route(route, request);
         //@ if rate_limit
         let limits = limits.clone();
         let next = |request| rate_limit::limit(limits, request, next);
         //@ end
         let bounds = bounds.clone();
-        observe(observer.clone(), request, |request| bound(bounds, request, next))
+        observe(observer.clone(), request, |request| enforce_limits(bounds, request, next))
     });
     Ok(api.merge(probes))
 }
 
-/// Routes whose every answer is logged and counted, also after a panic.
+/// Routes whose every response is logged and counted, even after a panic.
 fn observed(routes: Router, observer: Arc<Observer>) -> Router {
-    passing(routes, move |request, route| observe(observer.clone(), request, |it| matched(route, it)))
+    layered(routes, move |request, route| observe(observer.clone(), request, |it| call_route(route, it)))
 }
 
 pub fn openapi_document() -> anyhow::Result<String> {
     let mut document = openapi::info();
-    // Of each router that [`router`] merges: they have states of their own.
+    // Once for each router that [`router`] merges: each has a state of its own.
     document.merge(tasks::router().into_openapi());
     Ok(document.to_pretty_json()?)
 }
 
-/// What every path answers that no route stands at.
+/// The response for any path without a route.
 pub async fn not_found() -> Problem {
     Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "There is nothing at this path.")
 }
 
 async fn not_allowed() -> Problem {
-    let detail = "This path does not take this method; Allow lists those it takes.";
+    let detail = "This path does not support this method; see the Allow header.";
     Problem::new(Category::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
-/// Closed unless configured: no origin, no headers.
+/// Off unless configured: without origins, no CORS headers are sent.
 fn cors(origins: &[String]) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| origin.parse().ok()).collect();
     if origins.is_empty() {
@@ -210,7 +210,7 @@ mod tests {
         assert!(body.contains("cause") && !body.contains("secret"), "{body}");
     }
 
-    /// Or the gauge would climb for ever, and the fault show nowhere.
+    /// Otherwise the gauge would climb for ever, and the fault would show nowhere.
     #[test]
     fn body_that_panics_is_counted_as_a_fault_and_its_connection_as_gone() {
         let asked = async {

@@ -1,4 +1,4 @@
-//! Work outside the request: a bounded number of jobs at once, retried with backoff, drained at the stop.
+//! Background jobs: run with bounded concurrency, retried with backoff, drained at shutdown.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::lifecycle::Stop;
 use crate::queue::Queue;
 use crate::telemetry::context::{Context, Trace};
 
-const LONGEST_DELAY: Duration = Duration::from_mins(5);
-/// What a run that is cut off may take to notice: longer only where it blocks its thread.
-const LET_GO: Duration = Duration::from_millis(100);
+const MAX_DELAY: Duration = Duration::from_mins(5);
+/// How long a run may take to stop once it is aborted. Only one that blocks its thread takes longer.
+const ABORT_GRACE: Duration = Duration::from_millis(100);
 //@ if postgres
-/// Runs that may be cut off with their process, as in a deployment, beyond those that may fail.
-const CUT_OFF: u32 = 5;
+/// How many runs, on top of `max_attempts`, may be cut off with their process, as in a deployment.
+const MAX_INTERRUPTED_RUNS: u32 = 5;
 //@ end
 
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
@@ -41,13 +41,13 @@ pub struct Config {
     pub max_attempts: u32,
 }
 
-/// Something to be done once the request that caused it has been answered.
+/// Work to be done after the request that caused it has been answered.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
-    /// Stays the same over all attempts, so that a receiver can tell a repetition.
+    /// The same for all attempts, so that a receiver can detect duplicates.
     pub id: Uuid,
     pub kind: Kind,
-    /// JSON text, kept as it was made: a signature covers its bytes.
+    /// JSON text, kept byte for byte: a signature covers it.
     pub payload: String,
     /// The request that caused the job.
     pub context: Context,
@@ -63,7 +63,7 @@ pub enum Kind {
 }
 
 impl Job {
-    /// A job caused by what this task is working for.
+    /// A job that carries the context of the current task.
     pub fn new(kind: Kind, payload: String) -> Self {
         let context = Context::current().unwrap_or_default();
         Self { id: Uuid::now_v7(), kind, payload, context, attempts: 0 }
@@ -95,7 +95,7 @@ pub struct Runner {
 impl Runner {
     pub fn new(config: Config, queue: Arc<Queue>) -> Self {
         gauge!("jobs_queue_depth_max").set(config.queue_capacity as f64);
-        // There from the start: an alert on an increase can't see the one that makes a series appear.
+        // Start each series at zero: an alert on an increase would miss the increment that creates the series.
         for kind in Kind::VARIANTS {
             for outcome in ["failed", "abandoned"] {
                 counter!("jobs_total", "job" => kind.into_str(), "outcome" => outcome).increment(0);
@@ -104,7 +104,7 @@ impl Runner {
         Self { config, queue }
     }
 
-    /// Runs `work` for each job until `stop` says so and the queue has no more for this process.
+    /// Runs `work` for each job until `stop` asks for a drain and the queue has nothing left for this process.
     pub async fn run<F>(self, work: impl Fn(Job) -> F, stop: Stop)
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
@@ -127,11 +127,11 @@ impl Runner {
         let _ = stop.abort.run_until_cancelled(Box::pin(taking)).await;
         running.close();
         let _ = stop.abort.run_until_cancelled(running.wait()).await;
-        // A run that is just ending must not count as lost, too.
-        let _ = timeout(LET_GO, running.wait()).await;
+        // A run that is just finishing must not be counted as lost as well.
+        let _ = timeout(ABORT_GRACE, running.wait()).await;
     }
 
-    /// Gives up what is left, and returns how many jobs are lost by that.
+    /// Gives up on the jobs that are left, and returns how many are lost.
     pub fn abandon(&self) -> usize {
         let lost = self.queue.abandon();
         for kind in &lost {
@@ -156,15 +156,15 @@ impl Runner {
         );
         //@ end
         let context = Context { trace, ..job.context.clone() };
-        let run = contained(run);
+        let run = catch_panic(run);
         //@ if postgres
-        // Where so many runs did not come to an end, each may have ended its process: another would do so again.
-        let endless = job.attempts > self.config.max_attempts.saturating_add(CUT_OFF);
-        let failure = || Failure { reason: "no run of it came to an end".to_owned(), retry: false };
-        let run = async move { if endless { Err(failure()) } else { run.await } };
+        // After so many unfinished runs, the job itself may be what kills the process: another run would do it again.
+        let never_finishes = job.attempts > self.config.max_attempts.saturating_add(MAX_INTERRUPTED_RUNS);
+        let failure = || Failure { reason: "no run of it ever finished".to_owned(), retry: false };
+        let run = async move { if never_finishes { Err(failure()) } else { run.await } };
         //@ end
         let run = async {
-            let (outcome, settlement) = self.after(&job, run.await, stop);
+            let (outcome, settlement) = self.settlement(&job, run.await, stop);
             //@ if otlp
             if outcome != "done" {
                 crate::telemetry::otlp::failed(&Span::current());
@@ -180,8 +180,8 @@ impl Runner {
         context.scope(run).await;
     }
 
-    /// What a run comes to, as it is counted, and what becomes of its job.
-    fn after(&self, job: &Job, run: Result<(), Failure>, stop: &Stop) -> (&'static str, Settlement) {
+    /// The outcome of a run as the metrics count it, and what becomes of the job.
+    fn settlement(&self, job: &Job, run: Result<(), Failure>, stop: &Stop) -> (&'static str, Settlement) {
         let name = job.kind.into_str();
         let Err(Failure { reason, retry }) = run else {
             info!(job = name, id = %job.id, attempts = job.attempts, "job.done");
@@ -198,16 +198,16 @@ impl Runner {
     }
 }
 
-/// A run whose panic is a failure like others: the hook has logged it.
-async fn contained(run: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+/// Turns a panic into an ordinary failure; the hook has logged it.
+async fn catch_panic(run: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let panicked = |_| Err(Failure { reason: "panicked".to_owned(), retry: true });
     AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(panicked)
 }
 
-/// One second, doubling, and up to half of it more or less: jobs that failed together must not come back together.
+/// One second, doubling, with 50 % jitter either way: jobs that failed together must not be retried together.
 fn backoff(attempts: u32) -> Duration {
     let doubled = Duration::from_secs(1).saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
-    doubled.min(LONGEST_DELAY).mul_f64(0.5 + fastrand::f64())
+    doubled.min(MAX_DELAY).mul_f64(0.5 + fastrand::f64())
 }
 
 #[cfg(test)]
@@ -216,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn job_that_panics_is_tried_again() {
-        let failure = contained(async { panic!("planted") }).await.expect_err("a failure");
+        let failure = catch_panic(async { panic!("planted") }).await.expect_err("a failure");
         assert_eq!((failure.reason.as_str(), failure.retry), ("panicked", true));
     }
 

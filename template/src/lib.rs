@@ -1,4 +1,4 @@
-//! The service, as a library so that its tests can reach in. `app` wires it; imports point away from `app`.
+//! The service, as a library so that tests can reach in. `app` wires the modules; no other module imports it.
 
 pub mod app;
 pub mod cache;

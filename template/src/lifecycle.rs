@@ -1,6 +1,6 @@
 //! The state machine of the process: `starting → ready → draining → stopped`, never back.
 //!
-//! `State::after` is all of it. Probes, logs and the gauge `service_state` read this one state.
+//! `State::next` is the whole transition table. Probes, logs and the gauge `service_state` all read this one state.
 
 use std::time::Duration;
 
@@ -31,36 +31,36 @@ pub enum State {
     Stopped,
 }
 
-/// What moves the process on.
+/// What can change the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// All that the service can't do without is there.
+    /// All required dependencies are up.
     DependenciesUp,
-    /// It was not in time, or can't be used.
+    /// A required dependency was not up in time, or a task ended during startup.
     StartFailed,
-    /// A signal.
-    StopAsked,
-    /// A task ended that must last as long as the process.
+    /// A signal asked the process to stop.
+    StopRequested,
+    /// A task ended that should have run as long as the process.
     TaskEnded,
-    /// All that was taken is finished, or the time for it is over.
+    /// All accepted work is finished, or the drain deadline has passed.
     DrainEnded,
 }
 
 impl State {
-    /// Where `trigger` leads from here; None where it changes nothing.
-    fn after(self, trigger: Trigger) -> Option<Self> {
+    /// The state that `trigger` leads to; None if it changes nothing.
+    fn next(self, trigger: Trigger) -> Option<Self> {
         match (self, trigger) {
             (Self::Starting, Trigger::DependenciesUp) => Some(Self::Ready),
-            // Nothing was taken yet, so there is nothing to drain.
-            (Self::Starting, Trigger::StartFailed | Trigger::StopAsked | Trigger::TaskEnded)
+            // The service was never ready, so there is nothing to drain.
+            (Self::Starting, Trigger::StartFailed | Trigger::StopRequested | Trigger::TaskEnded)
             | (Self::Draining, Trigger::DrainEnded) => Some(Self::Stopped),
-            (Self::Ready, Trigger::StopAsked | Trigger::TaskEnded) => Some(Self::Draining),
+            (Self::Ready, Trigger::StopRequested | Trigger::TaskEnded) => Some(Self::Draining),
             _ => None,
         }
     }
 }
 
-/// The state, shared: any clone reads it, `app` alone moves it on.
+/// The shared state: every clone can read it, only `app` changes it.
 #[derive(Clone, Debug)]
 pub struct Lifecycle(watch::Sender<State>);
 
@@ -79,13 +79,13 @@ impl Lifecycle {
 
     /// Waits until the process is in `state` or beyond.
     pub async fn reached(&self, state: State) {
-        // Fails only without a sender, and this is one.
+        // Fails only once every sender is gone, and this is one.
         let _ = self.0.subscribe().wait_for(|now| *now >= state).await;
     }
 
-    /// Moves on, and returns where to.
-    pub fn take(&self, trigger: Trigger) -> State {
-        if let Some(next) = self.state().after(trigger) {
+    /// Applies `trigger` and returns the resulting state.
+    pub fn apply(&self, trigger: Trigger) -> State {
+        if let Some(next) = self.state().next(trigger) {
             self.0.send_replace(next);
             self.publish();
         }
@@ -100,32 +100,32 @@ impl Lifecycle {
     }
 }
 
-/// What stops a part of the service, in two steps, and tells when it has.
+/// Stops a part of the service, first gracefully, then by force, and signals when it has ended.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// Take no more, and finish what was taken.
+    /// Accept no new work, and finish what was accepted.
     pub drain: CancellationToken,
     //@ if postgres
-    /// Nor begin any of that which keeps: it might not end in time.
-    pub last_call: CancellationToken,
+    /// Start no more work that can wait for another process: it might not finish in time.
+    pub stop_claiming: CancellationToken,
     //@ end
     /// Drop what is left.
     pub abort: CancellationToken,
-    /// Cancelled by the part itself once it has ended, in whatever way.
+    /// Cancelled by the part itself once it has ended, for whatever reason.
     pub ended: CancellationToken,
 }
 
-/// SIGTERM and SIGINT, each as one request to stop.
+/// SIGTERM and SIGINT, which both ask the process to stop.
 #[derive(Debug)]
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
-    /// Whether one has come.
+    /// Whether one has arrived.
     heard: bool,
 }
 
 impl StopSignals {
-    /// Listens from here on; a signal that comes before [`Self::next`] is kept.
+    /// Starts listening. A signal that arrives before [`Self::next`] is called is kept.
     pub fn listen() -> std::io::Result<Self> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         Ok(Self { terminate, interrupt, heard: false })
@@ -141,7 +141,7 @@ impl StopSignals {
         signal
     }
 
-    /// Waits for the second signal: the first may come after a stop that no signal has asked for.
+    /// Waits for the second signal. If no signal caused the stop, the first one is still to come.
     pub async fn second(mut self) -> &'static str {
         if !self.heard {
             self.next().await;
@@ -157,14 +157,14 @@ mod tests {
     const TRIGGERS: [Trigger; 5] = [
         Trigger::DependenciesUp,
         Trigger::StartFailed,
-        Trigger::StopAsked,
+        Trigger::StopRequested,
         Trigger::TaskEnded,
         Trigger::DrainEnded,
     ];
 
     #[test]
     fn each_trigger_leads_where_the_table_says() {
-        let row = |state: State| TRIGGERS.map(|trigger| state.after(trigger));
+        let row = |state: State| TRIGGERS.map(|trigger| state.next(trigger));
         let stopped = Some(State::Stopped);
         assert_eq!(row(State::Starting), [Some(State::Ready), stopped, stopped, stopped, None]);
         let draining = Some(State::Draining);
@@ -177,7 +177,7 @@ mod tests {
     fn no_trigger_leads_back() {
         for (state, trigger) in State::VARIANTS.iter().flat_map(|one| TRIGGERS.map(|trigger| (*one, trigger)))
         {
-            assert!(state.after(trigger).is_none_or(|next| next > state), "{state:?} {trigger:?}");
+            assert!(state.next(trigger).is_none_or(|next| next > state), "{state:?} {trigger:?}");
         }
     }
 
@@ -188,7 +188,7 @@ mod tests {
             let lifecycle = lifecycle.clone();
             async move { lifecycle.reached(State::Ready).await }
         });
-        assert_eq!(lifecycle.take(Trigger::StopAsked), State::Stopped);
+        assert_eq!(lifecycle.apply(Trigger::StopRequested), State::Stopped);
         waiting.await.expect("it is woken");
     }
 }

@@ -19,26 +19,26 @@ enum Command {
     /// Serve until SIGTERM or SIGINT (the default)
     Serve,
     //@ if postgres
-    /// Bring the database's schema up to date, and exit
+    /// Bring the database schema up to date and exit
     Migrate,
-    /// Look after jobs that failed for good
+    /// List or requeue jobs that failed for good
     #[command(subcommand)]
     DeadLetters(service::store::dead_letters::Command),
     //@ end
-    /// Print the configuration in force and where each value came from
+    /// Print the effective configuration and where each value came from
     CheckConfig,
-    /// Ask the running service whether it lives, for images without a shell
+    /// Check that the running service is alive, for images without a shell
     Healthcheck,
     /// Print the OpenAPI document
     Openapi,
 }
 
 fn main() -> ExitCode {
-    // Every client looks for what makes its TLS, and panics without it. The first to install one can't fail.
+    // Clients look up the process-wide TLS provider and panic if there is none. The first install can't fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     run(Arguments::parse().command.unwrap_or(Command::Serve)).unwrap_or_else(|error| {
         eprintln!("{error:#}");
-        // 78 is EX_CONFIG of sysexits.h: starting again won't help before the configuration has changed.
+        // 78 is EX_CONFIG from sysexits.h: a restart won't help until the configuration changes.
         ExitCode::from(if error.is::<config::Faults>() { 78 } else { 1 })
     })
 }
@@ -55,7 +55,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::CheckConfig => config::load()?.explained,
     };
     match text.lines().try_for_each(|line| writeln!(io::stdout(), "{line}")) {
-        // A reader that has seen enough, such as `head`, is no fault.
+        // A reader that stops early, such as `head`, is not an error.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("stdout"),
         _ => Ok(ExitCode::SUCCESS),
     }

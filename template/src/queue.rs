@@ -1,4 +1,4 @@
-//! Where jobs wait: in Postgres, so that they survive the process.
+//! The job queue, kept in Postgres so that jobs survive the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,23 +13,23 @@ use crate::jobs::{Job, Kind, Settlement};
 use crate::lifecycle::Stop;
 use crate::store::{Error, Store};
 
-/// How often an idle worker looks for jobs that other replicas or a retry made due.
-const POLL: Duration = Duration::from_millis(500);
-/// How often the queue is measured: until it is, a full one looks empty.
-const WATCH: Duration = Duration::from_secs(1);
+/// How often an idle worker polls for jobs that other replicas have added or whose retry is due.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the queue is measured. Until the first measurement a full queue looks empty.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The right to add one job.
-pub type Place = OwnedSemaphorePermit;
+pub type Permit = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Queue {
     store: Store,
-    /// After which a taken job that was never settled is taken again: its worker has died.
+    /// How long a job may stay claimed but unsettled. After that its worker counts as dead and it is claimed again.
     lease: Duration,
-    /// As of the last look, of all replicas.
+    /// Jobs in the queue, of all replicas, as of the last measurement.
     depth: AtomicUsize,
-    /// As many as there may be jobs, taken by those who are to write one.
-    places: Arc<Semaphore>,
+    /// One permit per job that the queue may hold, taken while a job is being written.
+    permits: Arc<Semaphore>,
     added: Notify,
 }
 
@@ -38,37 +38,37 @@ fn causes(error: Error) -> String {
 }
 
 impl Queue {
-    /// Whether what is left at the stop is run later, by this replica or another.
+    /// Whether jobs that are left at shutdown run later, in this replica or another.
     pub const OUTLIVES_PROCESS: bool = true;
 
-    /// `longest_run` is a bound on one run of a job.
+    /// `longest_run` is an upper bound on one run of a job.
     pub fn new(store: &Store, capacity: usize, longest_run: Duration) -> Self {
         let lease = longest_run * 2 + Duration::from_secs(10);
-        let places = Arc::new(Semaphore::new(capacity));
-        // There from the start, as those of jobs that can be read.
+        let permits = Arc::new(Semaphore::new(capacity));
+        // Start the series at zero, as for jobs that can be read.
         counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(0);
-        Self { store: store.clone(), lease, depth: AtomicUsize::new(0), places, added: Notify::new() }
+        Self { store: store.clone(), lease, depth: AtomicUsize::new(0), permits, added: Notify::new() }
     }
 
-    /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
-    pub fn reserve(&self) -> Option<Place> {
-        let place = self.places.clone().try_acquire_owned().ok()?;
-        (self.depth.load(Ordering::Relaxed) <= self.places.available_permits()).then_some(place)
+    /// Reserves a place within `jobs.queue_capacity`, before anything is written. None if the queue is full.
+    pub fn reserve(&self) -> Option<Permit> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        (self.depth.load(Ordering::Relaxed) <= self.permits.available_permits()).then_some(permit)
     }
 
     /// Wakes a worker for a job that the store has written.
-    pub fn push(&self, place: Place, _job: Job) {
+    pub fn push(&self, permit: Permit, _job: Job) {
         self.set_depth(|depth| depth + 1);
-        drop(place);
+        drop(permit);
         self.added.notify_one();
     }
 
-    /// Waits for the next job. Once `stop` drains, `None` says that none is due, or that another would come too late:
-    /// what is left waits for another process.
+    /// Waits for the next job. Once `stop` asks for a drain, `None` means that no job is due, or that it is too late
+    /// to start one: what is left waits for another process.
     pub async fn next(&self, stop: &Stop) -> Option<Job> {
         loop {
             let draining = stop.drain.is_cancelled();
-            let job = stop.last_call.run_until_cancelled(self.store.claim_job(self.lease)).await?;
+            let job = stop.stop_claiming.run_until_cancelled(self.store.claim_job(self.lease)).await?;
             match job {
                 Ok(Some(job)) => return Some(job),
                 Err(error) => warn!(error = causes(error), category = "unavailable", "job.claim_failed"),
@@ -77,14 +77,14 @@ impl Queue {
             if draining {
                 return None;
             }
-            let _ = stop.drain.run_until_cancelled(timeout(POLL, self.added.notified())).await;
+            let _ = stop.drain.run_until_cancelled(timeout(POLL_INTERVAL, self.added.notified())).await;
         }
     }
 
-    /// Records what became of a job that was taken.
+    /// Records the outcome of a claimed job.
     pub async fn settle(&self, job: Job, settlement: Settlement) {
         if let Err(error) = self.store.settle_job(job.id, &settlement).await {
-            // Its lease ends and it runs again: at least once is what a durable queue promises.
+            // The lease expires and the job runs again: a durable queue promises at-least-once delivery.
             warn!(error = causes(error), id = %job.id, category = "unavailable", "job.settle_failed");
         }
         if !matches!(settlement, Settlement::Retry { .. }) {
@@ -92,20 +92,20 @@ impl Queue {
         }
     }
 
-    /// Counts what waits, for ever.
-    pub async fn watch(self: Arc<Self>) {
+    /// Measures the queue at intervals, for ever.
+    pub async fn measure(self: Arc<Self>) {
         loop {
             if let Ok((count, waited)) = self.store.count_jobs().await {
                 self.set_depth(|_| count);
                 gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
             }
-            // Which closes connections that nobody needs, also where nobody scrapes.
+            // This also closes idle connections, so it must happen even if nobody scrapes the metrics.
             self.store.observe();
-            tokio::time::sleep(WATCH).await;
+            tokio::time::sleep(MEASURE_INTERVAL).await;
         }
     }
 
-    /// Gives up what is left, and tells what is lost by that: nothing.
+    /// Gives up on the jobs that are left, and returns those that are lost: none.
     pub fn abandon(&self) -> Vec<Kind> {
         Vec::new()
     }

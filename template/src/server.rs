@@ -1,5 +1,5 @@
-//! A listener with an accept loop of its own on hyper: `axum::serve` sets no deadline on silent, half-open
-//! or idle connections, and its graceful stop has none either.
+//! A listener with its own accept loop on hyper: `axum::serve` sets no deadline on silent, half-open or idle
+//! connections, nor on its graceful shutdown.
 
 use std::iter;
 use std::net::{IpAddr, SocketAddr};
@@ -30,33 +30,33 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::Service;
 use tracing::{debug, warn};
 
-use self::activity::{Activity, Busy, Deadline, Watched};
+use self::activity::{ActiveRequest, Activity, Deadline, TrackedStream};
 pub use self::descriptors::connections_within_limit;
-pub use self::held::{Held, Hold};
-pub use self::room::Room;
+pub use self::guarded_body::{BodyGuard, Guarded};
+pub use self::response_budget::ResponseBudget;
 use crate::lifecycle::Stop;
 
 mod activity;
 mod descriptors;
-mod held;
+mod guarded_body;
 mod memory;
-mod room;
+mod response_budget;
 
-/// Connections that may wait to be accepted, as far as the kernel allows (`net.core.somaxconn`). The usual 128
-/// are gone in a burst, and who comes then tries again only after a second.
+/// Connections that may wait to be accepted; the kernel caps this (`net.core.somaxconn`). A burst fills the usual
+/// 128, and a connection attempt dropped then is retried only after a second.
 const BACKLOG: u32 = 4096;
-/// Between two tries to accept while none succeeds.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Requests at once of one HTTP/2 connection, each with an answer in memory: the least that RFC 9113 (5.1.2) advises.
-const STREAMS: u32 = 100;
-/// In bytes, of an answer at once: HTTP/2 would keep what the client does not take, where nobody sees it.
+/// The pause after a failed accept. It doubles with each further failure, up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Concurrent requests per HTTP/2 connection, each with a response in memory: the least that RFC 9113 (5.1.2) advises.
+const MAX_STREAMS: u32 = 100;
+/// Bytes of a response handed on at a time: HTTP/2 would buffer what the client does not take, out of our sight.
 const SLICE: usize = 16 * 1024;
-/// In bytes, of a request head over HTTP/1 and of what is read at once.
-const HEAD: usize = 96 * 1024;
-/// What a client that has connected just before the drain may take for its first request.
+/// In bytes: the largest HTTP/1 request head, and the most that is read at once.
+const MAX_HEAD: usize = 96 * 1024;
+/// How long a client that connected just before the drain has to send its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
-/// What begins HTTP/2 (RFC 9113, 3.4).
+/// The HTTP/2 connection preface (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -72,20 +72,20 @@ pub struct Limits {
     pub header_read: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// For a client to take some of an answer that waits for it.
+    /// How long a client may take nothing of a response that is waiting for it.
     pub stalled_write: Duration,
     /// Open connections; further ones wait in the kernel's backlog.
     pub max_connections: usize,
 }
 
-/// Holds a token for each request whose answer has not been sent whole, of all servers that share it.
+/// Holds a token for each request whose response has not been fully sent, across all servers that share it.
 pub type InFlight = TaskTracker;
 
-/// Who sent a request; an extension of each. As the server sees it, that is the peer.
+/// Who sent a request, as a request extension. The server sets it to the peer's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
     pub address: IpAddr,
-    /// As it is logged: wide enough not to name a person.
+    /// The form that is logged: wide enough not to identify a person.
     pub network: ArrayString<19>,
 }
 
@@ -97,11 +97,11 @@ impl Client {
     }
 }
 
-/// Listens, but takes no connection yet.
+/// Listens, but accepts no connections yet.
 pub fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // Or a restart would have to wait for the connections of the process before.
+        // Otherwise a restart would have to wait until the connections of the previous process are gone.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -109,44 +109,44 @@ pub fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listen().with_context(|| format!("can't listen on {address}"))
 }
 
-/// Serves `router` on `listener` until `stop` says so and each connection has ended.
+/// Serves `router` on `listener` until `stop` tells it to drain and every connection has ended.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, in_flight: InFlight, stop: Stop) {
     let _ended = stop.ended.clone().drop_guard();
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(limits.max_connections));
-    let _upkeep = AbortOnDropHandle::new(tokio::spawn(memory::give_back(connections.clone())));
-    let open = |(stream, peer): (TcpStream, SocketAddr), place: OwnedSemaphorePermit| {
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let _upkeep = AbortOnDropHandle::new(tokio::spawn(memory::trim_after_peaks(connections.clone())));
+    let open = |(stream, peer): (TcpStream, SocketAddr), permit: OwnedSemaphorePermit| {
         let serving = serve_connection(stream, peer, router.clone(), limits, in_flight.clone(), stop.clone());
-        // Let go of also where the body of an answer panics.
+        // A guard, so that the gauge goes down even if a response body panics.
         let counted = guard(gauge!("http_connections"), |gauge| gauge.decrement(1));
         counted.increment(1);
-        connections.spawn(serving.inspect(move |()| drop((counted, place))));
+        connections.spawn(serving.inspect(move |()| drop((counted, permit))));
     };
-    let mut pause = SHORTEST_PAUSE;
-    while let Some(place) = stop.drain.run_until_cancelled(places.clone().acquire_owned()).await {
-        let place = place.expect("the semaphore is never closed");
+    let mut pause = MIN_PAUSE;
+    while let Some(permit) = stop.drain.run_until_cancelled(permits.clone().acquire_owned()).await {
+        let permit = permit.expect("the semaphore is never closed");
         match stop.drain.run_until_cancelled(listener.accept()).await {
             Some(Ok(accepted)) => {
-                open(accepted, place);
-                pause = SHORTEST_PAUSE;
+                open(accepted, permit);
+                pause = MIN_PAUSE;
             }
             Some(Err(error)) => {
-                // Out of file descriptors, mostly: trying again at once would only burn the CPU.
+                // Usually out of file descriptors: an immediate retry would only burn CPU.
                 warn!(%error, "connection.accept_failed");
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(MAX_PAUSE);
             }
             None => break,
         }
     }
-    // Clients whose connection the kernel has made already don't know that it comes late. It is asked itself: tokio would
-    // know of none that it was not told of yet, and pause after some.
+    // Connections that the kernel has already established are served too: their clients can't know that we drain. The
+    // kernel is asked directly: tokio would miss those it has not been notified of yet, and yield after a few.
     if let Ok(listener) = listener.into_std() {
-        while let Ok(place) = places.clone().try_acquire_owned()
+        while let Ok(permit) = permits.clone().try_acquire_owned()
             && let Ok((stream, peer)) = listener.accept()
             && let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream))
         {
-            open((stream, peer), place);
+            open((stream, peer), permit);
         }
     }
     connections.close();
@@ -161,7 +161,7 @@ async fn serve_connection(
     in_flight: InFlight,
     stop: Stop,
 ) {
-    // Answers are written whole: waiting to fill a packet would only add latency.
+    // Responses are written whole: waiting to fill a packet would only add latency.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection.nodelay_failed");
     }
@@ -174,33 +174,33 @@ async fn serve_connection(
     };
     let mut drain = pin!(drain.fuse());
     let mut first = [0; PREFACE.len()];
-    let heard = tokio::select! {
+    let peeked = tokio::select! {
         biased;
-        heard = stream.peek(&mut first) => heard.unwrap_or_default(),
+        peeked = stream.peek(&mut first) => peeked.unwrap_or_default(),
         deadline = activity.expired() => return debug!(?deadline, "connection.timed_out"),
         () = drain.as_mut() => return,
         () = stop.abort.cancelled() => return,
     };
     if first == *PREFACE {
-        activity.greeted();
+        activity.preface_received();
     }
-    let stream = Watched { stream, activity: activity.clone() };
-    let (client, noted) = (Client::new(peer.ip()), activity.clone());
+    let stream = TrackedStream { stream, activity: activity.clone() };
+    let (client, tracked) = (Client::new(peer.ip()), activity.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let version = request.version();
-        // Kept until the answer has left.
-        let busy = noted.busy(version);
+        // Held until the response has been handed to the connection.
+        let active = tracked.begin_request(version);
         request.extensions_mut().insert(client);
-        let none = request.body().is_end_stream();
-        let body = |body| if none { Body::empty() } else { Body::new(Held::new(body, noted.reading())) };
-        router.clone().call(request.map(body)).map_ok(move |response| leaving(response, version, busy))
+        let empty = request.body().is_end_stream();
+        let body = |it| if empty { Body::empty() } else { Body::new(Guarded::new(it, tracked.reading())) };
+        router.clone().call(request.map(body)).map_ok(move |response| outgoing(response, version, active))
     });
-    let builder = protocols(&first[..heard], limits);
+    let builder = protocols(&first[..peeked], limits);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut told = false;
+    let mut closing = false;
     loop {
         tokio::select! {
-            // In this order, so that `activity` is asked after the connection has moved.
+            // In this order, so that `activity` is checked after the connection has made progress.
             biased;
             () = stop.abort.cancelled() => break,
             result = connection.as_mut() => {
@@ -211,53 +211,57 @@ async fn serve_connection(
             }
             deadline = activity.expired() => {
                 debug!(?deadline, "connection.timed_out");
-                // One answer that is not taken must not cost the others of a connection which a proxy shares.
-                if told || !matches!(deadline, Deadline::Idle | Deadline::Untaken) {
+                // One untaken response must not cost the others on a connection that a proxy shares among clients.
+                if closing || !matches!(deadline, Deadline::Idle | Deadline::Untaken) {
                     break;
                 }
             }
             () = drain.as_mut() => {}
         }
-        // Says goodbye (GOAWAY) where the protocol can. What is asked before that is heard gets its answer.
-        told = true;
-        activity.hurry();
+        // Sends GOAWAY if the protocol has it. Requests sent before the client sees that are still answered.
+        closing = true;
+        activity.begin_close();
         connection.as_mut().graceful_shutdown();
     }
 }
 
-/// What is spoken with a client that begins like this.
+/// The protocols for a client whose first bytes are these.
 fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    // `Activity` sets the deadlines: hyper's own can't tell an idle connection from half a head.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD);
+    // `Activity` sets the deadlines: hyper's own can't tell an idle connection from a half-sent head.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
-    builder.http2().max_concurrent_streams(STREAMS);
-    // The builder could find out by itself, but hands on what it has read for that alone. hyper would make room for more,
-    // and keep 16 KiB a connection instead of 8.
+    builder.http2().max_concurrent_streams(MAX_STREAMS);
+    // The builder could detect the protocol itself, but passes on the bytes it read for that as a read of their own.
+    // hyper would then grow its buffer, and keep 16 KiB per connection instead of 8.
     if PREFACE.starts_with(first) { builder } else { builder.http1_only() }
 }
 
-/// An answer on its way to a client, with what is kept until it has left.
-fn leaving(mut response: Response, version: Version, mut busy: Busy) -> Response<Held<Body, Busy>> {
-    busy.handed_on(true);
-    busy.taken = response.extensions_mut().remove();
-    if busy.leaves_body() {
-        // What may still come of it is in the way of the next request, which the client should send elsewhere.
+/// Prepares a response for sending, with `active` held until it has been sent.
+fn outgoing(
+    mut response: Response,
+    version: Version,
+    mut active: ActiveRequest,
+) -> Response<Guarded<Body, ActiveRequest>> {
+    active.frame_polled(true);
+    active.permits = response.extensions_mut().remove();
+    if active.has_unread_body() {
+        // The rest of the request body is in the way of the next request, which should use another connection.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let length = response.body().size_hint().exact();
     if version == Version::HTTP_2 && length != Some(0) {
-        // Which slices don't tell.
+        // A sliced body no longer knows its length.
         if let Some(length) = length {
             response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
         }
         response = response.map(sliced);
     }
-    response.map(|body| Held::new(body, busy))
+    response.map(|body| Guarded::new(body, active))
 }
 
-/// A body in frames of at most [`SLICE`], and its last byte by itself: HTTP/2 asks for it once the client has taken all
-/// before it, and lets go of the body only then.
+/// Splits a body into frames of at most [`SLICE`], with the last byte in a frame of its own: HTTP/2 hands that on only
+/// once the client has taken everything before it, and drops the body only then.
 fn sliced(body: Body) -> Body {
     let slices = |mut frame: Bytes| {
         let next = move || (!frame.is_empty()).then(|| frame.split_to((frame.len() - 1).clamp(1, SLICE)));

@@ -1,4 +1,4 @@
-//! Tasks in Postgres. Only this module and its children know SQL.
+//! Tasks in Postgres. Only this module and its children contain SQL.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -48,12 +48,12 @@ pub struct Config {
 
 fn is_postgres(url: &Option<SecretString>, (): &()) -> garde::Result {
     let url = url.as_ref().map_or("", |url| url.expose_secret());
-    // sqlx takes what any scheme leads to.
+    // sqlx accepts any scheme.
     let fits = url.starts_with("postgres") && options(url).is_ok();
     check(fits, "expected postgres://user:password@host:port/name, here or in DATABASE_URL")
 }
 
-/// In silence: sqlx tells of parameters that it does not know, with their values, which may be secrets.
+/// Parses with logging off: sqlx logs parameters that it does not know, with their values, which may be secrets.
 fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || url.parse())
 }
@@ -64,21 +64,21 @@ pub enum Error {
     NotFound,
     #[error("the task has another version")]
     VersionMismatch,
-    /// The server, or a free connection to it, could not be had in time.
+    /// The server, or a free connection to it, was not available in time.
     #[error("the database is unavailable")]
     Unavailable(#[source] sqlx::Error),
-    /// A constraint of the schema does not allow the change.
-    #[error("the change contradicts other data")]
+    /// A constraint of the schema forbids the change.
+    #[error("the change conflicts with other data")]
     Conflict(#[source] sqlx::Error),
-    #[error("the database refused")]
+    #[error("the database rejected the query")]
     Refused(#[source] sqlx::Error),
 }
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        // Class 08: no connection, as a pooler says; 28 and 3D: none for this user or database; 40: rolled back; 53:
-        // out of resources; 55: locked; 57 and 25P03: ended by an operator or a timeout; 25006: read-only; 42P01,
-        // 42703: not migrated yet.
+        // Class 08: no connection, as reported by a pooler; 28 and 3D: user or database refused; 40: rolled back; 53:
+        // out of resources; 55: locked; 57 and 25P03: terminated by an operator or a timeout; 25006: read-only; 42P01
+        // and 42703: not migrated yet.
         let passing = ["08", "28", "3D", "40", "53", "55", "57", "25P03", "25006", "42P01", "42703"];
         match &error {
             sqlx::Error::Database(refusal) => match refusal.code() {
@@ -94,30 +94,30 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// What a server that works may need beyond the statement timeout, which it holds itself.
+/// How long a working server may take to answer beyond the statement timeout, which it enforces itself.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// A pool of connections. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Pool,
-    /// After which a server that has not answered is given up, whoever waits for it.
-    patience: Duration,
-    /// From which a query is told of.
+    /// How long a query may go unanswered before it is given up, whoever waits for it.
+    query_timeout: Duration,
+    /// Queries that take at least this long are logged.
     slow: Duration,
 }
 
-/// As `query_as!` reads the column, which is text.
+/// `query_as!` reads the column, which is text, through this.
 impl From<String> for Status {
     fn from(text: String) -> Self {
-        // The schema allows no other.
+        // The schema allows no other text.
         text.parse().unwrap_or(Self::Open)
     }
 }
 
-/// Queries name their columns: a plan that is kept for `*` fails once a later release has added one.
+/// Queries name their columns: a cached plan for `*` fails once a later release has added one.
 impl Store {
-    /// A pool that connects when it is first used, so that the service starts before its database.
+    /// A pool that connects on first use, so that the service can start before its database.
     pub fn open(config: &crate::config::Config) -> anyhow::Result<Self> {
         let config = &config.database;
         let url = config.url.as_ref().map_or("", |url| url.expose_secret());
@@ -126,34 +126,34 @@ impl Store {
             .application_name(env!("CARGO_PKG_NAME"))
             .options([
                 ("statement_timeout", &*statement_timeout),
-                // A replica that has vanished tells nobody: its locks would outlast it by hours.
+                // A replica that vanishes does not close its connections: its locks would outlive it by hours.
                 ("idle_in_transaction_session_timeout", &*statement_timeout),
                 ("tcp_keepalives_idle", "30"),
                 ("tcp_keepalives_interval", "10"),
                 ("tcp_keepalives_count", "3"),
             ])
-            // Of no use here, and more than pgbouncer lets through.
+            // Of no use here, and refused by pgbouncer.
             .extra_float_digits(None)
-            // Queries are measured under their names; their text in the log would say less.
+            // Queries are measured by name, which says more than their text in the log would.
             .disable_statement_logging();
-        let patience = config.acquire_timeout;
-        // With time to say what it was refused with, while its caller waits.
-        let pool = Pool::open(options, config.max_connections, patience, patience.mul_f64(0.9));
-        let (patience, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
-        Ok(Self { pool, patience, slow })
+        let acquire_timeout = config.acquire_timeout;
+        // Retries end before the caller stops waiting, so that it gets the server's error and not just a timeout.
+        let pool = Pool::open(options, config.max_connections, acquire_timeout, acquire_timeout.mul_f64(0.9));
+        let (query_timeout, slow) = (config.statement_timeout + SLACK, config.slow_query_threshold);
+        Ok(Self { pool, query_timeout, slow })
     }
 
-    /// Readiness: the server answers and the schema is at least as new as this binary's. Asked over a connection of its
-    /// own: a pool that is used up would take all replicas out at once, when each of them is needed.
+    /// Readiness: the server answers and the schema is at least as new as this binary's. Checked over a connection of
+    /// its own: an exhausted pool would take all replicas out of rotation at once, when every one of them is needed.
     pub fn checks(&self) -> Vec<Check> {
         let connector = self.pool.connector();
-        // What it is refused with is told at once: the prober tries again by itself.
-        let pool = Pool::open(connector.options.clone(), 1, connector.patience, Duration::ZERO);
+        // A refusal is reported at once and not retried: the prober tries again by itself.
+        let pool = Pool::open(connector.options.clone(), 1, connector.acquire_timeout, Duration::ZERO);
         let store = Self { pool, ..self.clone() };
         vec![Check::new("postgres", true, move || store.clone().schema_is_current())]
     }
 
-    /// Sets the gauges of the pool, and closes what of it has been idle for long.
+    /// Sets the pool's gauges, and closes connections that have been idle for too long.
     pub fn observe(&self) {
         let [most, open, idle] = self.pool.count();
         gauge!("db_pool_connections", "state" => "idle").set(idle as f64);
@@ -161,7 +161,7 @@ impl Store {
         gauge!("db_pool_connections_max").set(most as f64);
     }
 
-    /// Ends all connections, once their queries have.
+    /// Closes all connections, once their queries have ended.
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -197,11 +197,11 @@ impl Store {
     /// At most `limit` tasks after the id `after`, in the order of their ids.
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<Vec<Task>, Error> {
         let limit = i64::from(limit);
-        // Two statements and not one with an OR, so that each has an index that fits it.
+        // Two statements instead of one with an OR, so that each has an index that fits it.
         Ok(if let Some(status) = status {
             let query = sqlx::query_as!(
                 Task,
-                // By rows, which the primary key has in no order: a plan that read it could pass by half of the table.
+                // By row, an order the primary key lacks: a plan that scanned it might have to skip half of the table.
                 "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
                  WHERE (status, id) > ($1, $2) AND (status, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
                  ORDER BY status, id LIMIT $3",
@@ -222,7 +222,7 @@ impl Store {
         })
     }
 
-    /// Changes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
+    /// Changes a task. If `version` is given and the task no longer has it, returns [`Error::VersionMismatch`].
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
         let query = sqlx::query_as!(
             Task,
@@ -242,8 +242,8 @@ impl Store {
         Ok(task)
     }
 
-    /// Completes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`]. The first time,
-    /// the job that `job` makes is stored in the same transaction; it is returned as well.
+    /// Completes a task. If `version` is given and the task no longer has it, returns [`Error::VersionMismatch`]. The
+    /// first time, the job that `job` makes is stored in the same transaction, and returned as well.
     pub async fn complete(
         &self,
         id: Uuid,
@@ -253,8 +253,8 @@ impl Store {
         let mut leased = self.acquire().await?;
         let completed = self.complete_on(leased.connection(), id, version, job).await;
         if let Err(Error::Unavailable(_)) = completed {
-            // A transaction may have begun all the same, and nobody would end it.
-            leased.give_up();
+            // A transaction may have begun all the same, and nothing would end it.
+            leased.discard();
         }
         completed
     }
@@ -290,7 +290,7 @@ impl Store {
         Ok((task, job))
     }
 
-    /// Deletes a task, if it still has `version` where one is given: else [`Error::VersionMismatch`].
+    /// Deletes a task. If `version` is given and the task no longer has it, returns [`Error::VersionMismatch`].
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
         let query =
             sqlx::query!("DELETE FROM tasks WHERE id = $1 AND version = COALESCE($2, version)", id, version);
@@ -298,12 +298,12 @@ impl Store {
         if deleted.rows_affected() == 0 { Err(self.missed(id).await) } else { Ok(()) }
     }
 
-    /// Why a change touched no row.
+    /// Why a change affected no row.
     async fn missed(&self, id: Uuid) -> Error {
         self.get(id).await.err().unwrap_or(Error::VersionMismatch)
     }
 
-    /// One query on a connection of its own, which is given back at once when it has ended well.
+    /// Runs one query on a connection of its own, which is given back at once if the query succeeds.
     async fn once<T>(
         &self,
         name: &'static str,
@@ -313,22 +313,22 @@ impl Store {
         let result = self.timed(name, query(leased.connection())).await;
         let refusal = result.as_ref().err().and_then(sqlx::Error::as_database_error);
         if result.is_ok() {
-            leased.give_back();
+            leased.release();
         } else if refusal.is_some_and(|refusal| refusal.code().as_deref() == Some("25006")) {
-            // A former primary: after a failover the same name may lead to another server.
-            leased.give_up();
+            // A former primary: after a failover the same name may resolve to another server.
+            leased.discard();
         }
         result
     }
 
     async fn acquire(&self) -> Result<Leased, sqlx::Error> {
         let started = Instant::now();
-        // Also where it is given up with its request: else a database that blocks would look idle.
+        // Recorded even if the wait is cancelled with its request: else a database that blocks would look idle.
         defer!(histogram!("db_pool_acquire_seconds").record(started.elapsed().as_secs_f64()));
         self.pool.acquire().await
     }
 
-    /// Bounds and measures a query, and tells of one that is slow, under a name of ours: no value can end up in it.
+    /// Bounds and measures a query, and logs a slow one, all under a name of ours: no value can end up in it.
     async fn timed<T>(
         &self,
         name: &'static str,
@@ -343,8 +343,8 @@ impl Store {
                 warn!(query = name, duration_seconds, "database.slow_query");
             }
         }
-        let silent = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the server has fallen silent").into());
-        let query = timeout(self.patience, query).unwrap_or_else(silent);
+        let silent = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "the server did not answer").into());
+        let query = timeout(self.query_timeout, query).unwrap_or_else(silent);
         //@ if otlp
         let span = info_span!("query", otel.name = name, otel.kind = "client", db.system.name = "postgresql");
         let query = crate::telemetry::otlp::within(span, query);

@@ -20,7 +20,7 @@ pub struct Task {
     #[schema(required = true)]
     pub description: Option<String>,
     pub status: Status,
-    /// Rises by one with each change; the `ETag` of the task.
+    /// Incremented by each change; also the task's `ETag`.
     pub version: i64,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -48,7 +48,7 @@ pub struct TaskPage {
     pub next_cursor: Option<Uuid>,
 }
 
-/// A task as clients are told it, written once for all who read it.
+/// A task as clients see it, serialized once for all that read it.
 #[derive(Clone, Debug)]
 pub struct Rendered {
     pub version: i64,
@@ -62,7 +62,7 @@ impl From<&Task> for Rendered {
     }
 }
 
-/// A task that is to be created.
+/// A task to be created.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub struct NewTask {
@@ -70,14 +70,14 @@ pub struct NewTask {
     #[schema(schema_with = title)]
     #[garde(length(chars, min = 1, max = 200), custom(one_line))]
     pub title: String,
-    /// At most 10,000 characters, none of them a control character but tabs and line ends.
+    /// At most 10,000 characters, without control characters other than tabs and line breaks.
     #[serde(default)]
     #[schema(max_length = 10_000, pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
     #[garde(inner(length(chars, max = 10_000), custom(plain_text)))]
     pub description: Option<String>,
 }
 
-/// A change of a task: what is absent stays, a `null` description is removed.
+/// A change to a task: absent fields stay as they are; `null` removes the description.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub struct TaskPatch {
@@ -85,7 +85,7 @@ pub struct TaskPatch {
     #[schema(schema_with = title)]
     #[garde(inner(length(chars, min = 1, max = 200), custom(one_line)))]
     pub title: Option<String>,
-    /// At most 10,000 characters, none of them a control character but tabs and line ends.
+    /// At most 10,000 characters, without control characters other than tabs and line breaks.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<String>, max_length = 10_000)]
     #[schema(pattern = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")]
@@ -93,15 +93,15 @@ pub struct TaskPatch {
     pub description: Option<Option<String>>,
 }
 
-/// The rules of a title for those who read the API document. Its length is a part of the pattern because it counts
-/// once the ends are trimmed, of what Unicode calls white space: `\s` is another set in each language.
+/// The rules for a title, for readers of the API document. The pattern includes the length, which counts only after
+/// trimming, and spells out Unicode's white space, since `\s` is a different set in each language.
 fn title() -> Object {
     let space = r"[\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*";
     let edge = r"[^\u0000- \u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]";
     let middle = r"[^\u0000-\u001f\u007f-\u009f]{0,198}";
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .description(Some("1 to 200 characters once trimmed, none of them a control character."))
+        .description(Some("1 to 200 characters after trimming, without control characters."))
         .pattern(Some(format!("^{space}{edge}({middle}{edge})?{space}$")))
         .build()
 }
@@ -114,7 +114,7 @@ fn some_trimmed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Str
     trimmed(deserializer).map(Some)
 }
 
-/// Tells `null`, which is `Some(None)`, from absent, which is `None`.
+/// Distinguishes `null`, which becomes `Some(None)`, from an absent field, which is `None`.
 #[expect(clippy::option_option, reason = "three states: absent, null, text")]
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(deserializer).map(Some)

@@ -1,4 +1,4 @@
-//! What can be done with tasks: each use-case over store, cache and jobs, and nothing of HTTP.
+//! The use cases for tasks, built on the store, the cache and the job queue. They know nothing of HTTP.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ pub enum Error {
     QueueFull,
 }
 
-/// In bytes, of the texts of a page, which ends with the task beyond it: what a slow client leaves lies in memory.
-const LONGEST_PAGE: usize = 1024 * 1024;
+/// In bytes of text. A page ends with the task that reaches this: what a slow client has not read stays in memory.
+const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 /// Clones share everything.
 #[derive(Clone, Debug)]
@@ -32,9 +32,9 @@ pub struct Tasks {
     pub store: Store,
     pub cache: Cache,
     pub queue: Arc<Queue>,
-    /// Whether completions are told to a webhook.
+    /// Whether completions are sent to a webhook.
     pub notify: bool,
-    /// Writes under way.
+    /// Writes in flight.
     pub writes: TaskTracker,
 }
 
@@ -50,13 +50,13 @@ impl Tasks {
     }
 
     pub async fn list(&self, status: Option<Status>, after: Uuid, limit: u16) -> Result<TaskPage, Error> {
-        // One more than asked for tells whether there is a next page.
+        // One more than asked for, to see whether there is a next page.
         let mut items = self.store.list(status, after, limit + 1).await.map_err(Arc::new)?;
         let mut length = 0;
         let fits = |task: &&Task| {
             let before = length;
             length += task.title.len() + task.description.as_ref().map_or(0, String::len);
-            before < LONGEST_PAGE
+            before < MAX_PAGE_BYTES
         };
         let fitting = items.iter().take(limit.into()).take_while(fits).count();
         let more = items.len() > fitting;
@@ -66,36 +66,36 @@ impl Tasks {
     }
 
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
-        self.to_its_end(|this| async move {
-            let task = this.or_forget(id, this.store.update(id, version, patch).await).await?;
-            this.cache.written(&task).await;
+        self.run_to_completion(|this| async move {
+            let task = this.or_invalidate(id, this.store.update(id, version, patch).await).await?;
+            this.cache.after_write(&task).await;
             Ok(task)
         })
         .await
     }
 
     pub async fn complete(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
-        self.to_its_end(|this| async move { this.complete_and_queue(id, version).await }).await
+        self.run_to_completion(|this| async move { this.complete_and_queue(id, version).await }).await
     }
 
     async fn complete_and_queue(&self, id: Uuid, version: Option<i64>) -> Result<Task, Error> {
-        // Room in the queue comes first: a completion must not be kept if no one can be told of it.
-        let place = match self.notify.then(|| self.queue.reserve()) {
+        // Room in the queue comes first: a completion must not be stored if its notification can't be queued.
+        let permit = match self.notify.then(|| self.queue.reserve()) {
             Some(None) => {
                 let before = self.completed_before(id, version).await;
-                return self.or_forget(id, before).await?.ok_or(Error::QueueFull);
+                return self.or_invalidate(id, before).await?.ok_or(Error::QueueFull);
             }
-            place => place.flatten(),
+            permit => permit.flatten(),
         };
         let mut first = false;
         let notify = |task: &Task| {
             first = true;
             self.notify.then(|| webhook::task_completed(task))
         };
-        let (task, job) = self.or_forget(id, self.store.complete(id, version, notify).await).await?;
-        self.cache.written(&task).await;
-        if let (Some(place), Some(job)) = (place, job) {
-            self.queue.push(place, job);
+        let (task, job) = self.or_invalidate(id, self.store.complete(id, version, notify).await).await?;
+        self.cache.after_write(&task).await;
+        if let (Some(permit), Some(job)) = (permit, job) {
+            self.queue.push(permit, job);
         }
         if first {
             counter!("tasks_total", "event" => "completed").increment(1);
@@ -103,42 +103,42 @@ impl Tasks {
         Ok(task)
     }
 
-    /// A completed task, which needs no place in the queue to stay so. None while it is open.
+    /// The task, if it is completed already: that takes no room in the queue. `None` if it is still open.
     async fn completed_before(&self, id: Uuid, version: Option<i64>) -> Result<Option<Task>, store::Error> {
         let task = self.store.get(id).await?;
         if version.is_some_and(|version| version != task.version) {
             return Err(store::Error::VersionMismatch);
         }
-        // Read past the cache, which may know an older one still.
-        self.cache.written(&task).await;
+        // This read bypassed the cache, which may still have an older version.
+        self.cache.after_write(&task).await;
         Ok(Some(task).filter(|task| task.status == Status::Completed))
     }
 
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
-        self.to_its_end(|this| async move {
-            this.or_forget(id, this.store.delete(id, version).await).await?;
-            this.cache.deleted(id).await;
+        self.run_to_completion(|this| async move {
+            this.or_invalidate(id, this.store.delete(id, version).await).await?;
+            this.cache.after_delete(id).await;
             counter!("tasks_total", "event" => "deleted").increment(1);
             Ok(())
         })
         .await
     }
 
-    /// Finishes a write also for a client that has left or waited too long: once it is stored, the rest must follow.
-    async fn to_its_end<T: Send + 'static, W>(&self, write: impl FnOnce(Self) -> W) -> Result<T, Error>
+    /// Finishes a write even if its client has left or timed out: once it is stored, the rest must follow.
+    async fn run_to_completion<T: Send + 'static, W>(&self, write: impl FnOnce(Self) -> W) -> Result<T, Error>
     where
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let write = Context::current().unwrap_or_default().scope(write(self.clone())).in_current_span();
-        // Nothing aborts it, so it can only have panicked: a fault of this request.
+        // Nothing aborts the spawned task, so an error means that it panicked, which is this request's own failure.
         self.writes.spawn(write).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
     }
 
-    /// What a write came to. A refusal may tell more than this replica knows: then the task is read anew.
-    async fn or_forget<T>(&self, id: Uuid, written: Result<T, store::Error>) -> Result<T, Error> {
-        if written.is_err() {
-            self.cache.doubted(id).await;
+    /// The outcome of a write. An error may mean that the cached task is out of date, so it is invalidated.
+    async fn or_invalidate<T>(&self, id: Uuid, outcome: Result<T, store::Error>) -> Result<T, Error> {
+        if outcome.is_err() {
+            self.cache.after_failed_write(id).await;
         }
-        Ok(written.map_err(Arc::new)?)
+        Ok(outcome.map_err(Arc::new)?)
     }
 }

@@ -19,7 +19,7 @@ pub mod otlp;
 //@ end
 mod panic;
 
-/// What has to live as long as the process and be flushed at its end.
+/// The parts that live as long as the process and are flushed at its end.
 #[derive(Debug)]
 pub struct Telemetry {
     pub metrics: Metrics,
@@ -53,7 +53,7 @@ impl Telemetry {
         })
     }
 
-    /// Sends what is buffered, within `shutdown.flush_timeout`, and says what came of it.
+    /// Sends what is buffered, within `shutdown.flush_timeout`, and logs the outcome.
     pub fn flush(&self) {
         let status = "disabled";
         //@ if otlp

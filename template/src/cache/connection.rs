@@ -1,4 +1,4 @@
-//! The connection to Redis, never waited for longer than `redis.timeout`, and while it fails not asked at all.
+//! The connection to Redis: no command waits longer than `redis.timeout`, and none is sent while Redis keeps failing.
 
 use std::mem::take;
 use std::sync::Arc;
@@ -26,9 +26,9 @@ use tracing::warn;
 use crate::config::value::{check, millis, optional};
 use crate::health::Check;
 
-/// Failures in a row after which Redis is left alone, and for how long.
-const FAILURES: u32 = 3;
-const PAUSE: Duration = Duration::from_secs(1);
+/// The circuit breaker: how many failures in a row open it, and for how long.
+const BREAKER_FAILURES: u32 = 3;
+const COOLDOWN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
@@ -48,7 +48,7 @@ fn is_redis(url: &Option<SecretString>, (): &()) -> garde::Result {
     check(fits, "expected redis://:password@host:port/0 or rediss://, here or in REDIS_URL")
 }
 
-/// Clones share the connection and what is known of it.
+/// Clones share the connection and its state.
 #[derive(Clone, Debug)]
 pub struct Redis {
     client: Client,
@@ -62,12 +62,12 @@ struct State {
     connection: ConnectionManager,
     /// In a row.
     failures: u32,
-    /// Where there were too many: until when Redis is left alone. Then one caller goes and sees.
+    /// After too many failures: until when Redis is left alone. Then one caller tries it again.
     paused_until: Instant,
 }
 
 impl Redis {
-    /// Connects when it is first used, so that the service starts before its Redis.
+    /// Connects on first use, so that the service can start before its Redis.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let client = Client::open(config.url.as_ref().map_or("", |url| url.expose_secret()))?;
         let connection = lazy(&client, config.timeout)?;
@@ -76,7 +76,7 @@ impl Redis {
         Ok(Self { client, state, timeout: config.timeout, namespace: namespace.into() })
     }
 
-    /// Asked even during a pause, and ends it.
+    /// Pings Redis even during a pause, and ends the pause if it answers.
     pub(super) fn check(&self) -> Check {
         let redis = self.clone();
         Check::new("redis", false, move || redis.clone().ping())
@@ -85,21 +85,21 @@ impl Redis {
     async fn ping(self) -> Result<(), String> {
         let mut connection = self.state.lock().connection.clone();
         let pong = connection.ping().await;
-        if pong.is_err() || self.state.lock().failures < FAILURES {
-            self.note("ping", &pong);
+        if pong.is_err() || self.state.lock().failures < BREAKER_FAILURES {
+            self.record_outcome("ping", &pong);
         } else {
-            // One that refuses writes answers, too: the next caller goes and sees.
+            // A server that refuses writes still answers pings, so the next caller has to find out whether it works.
             self.state.lock().paused_until = Instant::now();
         }
         pong.map_err(|error| error.to_string())
     }
 
-    /// A name that others who use the same Redis don't touch.
+    /// A name that other users of the same Redis don't touch.
     pub fn key(&self, name: &str) -> String {
         [&*self.namespace, name].join(":")
     }
 
-    /// The result of a script, or none: too late, failed, or not asked since others failed before.
+    /// The result of a script. `None` if it was too late, failed, or was not sent because others failed before.
     pub async fn run<T: FromRedisValue>(&self, name: &'static str, call: ScriptInvocation<'_>) -> Option<T> {
         let mut connection = self.connection()?;
         let started = Instant::now();
@@ -114,7 +114,7 @@ impl Redis {
         let command = crate::telemetry::otlp::within(span, command);
         //@ end
         let result = command.await;
-        self.note(name, &result);
+        self.record_outcome(name, &result);
         result.ok()
     }
 
@@ -125,42 +125,42 @@ impl Redis {
             subscription.subscribe(self.key(channel)).await?;
             Ok::<_, RedisError>(subscription)
         };
-        timeout(PAUSE, subscription).await.ok()?.ok()
+        timeout(COOLDOWN, subscription).await.ok()?.ok()
     }
 
-    /// None during a pause.
+    /// `None` during a pause.
     fn connection(&self) -> Option<ConnectionManager> {
         let mut state = self.state.lock();
-        if state.failures >= FAILURES {
+        if state.failures >= BREAKER_FAILURES {
             if Instant::now() < state.paused_until {
                 return None;
             }
-            state.paused_until = Instant::now() + PAUSE;
+            state.paused_until = Instant::now() + COOLDOWN;
         }
         Some(state.connection.clone())
     }
 
-    fn note<T>(&self, command: &str, result: &RedisResult<T>) {
+    fn record_outcome<T>(&self, command: &str, result: &RedisResult<T>) {
         let mut state = self.state.lock();
         let Err(reason) = result else {
-            if take(&mut state.failures) >= FAILURES {
+            if take(&mut state.failures) >= BREAKER_FAILURES {
                 warn!("cache.breaker_closed");
             }
             return;
         };
-        // It became a replica, and its name may lead elsewhere by now. Look-ups that it still answers would hide that for
-        // ever. Until Redis 7 a script's error quotes that of its command.
+        // The server became a replica, and its name may resolve to another by now. The look-ups that it still answers
+        // would hide that for ever. Before Redis 7, a script's error quotes the error of its command.
         let demoted = reason.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
             || reason.detail().is_some_and(|detail| detail.contains("-READONLY "));
-        state.failures = if demoted { FAILURES.max(state.failures + 1) } else { state.failures + 1 };
-        if state.failures == FAILURES {
-            warn!(command, %reason, pause = ?PAUSE, category = "unavailable", "cache.breaker_open");
+        state.failures = if demoted { BREAKER_FAILURES.max(state.failures + 1) } else { state.failures + 1 };
+        if state.failures == BREAKER_FAILURES {
+            warn!(command, %reason, pause = ?COOLDOWN, category = "unavailable", "cache.breaker_open");
         }
-        if state.failures >= FAILURES
+        if state.failures >= BREAKER_FAILURES
             && let Ok(anew) = lazy(&self.client, self.timeout)
         {
-            state.paused_until = Instant::now() + PAUSE;
-            // A peer that has vanished tells nobody: what waits on the old connection would do so for minutes.
+            state.paused_until = Instant::now() + COOLDOWN;
+            // A peer that vanishes does not close the connection: calls waiting on it would hang for minutes.
             state.connection = anew;
         }
     }
@@ -168,7 +168,7 @@ impl Redis {
 
 fn lazy(client: &Client, timeout: Duration) -> anyhow::Result<ConnectionManager> {
     let config = ConnectionManagerConfig::new()
-        // Who calls decides when to try again; retries here would only hold requests up.
+        // The caller decides when to retry; retries here would only hold up requests.
         .set_number_of_retries(0)
         .set_connection_timeout(Some(timeout))
         .set_response_timeout(Some(timeout));
@@ -180,14 +180,15 @@ mod tests {
     use super::*;
 
     impl Redis {
-        /// One that is never asked.
+        /// One that is never connected to.
         pub(crate) fn nowhere() -> Self {
             let url = Some("redis://127.0.0.1:1".into());
-            Self::open(&Config { url, timeout: PAUSE, ttl: PAUSE, namespace: String::new() }).expect("a URL")
+            Self::open(&Config { url, timeout: COOLDOWN, ttl: COOLDOWN, namespace: String::new() })
+                .expect("URL")
         }
     }
 
-    /// Its connection would stay, and each look-up that it answers would close the breaker.
+    /// Otherwise its connection would stay, and each look-up that it answers would close the breaker.
     #[tokio::test]
     async fn server_that_became_a_replica_is_left_at_once() {
         let in_script =
@@ -200,7 +201,7 @@ mod tests {
         for (kind, detail, left) in refusals {
             let redis = Redis::nowhere();
             let refused = RedisError::from((ErrorKind::Server(kind), "refused", detail.to_owned()));
-            redis.note::<()>("store", &Err(refused));
+            redis.record_outcome::<()>("store", &Err(refused));
             assert_eq!(redis.connection().is_none(), left, "{detail}");
         }
     }

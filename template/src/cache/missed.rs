@@ -1,4 +1,4 @@
-//! What this replica knows of tasks and could not store in Redis: what Redis has of them may be older.
+//! Versions of tasks that this replica knows but could not store in Redis, which may have older ones.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -7,42 +7,42 @@ use uuid::Uuid;
 
 use super::shared::NO_VERSION;
 
-/// How much of it is remembered.
-const MOST: usize = 10_000;
+/// How many tasks are remembered.
+const MAX_TASKS: usize = 10_000;
 
 #[derive(Debug, Default)]
 struct Known {
     version: i64,
-    /// Other replicas have yet to be told.
+    /// It was written here, and other replicas have yet to be told.
     written: bool,
-    /// What a write came to is not known: Redis may have any older version.
-    doubted: bool,
+    /// The outcome of a write is unknown: Redis may have any older version.
+    uncertain: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Missed {
     tasks: HashMap<Uuid, Known>,
-    /// More was missed than is remembered: until then nothing is read, and whatever is old has expired.
+    /// Set when more was missed than is remembered: nothing is believed until then, when whatever is old has expired.
     distrusted_until: Option<Instant>,
 }
 
 impl Missed {
-    /// The least version that may be believed; none while nothing may be.
-    pub(super) fn least(&self, id: Uuid) -> Option<i64> {
+    /// The lowest version that may be believed; `None` while nothing may be.
+    pub(super) fn min_version(&self, id: Uuid) -> Option<i64> {
         let distrusted = self.distrusted_until.is_some_and(|until| Instant::now() < until);
         match self.tasks.get(&id) {
             _ if distrusted => None,
-            Some(known) => (!known.doubted).then_some(known.version),
+            Some(known) => (!known.uncertain).then_some(known.version),
             None => Some(NO_VERSION),
         }
     }
 
-    /// Notes a version that was not stored; entries live for `ttl`, and up to a tenth longer.
+    /// Records a version that was not stored. Entries in Redis live for `ttl`, or up to a tenth longer.
     pub(super) fn add(&mut self, id: Uuid, version: i64, written: bool, ttl: Duration) {
-        if self.tasks.len() >= MOST && !self.tasks.contains_key(&id) {
-            // What was only read first: no other replica need be told.
+        if self.tasks.len() >= MAX_TASKS && !self.tasks.contains_key(&id) {
+            // Versions that were only read go first: no other replica need be told of them.
             self.tasks.retain(|_, known| known.written);
-            if self.tasks.len() >= MOST {
+            if self.tasks.len() >= MAX_TASKS {
                 self.tasks.clear();
             }
             self.distrusted_until = Some(Instant::now() + ttl.mul_f64(1.1));
@@ -50,20 +50,20 @@ impl Missed {
         let known = self.tasks.entry(id).or_default();
         known.version = known.version.max(version);
         known.written |= written;
-        known.doubted |= written && version == NO_VERSION;
+        known.uncertain |= written && version == NO_VERSION;
     }
 
-    /// What Redis is to be told. A doubt comes first: a version that was read before it says nothing of it.
-    pub(super) fn all(&self) -> Vec<(Uuid, i64)> {
-        let version = |known: &Known| if known.doubted { NO_VERSION } else { known.version };
+    /// What Redis has yet to be told. A doubt comes first: a version that was read before it does not settle it.
+    pub(super) fn pending(&self) -> Vec<(Uuid, i64)> {
+        let version = |known: &Known| if known.uncertain { NO_VERSION } else { known.version };
         self.tasks.iter().map(|(id, known)| (*id, version(known))).collect()
     }
 
-    /// Forgets a version that is stored now, unless a later one was missed meanwhile.
-    pub(super) fn done(&mut self, id: Uuid, version: i64) {
+    /// Forgets a version that has now been stored, unless a later one was missed meanwhile.
+    pub(super) fn stored(&mut self, id: Uuid, version: i64) {
         let Some(known) = self.tasks.get_mut(&id) else { return };
-        known.doubted &= version != NO_VERSION;
-        if known.version == version && !known.doubted {
+        known.uncertain &= version != NO_VERSION;
+        if known.version == version && !known.uncertain {
             self.tasks.remove(&id);
         }
     }
@@ -76,14 +76,14 @@ mod tests {
     #[test]
     fn nothing_older_than_what_was_missed_is_believed() {
         let (mut missed, task) = (Missed::default(), Uuid::now_v7());
-        assert_eq!(missed.least(task), Some(0));
+        assert_eq!(missed.min_version(task), Some(0));
         missed.add(task, 3, true, Duration::from_mins(1));
         missed.add(task, 2, true, Duration::from_mins(1));
-        assert_eq!(missed.least(task), Some(3));
-        missed.done(task, 2);
-        assert_eq!(missed.least(task), Some(3), "the later one is still missing");
-        missed.done(task, 3);
-        assert_eq!(missed.least(task), Some(0));
+        assert_eq!(missed.min_version(task), Some(3));
+        missed.stored(task, 2);
+        assert_eq!(missed.min_version(task), Some(3), "the later one is still missing");
+        missed.stored(task, 3);
+        assert_eq!(missed.min_version(task), Some(0));
     }
 
     #[test]
@@ -91,11 +91,11 @@ mod tests {
         let (mut missed, task) = (Missed::default(), Uuid::now_v7());
         missed.add(task, 3, false, Duration::from_mins(1));
         missed.add(task, NO_VERSION, true, Duration::from_mins(1));
-        // Told before the doubt came up, and so no end of it.
-        missed.done(task, 3);
-        assert_eq!((missed.least(task), missed.all()), (None, vec![(task, NO_VERSION)]));
-        missed.done(task, NO_VERSION);
-        assert_eq!((missed.least(task), missed.all()), (Some(3), vec![(task, 3)]));
+        // Stored before the doubt arose, so it does not settle it.
+        missed.stored(task, 3);
+        assert_eq!((missed.min_version(task), missed.pending()), (None, vec![(task, NO_VERSION)]));
+        missed.stored(task, NO_VERSION);
+        assert_eq!((missed.min_version(task), missed.pending()), (Some(3), vec![(task, 3)]));
     }
 
     #[tokio::test]
@@ -104,12 +104,12 @@ mod tests {
         let ttl = Duration::from_millis(500);
         let written = Uuid::now_v7();
         missed.add(written, 2, true, ttl);
-        (0..=MOST).for_each(|_| missed.add(Uuid::now_v7(), 1, false, ttl));
-        assert_eq!(missed.least(Uuid::now_v7()), None);
+        (0..=MAX_TASKS).for_each(|_| missed.add(Uuid::now_v7(), 1, false, ttl));
+        assert_eq!(missed.min_version(Uuid::now_v7()), None);
         tokio::time::sleep(ttl * 2).await;
-        assert_eq!(missed.least(Uuid::now_v7()), Some(0));
-        assert!(missed.all().contains(&(written, 2)), "other replicas have yet to be told");
-        (0..=MOST).for_each(|_| missed.add(Uuid::now_v7(), 1, true, ttl));
-        assert!(missed.tasks.len() <= MOST, "{}", missed.tasks.len());
+        assert_eq!(missed.min_version(Uuid::now_v7()), Some(0));
+        assert!(missed.pending().contains(&(written, 2)), "other replicas have yet to be told");
+        (0..=MAX_TASKS).for_each(|_| missed.add(Uuid::now_v7(), 1, true, ttl));
+        assert!(missed.tasks.len() <= MAX_TASKS, "{}", missed.tasks.len());
     }
 }

@@ -1,4 +1,4 @@
-//! The tier that replicas share, in Redis.
+//! The cache tier that replicas share, in Redis.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -17,38 +17,38 @@ use super::missed::Missed;
 use crate::store::Error;
 use crate::task::{Rendered, Task};
 
-/// The version before all.
+/// A version below that of any task.
 pub(super) const NO_VERSION: i64 = 0;
-/// The version that no later one follows.
+/// The version of a deleted task: none comes after it.
 pub(super) const DELETED: i64 = i64::MAX;
 /// How long a load may take and still be stored.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// Between two attempts to follow other replicas.
+/// Between two attempts to subscribe to the changes of other replicas.
 pub(super) const RECONNECT: Duration = Duration::from_millis(500);
 
-/// After so long without news from other replicas, whether they could still be heard is asked.
+/// After this long without a message from other replicas, the subscription is pinged.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Between two attempts to store what could not be stored.
+/// Between two attempts to store what could not be stored at first.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
-/// Rises when a task is stored in another shape: two releases share what tells of writes, and read no task of the other.
+/// Bumped when tasks are stored in another shape: two releases share their marks, but read none of the other's tasks.
 const SHAPE: &str = "v1";
 const TASK: &str = "task";
 const CHANGES: &str = "task:changes";
 
-/// What is stored: `version:`, the shape and the JSON; or a mark in their place, under the version of the write that left
-/// it. A look-up that finds nothing leaves a mark of its own, under a version before the first.
+/// What is stored: `version:`, the shape and the JSON; or, instead of shape and JSON, a mark left by the write of that
+/// version. A look-up that finds nothing leaves a mark of its own, under [`NO_VERSION`].
 static LOOK_UP: LazyLock<Script> = LazyLock::new(|| Script::new(LOOK_UP_LUA));
 const LOOK_UP_LUA: &str = "local found = redis.pcall('GET', KEYS[1])
     if type(found) == 'string' then return found end
     redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
     return ARGV[1]";
 
-/// Stores a task, or that there is none, in place of what was found before it was loaded, and of nothing else: a fill
-/// that raced a write, comes after all was flushed, or was read from a server that lags, must not win. Tells whether this
-/// version or a later one is there.
+/// Replaces what the look-up found with the task that was loaded since, or with a mark that there is none, and replaces
+/// nothing else: a fill must not win if it raced a write, comes after a flush, or was read from a server that lags.
+/// Returns whether this version or a later one is there.
 static FILL: LazyLock<Script> = LazyLock::new(|| Script::new(FILL_LUA));
 const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
     local version = there and tonumber(string.match(there, '^%d+') or 0)
@@ -58,8 +58,8 @@ const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
     end
     return there and version >= tonumber(ARGV[2])";
 
-/// Stores a mark unless a newer version was seen, and tells the other replicas. Version 0, which is a doubt, spares
-/// nothing; and where nothing is, nothing old can come back.
+/// Stores a mark unless a newer version is there, and tells the other replicas. Version 0 means a doubt: it replaces
+/// any version, but stores nothing if there is no entry, since nothing old can come back then.
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| Script::new(SUPERSEDE_LUA));
 const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
     local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
@@ -69,13 +69,13 @@ const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
     end
     redis.call('PUBLISH', ARGV[4], ARGV[5])";
 
-/// What Redis has of a task.
+/// What Redis has for a task.
 #[derive(Debug)]
 pub(super) enum Found {
     Task(Rendered),
-    /// No task, but something in its place.
+    /// Something other than a task that may be believed.
     Instead(String),
-    /// It was not asked, or did not answer.
+    /// Redis was not asked, or did not answer.
     Unknown,
 }
 
@@ -93,13 +93,13 @@ impl Shared {
     }
 
     pub(super) async fn get(&self, id: Uuid) -> Found {
-        // Looked up before Redis is asked: once it is forgotten, Redis has that version or a later one.
-        // Where nothing may be believed, it is still found, so that what is loaded takes its place.
-        let least = self.missed.lock().least(id).unwrap_or(DELETED);
+        // Read before Redis is asked: once a version is forgotten here, Redis has that or a later one.
+        // While nothing may be believed, Redis is asked all the same, so that what is loaded can replace what it has.
+        let min_version = self.missed.lock().min_version(id).unwrap_or(DELETED);
         let mut look_up = LOOK_UP.key(self.key(id));
         look_up.arg(format!("{NO_VERSION}:{}", mark())).arg(LEASE.as_millis().to_string());
         let (outcome, found) = match self.redis.run::<String>("get", look_up).await {
-            Some(found) => match believed(&found, least) {
+            Some(found) => match believed(&found, min_version) {
                 Some(task) => ("hit", Found::Task(task)),
                 None => ("miss", Found::Instead(found)),
             },
@@ -109,11 +109,11 @@ impl Shared {
         found
     }
 
-    /// Stores what was loaded after a look-up that has `found` no task, or remembers that Redis does not have it.
+    /// Stores what was loaded after a look-up that `found` no task, or remembers that Redis does not have it.
     pub(super) async fn fill(&self, id: Uuid, loaded: &Result<Rendered, Error>, found: &Found) {
         let (version, json, lifetime) = match loaded {
             Ok(task) => (task.version, task.json.clone(), self.lifetime()),
-            // Or who loaded it before it was gone would store it. No longer than a load takes: any number of ids have none.
+            // Stops a load from before the deletion from storing the task. Short-lived: any number of ids have no task.
             Err(Error::NotFound) => (DELETED, mark().into(), LEASE.as_millis().to_string()),
             Err(_) => return,
         };
@@ -127,46 +127,46 @@ impl Shared {
         self.missed.lock().add(id, version, false, self.ttl);
     }
 
-    /// Replaces whatever is stored by a mark that only `version` and later ones overwrite, and tells the
-    /// other replicas; later, if it can't be done now.
+    /// Replaces whatever is stored with a mark that only `version` and later ones overwrite, and tells the
+    /// other replicas. If that fails now, it is done later.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
         if !self.superseded(id, version).await {
             self.missed.lock().add(id, version, true, self.ttl);
         }
     }
 
-    /// Supersedes what could not be superseded when it was written, for ever.
+    /// Runs for ever: retries to supersede what could not be superseded when it was written.
     pub(super) async fn catch_up(&self) {
         loop {
             tokio::time::sleep(CATCH_UP).await;
-            let missed = self.missed.lock().all();
+            let missed = self.missed.lock().pending();
             for (id, version) in missed {
                 if !self.superseded(id, version).await {
                     break;
                 }
-                self.missed.lock().done(id, version);
+                self.missed.lock().stored(id, version);
             }
         }
     }
 
-    /// Has `cache` forget each task that another replica has written, until the connection breaks.
+    /// Invalidates in `cache` each task that another replica has written, until the connection breaks.
     pub(super) async fn follow(&self, cache: &Cache) {
         let Some(subscription) = self.redis.subscribe(CHANGES).await else { return };
         // Changes may have been missed while there was no connection, up to this moment.
-        cache.forget_all();
+        cache.invalidate_all();
         let (mut peer, mut messages) = subscription.split();
         loop {
             match timeout(QUIET, messages.next()).await {
                 Ok(Some(message)) => {
                     let id = message.get_payload::<String>().ok().and_then(|text| text.parse().ok());
                     if let Some(id) = id {
-                        cache.forget(id).await;
+                        cache.invalidate(id).await;
                     }
                 }
-                // A peer that has vanished tells nobody.
+                // A peer that vanishes does not close the connection, so it is pinged.
                 Err(_) if matches!(timeout(QUIET, peer.ping::<()>()).await, Ok(Ok(()))) => {}
                 // From now on changes are missed.
-                Ok(None) | Err(_) => return cache.forget_all(),
+                Ok(None) | Err(_) => return cache.invalidate_all(),
             }
         }
     }
@@ -179,7 +179,7 @@ impl Shared {
         self.redis.run::<()>("store", supersede).await.is_some()
     }
 
-    /// For how long an entry is kept, in milliseconds: those that were stored together don't expire together.
+    /// How long an entry is kept, in milliseconds, with jitter: entries stored together don't expire together.
     fn lifetime(&self) -> String {
         self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string()
     }
@@ -189,16 +189,16 @@ impl Shared {
     }
 }
 
-/// The task, unless it is older than `least`. A mark is none, nor is what another release has stored.
-fn believed(found: &str, least: i64) -> Option<Rendered> {
+/// The task, unless it is older than `min_version`. A mark is no task, nor is an entry in another release's shape.
+fn believed(found: &str, min_version: i64) -> Option<Rendered> {
     let (version, json) = found.split_once(':')?;
-    let version = version.parse().ok().filter(|version| *version >= least)?;
+    let version = version.parse().ok().filter(|version| *version >= min_version)?;
     let json = json.strip_prefix(SHAPE)?;
     serde_json::from_str::<Task>(json).ok()?;
     Some(Rendered { version, json: Bytes::copy_from_slice(json.as_bytes()) })
 }
 
-/// Like no other, so that a mark that was replaced is not taken for the one that comes after it.
+/// Unique, so that a replaced mark is not mistaken for the one that replaced it.
 fn mark() -> String {
     Uuid::now_v7().simple().to_string()
 }

@@ -1,4 +1,4 @@
-//! The layers of the configuration: where values are read, and how they are laid over each other.
+//! The layers of the configuration: parsed and flattened to be merged, then nested again for serde.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ pub(super) fn parse(source: &str, text: &str, faults: &mut BTreeSet<String>) -> 
     match FileFormat::Toml.parse(Some(&source.to_owned()), text) {
         Ok(table) => flatten("", table, &mut values),
         Err(error) => {
-            // The first line says where; those after it quote the file, which may hold a secret.
+            // The first line gives the position; those after it quote the file, which may hold a secret.
             let place = error.to_string().lines().next().unwrap_or_default().to_owned();
             fault(faults, "(file)", source, &format!("expected TOML: {place}"));
         }
@@ -32,7 +32,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, into: &mut Values) {
     }
 }
 
-/// Sections of keys, as serde wants them. All known keys are one section deep.
+/// Groups keys into sections, as serde expects them. All known keys are one section deep.
 pub(super) fn nested(values: &Values) -> Value {
     let mut sections: Map<String, Map<String, Value>> = Map::new();
     for (key, value) in values {
@@ -43,7 +43,7 @@ pub(super) fn nested(values: &Values) -> Value {
     Value::new(None, sections)
 }
 
-/// The keys of the section that `key` names, or the sections.
+/// The keys of the section that `key` is in; all sections if there is no such section.
 pub(super) fn siblings(key: &str, defaults: &Values) -> String {
     let section = key.split_once('.').map_or("", |(section, _)| section);
     let keys = defaults.keys().filter_map(|known| known.split_once('.'));

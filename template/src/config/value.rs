@@ -10,11 +10,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
-/// What was expected where a value is written otherwise than its default is. Without this, text and numbers
-/// turn into each other on their way: "yes" into 1, 12.9 into 13.
+/// What was expected, if a value does not fit its default's type. Without this check, text and numbers would be
+/// converted silently: "yes" to 1, 12.9 to 13.
 pub(super) fn mistyped(default: &ValueKind, value: &ValueKind) -> Option<&'static str> {
     let text = value.to_string();
-    // Digits alone, and no zero first, which elsewhere means octal.
+    // Only digits, without a leading zero, which elsewhere means octal.
     let is_whole = || text.parse::<u64>().is_ok_and(|number| number.to_string() == text);
     match (default, value) {
         (ValueKind::I64(_), ValueKind::I64(_) | ValueKind::String(_)) if is_whole() => None,
@@ -23,8 +23,8 @@ pub(super) fn mistyped(default: &ValueKind, value: &ValueKind) -> Option<&'stati
         (ValueKind::Boolean(_), ValueKind::Boolean(_) | ValueKind::String(_))
         | (ValueKind::Array(_), ValueKind::Array(_)) => None,
         (ValueKind::Boolean(_), _) => Some("expected true or false"),
-        (ValueKind::Array(_), _) => Some("expected a list, or text with commas"),
-        // Text has types that say more.
+        (ValueKind::Array(_), _) => Some("expected a list or comma-separated text"),
+        // Text is parsed into more specific types, which do their own checks.
         _ => None,
     }
 }
@@ -36,19 +36,19 @@ pub fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::E
     size.ok_or_else(|| D::Error::custom("expected a size such as \"64KiB\" or \"1MiB\""))
 }
 
-/// What a check comes to: nothing, or what was expected.
+/// The result of a check; its error says what was expected.
 pub fn check(fits: bool, expected: &str) -> garde::Result {
     if fits { Ok(()) } else { Err(garde::Error::new(expected)) }
 }
 
-/// Checks that a URL can be called.
+/// Checks that a URL is valid and its scheme is http or https.
 pub fn is_http(url: &Option<SecretString>, (): &()) -> garde::Result {
     let url = url.as_ref().map(|url| url.expose_secret().parse::<Url>());
     let fits = url.is_none_or(|url| url.is_ok_and(|url| matches!(url.scheme(), "http" | "https")));
     check(fits, "expected an http or https URL such as \"https://host/path\"")
 }
 
-/// What would have been right, without the value that was wrong.
+/// What was expected, without the value that was wrong.
 pub(super) fn expected(error: &ConfigError) -> String {
     let text = error.to_string();
     let known = text.rsplit_once("expected ").map(|(_, rest)| rest.split(" for key ").next().unwrap_or(rest));
@@ -59,7 +59,7 @@ pub(super) fn expected(error: &ConfigError) -> String {
         Some("a nonzero u32") => "1 to 4294967295",
         Some(other) => other,
         None if text.contains("invalid IP address") => "an IP address",
-        // Nobody's setting is at fault, but `config/default.toml` itself.
+        // Not a wrong setting: `config/default.toml` itself lacks the key.
         None if text.starts_with("missing ") => {
             return format!("expected a default in config/default.toml: {text}");
         }
@@ -68,17 +68,17 @@ pub(super) fn expected(error: &ConfigError) -> String {
     format!("expected {expected}")
 }
 
-/// A value for which empty text means none.
+/// A value where empty text means None.
 pub fn optional<'de, D: Deserializer<'de>, T: From<String>>(deserializer: D) -> Result<Option<T>, D::Error> {
     String::deserialize(deserializer).map(|text| (!text.is_empty()).then(|| text.into()))
 }
 
-/// Checks that a duration, a size or the like lies within `min` and `max`, both allowed.
+/// Checks that a duration, a size or the like is between `min` and `max`, inclusive.
 pub fn between<T: PartialOrd + fmt::Debug>(min: T, max: T) -> impl FnOnce(&T, &()) -> garde::Result {
     move |value, ()| check(min <= *value && *value <= max, &format!("expected {min:?} to {max:?}"))
 }
 
-/// A duration of `MIN` to `MAX` milliseconds, both allowed.
+/// A duration of `MIN` to `MAX` milliseconds, inclusive.
 pub fn millis<'de, const MIN: u64, const MAX: u64, D>(deserializer: D) -> Result<Duration, D::Error>
 where
     D: Deserializer<'de>,

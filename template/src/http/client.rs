@@ -1,11 +1,11 @@
-//! Who sent a request, when proxies stand in between.
+//! Who sent a request when there are proxies in between.
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 
-/// The right-most address that is not a trusted proxy: what stands left of it can be made up by the client.
+/// The right-most address that is not a trusted proxy: the client can make up anything to the left of it.
 pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
     let peer = peer.to_canonical();
@@ -20,7 +20,7 @@ pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
         // Some proxies add the port, or brackets.
         let with_port = hop.parse().map(|at: SocketAddr| at.ip());
         let address = with_port.or_else(|_| hop.trim_matches(['[', ']']).parse());
-        // Beyond an entry that is no address nothing can be believed.
+        // Nothing beyond an entry that is not an address can be trusted.
         let Ok(address) = address else { break };
         nearest = address.to_canonical();
         if !is_trusted(&nearest) {
@@ -60,7 +60,7 @@ mod tests {
             ", ",
             "9.9.9.9, 1.1.1.1, ",
         ] {
-            // The client says so itself; then what it says is in front of what the proxies saw.
+            // First the client connects directly; then its forged entries precede what the proxies saw.
             assert_eq!(seen("9.9.9.9", &[forged], none), "9.9.9.9", "{forged}");
             assert_eq!(seen("10.0.0.1", &[&format!("{forged}9.9.9.9")], &one), "9.9.9.9", "{forged}");
             let twice = format!("{forged}9.9.9.9, 192.168.0.1");

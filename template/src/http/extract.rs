@@ -1,4 +1,4 @@
-//! What handlers take in: bodies, parameters and conditions, each refused as a problem that names the field.
+//! Extractors: bodies, parameters and preconditions. What they reject becomes a problem that names the field.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use uuid::fmt::Hyphenated;
 
 use super::problem::{Category, FieldError, Problem};
 
-/// How long a body may take to arrive; an extension of each request.
+/// How long a body may take to arrive; carried as a request extension.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyTimeout(pub Duration);
 
-/// A JSON body, whole, of the right type, and valid.
+/// A JSON body that is complete, of the right type, and valid.
 #[derive(Debug)]
 pub struct Valid<T>(pub T);
 
@@ -39,14 +39,14 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
             return Err(refused("The body must be sent without a content-encoding."));
         }
         let limit = request.extensions().get::<BodyTimeout>().map_or(Duration::MAX, |timeout| timeout.0);
-        // Not `Bytes`, which keeps what came as it came: of a byte that came by itself, the page that it was read into.
+        // Not `Bytes`, which keeps the read buffer alive: a single byte would hold on to the page it was read into.
         let bytes = tokio::time::timeout(limit, BytesMut::from_request(request, state))
             .await
             .map_err(|_| Problem::timeout("The body did not arrive in time."))??;
         let value: T = parse(&bytes)?;
         value.validate().map_err(|report| {
             let errors = report.iter().map(|(path, error)| {
-                // `a[0].b` in parts.
+                // garde writes paths like `a[0].b`.
                 let path = path.to_string();
                 let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
                 FieldError { field: pointer(parts), detail: error.message().to_owned() }
@@ -60,12 +60,12 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
 impl From<BytesRejection> for Problem {
     fn from(rejection: BytesRejection) -> Self {
         let too_large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
-        if too_large { Self::too_large() } else { Self::bad_request("The body could not be read whole.") }
+        if too_large { Self::too_large() } else { Self::bad_request("The body could not be read.") }
     }
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    // serde would take the elements of an array for fields in their order.
+    // serde would accept an array, reading its elements as the fields in order.
     if bytes.trim_ascii_start().starts_with(b"[") {
         let error = FieldError { field: String::new(), detail: "expected an object".to_owned() };
         return Err(Problem::validation("The body is not valid.", vec![error]));
@@ -81,30 +81,30 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         if !inner.is_data() {
             return Problem::bad_request("The body is not valid JSON.");
         }
-        // The text of serde without its "at line 1 column 2".
+        // serde's message without its "at line 1 column 2".
         let detail = inner.to_string();
         let detail = detail.rsplit_once(" at line ").map_or(detail.as_str(), |(text, _)| text).to_owned();
         path.extend(field_in(&detail).map(str::to_owned));
         let field = pointer(path.iter().map(String::as_str));
         Problem::validation("Some fields are not valid.", vec![FieldError { field, detail }])
     })?;
-    json.end().map_err(|_| Problem::bad_request("The body holds more than one JSON value."))?;
+    json.end().map_err(|_| Problem::bad_request("The body contains more than one JSON value."))?;
     Ok(value)
 }
 
-/// The field that is missing, or there twice: serde tells of it as a fault of what should have it.
+/// The name of a missing or duplicate field, which serde reports at the path of the object around it.
 fn field_in(detail: &str) -> Option<&str> {
     let rest = detail.strip_prefix("missing field `").or_else(|| detail.strip_prefix("duplicate field `"));
     rest?.strip_suffix('`')
 }
 
-/// A JSON Pointer (RFC 6901); without parts it is that of the whole body.
+/// A JSON Pointer (RFC 6901). Without parts, it points to the whole body.
 fn pointer<'a>(parts: impl Iterator<Item = &'a str>) -> String {
     let escaped = parts.map(|part| part.replace('~', "~0").replace('/', "~1"));
     escaped.fold(String::new(), |pointer, part| pointer + "/" + &part)
 }
 
-/// The id in a path, in the form that ids are given out in. What is no id names nothing.
+/// The id in a path, in the form in which ids are issued. Anything else is answered 404.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub Uuid);
 
@@ -142,11 +142,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 /// A version that nothing has.
 const NEVER: i64 = -1;
 
-/// The version that `If-Match` asks for; none when it is absent or `*`.
+/// The version that `If-Match` requires; `None` if the header is absent or `*`.
 #[derive(Clone, Copy, Debug, IntoParams)]
 #[into_params(names("if-match"), parameter_in = Header)]
 pub struct IfMatch(
-    /// `ETag` that it must have, or `*`. A list of several matches nothing.
+    /// The `ETag` that the resource must have, or `*`. A list of several never matches.
     #[param(value_type = String, required = false, example = "\"1\"")]
     pub Option<i64>,
 );
@@ -155,7 +155,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let malformed = || Problem::bad_request("If-Match must be the ETag as given, with its quotes.");
+        let malformed = || Problem::bad_request("If-Match must be an ETag as received, quotes included.");
         let sent: Vec<_> = parts.headers.get_all(header::IF_MATCH).iter().collect();
         let [only] = sent[..] else { return Ok(Self((!sent.is_empty()).then_some(NEVER))) };
         let sent = only.to_str().map_err(|_| malformed())?.trim();
@@ -164,7 +164,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
         }
         let tag = sent.strip_prefix("W/").unwrap_or(sent);
         let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).ok_or_else(malformed)?;
-        // By character: "01" is not the tag of version 1. A tag that we never gave out matches nothing, and neither
+        // Compared as text: "01" is not the tag of version 1. A tag that we never issued matches nothing, and neither
         // does a weak one (RFC 9110, 13.1.1).
         let version = tag.parse().ok().filter(|version: &i64| sent == format!("\"{version}\""));
         Ok(Self(Some(version.unwrap_or(NEVER))))

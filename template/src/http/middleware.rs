@@ -33,43 +33,43 @@ use uuid::Uuid;
 use super::client;
 use super::extract::BodyTimeout;
 use super::problem::Problem;
-use super::tally::Tally;
+use super::request_metrics::RequestMetrics;
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, State as Phase};
-use crate::server::{Client, Held, Hold, Room};
+use crate::server::{BodyGuard, Client, Guarded, ResponseBudget};
 use crate::telemetry::context::{Context, Trace};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// For a request of operators: whoever sends half a body must not keep the places of probes.
+/// For a request to the admin listener: a client that sends half a body must not occupy connections that probes need.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Hands each request of `routes`, and the route that it matched, to `pass`. What a request passes is put together
-/// there, of functions: each `Layer` of axum's would copy and box for each request what is below it.
-pub fn passing<A: Future<Output = Response> + Send + 'static>(
+/// Hands each request to `routes`, and the route that it matched, to `pass`. The layers are composed there, from plain
+/// functions: each axum `Layer` would clone and box everything below it for each request.
+pub fn layered<A: Future<Output = Response> + Send + 'static>(
     routes: Router,
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
 ) -> Router {
     routes.method_not_allowed_fallback(super::not_allowed).layer(layer_fn(move |route: Route| {
-        // Copied for each request, so that all it holds is one `Arc`.
+        // Cloned for each request, so it holds just one `Arc`.
         let passed = Arc::new((pass.clone(), route));
         service_fn(move |request| passed.0(request, passed.1.clone()).map(Ok::<_, Infallible>))
     }))
 }
 
-/// What the route itself answers.
-pub fn matched(mut route: Route, request: Request) -> impl Future<Output = Response> {
-    // Boxed, since each function that it passes through moves it, with the request in it.
+/// The response of the route itself.
+pub fn call_route(mut route: Route, request: Request) -> impl Future<Output = Response> {
+    // Boxed, since each function that the future passes through moves it, including the request in it.
     Box::pin(route.call(request)).map(|Ok(response)| response)
 }
 
-/// What the route answers operators, under an id, which errors name; neither logged nor counted.
-pub fn identified(request: Request, route: Route) -> impl Future<Output = Response> {
+/// Answers an admin request under a request id, which errors name. It is neither logged nor counted.
+pub fn with_request_id(request: Request, route: Route) -> impl Future<Output = Response> {
     let id = request_id(request.headers());
     let context = Context { request_id: id.clone(), trace: None };
-    let answering = context.scope(in_time(ADMIN_TIMEOUT, contained(matched(route, request))));
+    let answering = context.scope(bounded(ADMIN_TIMEOUT, catch_panics(call_route(route, request))));
     answering.map(move |mut response| {
-        identify(response.headers_mut(), &id);
+        set_request_id(response.headers_mut(), &id);
         response
     })
 }
@@ -79,13 +79,13 @@ pub fn identified(request: Request, route: Route) -> impl Future<Output = Respon
 pub struct Observer {
     pub lifecycle: Lifecycle,
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether each request is a line in the log.
+    /// Whether each request is logged.
     pub access: bool,
-    /// Set where browsers may call from other origins.
+    /// Set if browsers may call from other origins.
     pub cors: Option<CorsLayer>,
-    pub tally: Tally,
+    pub metrics: RequestMetrics,
     //@ if otlp
-    /// Which share of requests is exported where their caller has not decided; none without an endpoint.
+    /// The share of requests to sample where the caller has not decided; None without an endpoint.
     pub sample_ratio: Option<f64>,
     //@ end
 }
@@ -97,14 +97,14 @@ impl Observer {
             trusted_proxies: config.http.trusted_proxies.clone(),
             access: config.log.access,
             cors: super::cors(&config.http.cors_allowed_origins),
-            tally: Tally::default(),
+            metrics: RequestMetrics::default(),
             //@ if otlp
             sample_ratio: config.otlp.endpoint.as_ref().map(|_| config.otlp.sample_ratio),
             //@ end
         }
     }
 
-    /// Who sent the request, behind proxies that are trusted; what stands below finds the same.
+    /// Who sent the request, as seen through trusted proxies. Inner layers find the same in the extensions.
     fn client(&self, request: &mut Request) -> Client {
         let peer = request.extensions().get::<Client>().copied();
         let peer = peer.unwrap_or_else(|| Client::new(Ipv4Addr::UNSPECIFIED.into()));
@@ -118,8 +118,8 @@ impl Observer {
     }
 }
 
-/// Gives the request its identity, and writes and counts it once its answer has been sent or given up. No `async fn`, here
-/// and below: its future would keep room for the request in each of them.
+/// Gives the request its identity, and logs and counts it once its response has been sent or abandoned. No `async fn`,
+/// here and below: the future of each would reserve space for the request.
 pub fn observe<A: Future<Output = Response>>(
     observer: Arc<Observer>,
     mut request: Request,
@@ -148,9 +148,9 @@ pub fn observe<A: Future<Output = Response>>(
     let context = Context { request_id: request_id(request.headers()), trace };
     let cors = observer.cors.clone();
     let mut record = Record { context, observer, started: Instant::now(), method, path, client, status: 499 };
-    let answering = record.context.clone().scope(match fault(&request) {
-        None => Either::Left(with_cors(cors, request, |request| contained(next(request)))),
-        Some(fault) => Either::Right(refused(Problem::bad_request(fault))),
+    let answering = record.context.clone().scope(match ambiguity(&request) {
+        None => Either::Left(with_cors(cors, request, |request| catch_panics(next(request)))),
+        Some(fault) => Either::Right(rejection(Problem::bad_request(fault))),
     });
     //@ if otlp
     let answering = answering.instrument(span.clone());
@@ -165,17 +165,17 @@ pub fn observe<A: Future<Output = Response>>(
         //@ end
         record.status = response.status().as_u16();
         let headers = response.headers_mut();
-        secure(headers);
-        identify(headers, &record.context.request_id);
+        set_security_headers(headers);
+        set_request_id(headers, &record.context.request_id);
         if record.observer.lifecycle.state() >= Phase::Draining && version < Version::HTTP_2 {
             // Asks the client to send its next request elsewhere. HTTP/2 has GOAWAY for that.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.map(|body| Body::new(Held::new(body, record)))
+        response.map(|body| Body::new(Guarded::new(body, record)))
     })
 }
 
-/// The caller's id where it is 1 to 128 visible ASCII characters, else a new one.
+/// The caller's id if it is 1 to 128 visible ASCII characters, else a new one.
 fn request_id(headers: &HeaderMap) -> Arc<str> {
     let sent = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     match sent.filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())) {
@@ -184,17 +184,17 @@ fn request_id(headers: &HeaderMap) -> Arc<str> {
     }
 }
 
-fn identify(answer: &mut HeaderMap, id: &str) {
+fn set_request_id(answer: &mut HeaderMap, id: &str) {
     answer.extend(HeaderValue::from_str(id).map(|id| (REQUEST_ID, id)));
 }
 
-/// A closed set: a label must not grow with what clients make up.
+/// A closed set: clients must not raise the label's cardinality by making up methods.
 fn method_name(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     known.into_iter().find(|known| method == *known).unwrap_or("_OTHER")
 }
 
-/// What the path matched, not the path: that would be as many labels as clients ask for.
+/// The route that the path matched: the path itself would give the label as many values as clients ask for.
 fn route(path: Option<&MatchedPath>) -> &str {
     path.map_or("unmatched", MatchedPath::as_str)
 }
@@ -207,19 +207,19 @@ struct Record {
     method: &'static str,
     path: Option<MatchedPath>,
     client: Client,
-    /// Until there is an answer 499, which proxies write for a client that has gone.
+    /// 499 until there is a response: what proxies log when the client has gone.
     status: u16,
 }
 
-impl Hold for Record {}
+impl BodyGuard for Record {}
 
 impl Drop for Record {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        // A body that panicked has answered nothing whole, whatever its head said.
+        // A body that panicked left its response incomplete, whatever the head said.
         let status = if thread::panicking() { 500 } else { self.status };
         let (method, route) = (self.method, route(self.path.as_ref()));
-        self.observer.tally.answered(method, route, status, seconds);
+        self.observer.metrics.record(method, route, status, seconds);
         if self.observer.access {
             let client = &*self.client.network;
             mem::take(&mut self.context).enter(|| {
@@ -229,35 +229,35 @@ impl Drop for Record {
     }
 }
 
-/// What another recipient on the way could have read as another request (RFC 9112, 3.2 and 6.1).
-fn fault(request: &Request) -> Option<&'static str> {
+/// Why to refuse a request that another recipient on the way could have read differently (RFC 9112, 3.2 and 6.1).
+fn ambiguity(request: &Request) -> Option<&'static str> {
     if !names_one_host(request) {
         return Some("The request must name one host.");
     }
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter().enumerate();
-    let fault = "The body may have no transfer coding but chunked, and that once.";
+    let fault = "The only transfer coding allowed is chunked, applied once.";
     codings.any(|(before, coding)| before > 0 || !is_chunked(coding)).then_some(fault)
 }
 
-/// Made once it is polled, as an answer to the request of that moment.
-fn refused(problem: Problem) -> impl Future<Output = Response> {
+/// The response is made when polled: only then is there a context, whose request id the problem names.
+fn rejection(problem: Problem) -> impl Future<Output = Response> {
     lazy(|_| problem.into_response())
 }
 
-/// A panic is a fault of one request alone; the hook has logged and counted it.
-fn contained(answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+/// A panic fails only its own request; the panic hook has logged and counted it.
+fn catch_panics(answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
     let panicked = |_| Problem::internal().into_response();
     AssertUnwindSafe(answering).catch_unwind().unwrap_or_else(panicked)
 }
 
-/// Answers for browsers what they ask before a request of another origin, and lets them read what `next` answers.
+/// Answers the preflight requests of browsers, and lets pages of allowed origins read the response of `next`.
 fn with_cors<A: Future<Output = Response>>(
     cors: Option<CorsLayer>,
     request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
-    // OPTIONS that asks for no other method's leave is a request like others.
+    // An OPTIONS request that does not ask to use another method is no preflight.
     let asks = || request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let cors = cors.filter(|_| request.method() != Method::OPTIONS || asks());
     let Some(cors) = cors else { return Either::Left(next(request)) };
@@ -266,7 +266,7 @@ fn with_cors<A: Future<Output = Response>>(
         let next = next.take().expect("a request is answered once");
         next(request).map(Ok::<_, Infallible>)
     });
-    // Boxed, so that services without it need not carry the room that it takes.
+    // Boxed, so that services without CORS don't pay for the size of its future.
     Either::Right(Box::pin(cors.layer(once).oneshot(request).map(|Ok(response)| response)))
 }
 
@@ -276,11 +276,11 @@ fn names_one_host(request: &Request) -> bool {
         return !named.as_str().contains('@') && hosts.all(|host| host == named.as_str());
     }
     match (hosts.next(), hosts.next()) {
-        // HTTP/1.0 had none.
+        // HTTP/1.0 requires none.
         (None, _) => request.version() != Version::HTTP_11,
         (Some(host), None) => {
             let host = host.as_bytes();
-            // The usual one, a name or an address and perhaps a port, need not be copied to be parsed.
+            // The usual host, a name or an address with an optional port, need not be copied to be parsed.
             let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
             let name = &host[..host.len() - digits];
             let name = name.strip_suffix(b":").unwrap_or(name);
@@ -291,46 +291,46 @@ fn names_one_host(request: &Request) -> bool {
     }
 }
 
-/// Turns away at once what is beyond the cap, and ends what takes too long.
-pub fn bound<A: Future<Output = Response>>(
-    (config, places, room): (Arc<super::Config>, Arc<Semaphore>, Room),
+/// Rejects requests beyond the caps at once, and ends those that take too long.
+pub fn enforce_limits<A: Future<Output = Response>>(
+    (config, permits, budget): (Arc<super::Config>, Arc<Semaphore>, ResponseBudget),
     mut request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
-    let Ok(place) = places.try_acquire_owned() else {
-        let problem = Problem::overloaded("As much is being handled as this service takes at once.");
-        return Either::Left(refused(problem));
+    let Ok(permit) = permits.try_acquire_owned() else {
+        let problem = Problem::overloaded("The service is at its limit of concurrent requests.");
+        return Either::Left(rejection(problem));
     };
     if !request.body().is_end_stream() {
-        // A client that waits for `100 Continue` is told before it has sent anything.
+        // A client that waits for `100 Continue` is rejected before it has sent any of the body.
         let most = config.max_body_size.as_u64();
         if request.body().size_hint().lower() > most {
-            return Either::Left(refused(Problem::too_large()));
+            return Either::Left(rejection(Problem::too_large()));
         }
         DefaultBodyLimit::max(usize::try_from(most).unwrap_or(usize::MAX)).apply(&mut request);
         request.extensions_mut().insert(BodyTimeout(config.body_timeout));
     }
-    // A write is acknowledged, whatever room there is.
-    let (room, version) = (request.method().is_safe().then_some(room), request.version());
+    // A write is always acknowledged, even when there is no room for the response.
+    let (budget, version) = (request.method().is_safe().then_some(budget), request.version());
     let client = request.extensions().get::<Client>().copied();
-    let answering = in_time(config.request_timeout, next(request));
+    let answering = bounded(config.request_timeout, next(request));
     Either::Right(answering.map(move |mut response| {
-        drop(place);
-        if room.is_none_or(|room| room.holds(&mut response, version, client)) {
+        drop(permit);
+        if budget.is_none_or(|budget| budget.try_reserve(&mut response, version, client)) {
             return response;
         }
-        let detail = "Clients have yet to take as many answers as this service keeps for them.";
+        let detail = "Too many responses are waiting for clients to read them.";
         Problem::overloaded(detail).into_response()
     }))
 }
 
-fn in_time(limit: Duration, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
+fn bounded(limit: Duration, answering: impl Future<Output = Response>) -> impl Future<Output = Response> {
     timeout(limit, answering)
         .unwrap_or_else(|_| Problem::timeout("The request took too long.").into_response())
 }
 
-/// Headers that keep browsers from guessing, framing and caching; the docs page may run its own script.
-fn secure(headers: &mut HeaderMap) {
+/// Headers that keep browsers from sniffing types, framing and caching; the docs page may run its own script.
+fn set_security_headers(headers: &mut HeaderMap) {
     const PAGE: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                         frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -1,5 +1,5 @@
-//! The OpenAPI document, and a page that shows it without anything from the internet.
-#![expect(dead_code, reason = "answers are named here for the derive alone")]
+//! The OpenAPI document, and a page that shows it without loading anything from the internet.
+#![expect(dead_code, reason = "responses are declared here only for the derive")]
 
 use axum::Router;
 use axum::body::Bytes;
@@ -10,66 +10,66 @@ use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use super::problem::Body;
 
-/// What any route may answer besides its own.
+/// Responses that any route may give besides its own.
 #[derive(IntoResponses)]
 pub(super) enum Failures<'a> {
     /// The request is malformed
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(Body<'a>),
     //@ if rate_limit
-    /// Too many requests; `retry-after` tells for how long
+    /// Too many requests; `retry-after` says how long to wait
     #[response(status = 429, content_type = "application/problem+json", headers(("retry-after" = u64)))]
     RateLimited(Body<'a>),
     //@ end
-    /// A fault of the service
+    /// An error in the service
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(Body<'a>),
-    /// Too much to do, or something is missing; `retry-after` tells when to try again
+    /// Overloaded, or a dependency is unavailable; `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json", headers(("retry-after" = u64)))]
     Unavailable(Body<'a>),
-    /// It took too long
+    /// The request took too long
     #[response(status = 504, content_type = "application/problem+json")]
     Timeout(Body<'a>),
 }
 
-/// What a route with a body may answer besides.
+/// Further responses of routes that take a body.
 #[derive(IntoResponses)]
 pub(super) enum BodyRefused<'a> {
     //@ if postgres
-    /// The change contradicts other data
+    /// The change conflicts with other data
     #[response(status = 409, content_type = "application/problem+json")]
     Conflict(Body<'a>),
     //@ end
     /// The body is too large
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(Body<'a>),
-    /// The body is not sent as JSON
+    /// The body was not sent as plain JSON
     #[response(status = 415, content_type = "application/problem+json")]
     MediaType(Body<'a>),
-    /// What was sent is not valid: see `errors`
+    /// The request is not valid: see `errors`
     #[response(status = 422, content_type = "application/problem+json")]
     Invalid(Body<'a>),
 }
 
-/// What was sent is not valid: see `errors`
+/// The request is not valid: see `errors`
 #[derive(IntoResponses)]
 #[response(status = 422, content_type = "application/problem+json")]
 pub(super) struct ParametersRefused<'a>(Body<'a>);
 
-/// There is nothing of this id
+/// Nothing has this id
 #[derive(IntoResponses)]
 #[response(status = 404, content_type = "application/problem+json")]
 pub(super) struct NotFound<'a>(Body<'a>);
 
-/// What a change of what is there may answer besides.
+/// Further responses of routes that change an existing resource.
 #[derive(IntoResponses)]
 pub(super) enum ChangeRefused<'a> {
     //@ if postgres
-    /// The change contradicts other data
+    /// The change conflicts with other data
     #[response(status = 409, content_type = "application/problem+json")]
     Conflict(Body<'a>),
     //@ end
-    /// It is no longer what `if-match` asks for
+    /// The resource no longer has the `ETag` in `if-match`
     #[response(status = 412, content_type = "application/problem+json")]
     Changed(Body<'a>),
 }
@@ -78,7 +78,7 @@ pub(super) enum ChangeRefused<'a> {
 pub fn info() -> OpenApi {
     let mut info = Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
     info.description = Some(env!("CARGO_PKG_DESCRIPTION").to_owned());
-    // Those of the routes' own bodies are added by their routes; no route names this one.
+    // The routes add the schemas of their own bodies, but none names this one.
     let mut problem = vec![(Body::name().into_owned(), Body::schema())];
     Body::schemas(&mut problem);
     let components = ComponentsBuilder::new().schemas_from_iter(problem).build();

@@ -1,4 +1,4 @@
-//! Errors as clients see them: `application/problem+json` (RFC 9457) from every layer, and nothing of the cause.
+//! Errors as clients see them: `application/problem+json` (RFC 9457) from every layer, without the cause.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -15,7 +15,7 @@ use crate::{store::Error, tasks};
 
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
-/// The closed set that answers, logs and metrics share.
+/// The closed set of error categories, the same in responses, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case", const_into_str)]
@@ -34,13 +34,13 @@ pub enum Category {
     Internal,
 }
 
-/// In bytes, of each text of a [`FieldError`]: serde quotes what was sent, however long.
-const LONGEST: usize = 200;
+/// The most bytes in each text of a [`FieldError`]: serde quotes what was sent, however long it is.
+const MAX_TEXT_BYTES: usize = 200;
 
-/// One thing wrong with what was sent.
+/// One thing that is wrong with the request.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FieldError {
-    /// The field, as a JSON Pointer (RFC 6901) into the body or the name of a parameter.
+    /// The field: a JSON Pointer (RFC 6901) into the body, or the name of a parameter.
     pub field: String,
     pub detail: String,
 }
@@ -56,7 +56,7 @@ pub struct Problem {
     pub retry_after: Option<u64>,
 }
 
-/// The body of every error.
+/// The body of every error response.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct Body<'a> {
@@ -65,9 +65,9 @@ pub(super) struct Body<'a> {
     status: u16,
     detail: &'a str,
     category: Category,
-    /// Also in the header `x-request-id`, and in each log line of the request.
+    /// Also in the header `x-request-id`, and in every log line of the request.
     request_id: &'a str,
-    /// Of the category `validation`; empty where no field is to blame.
+    /// Only in the category `validation`; empty if the fault is in no particular field.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     errors: Option<&'a [FieldError]>,
@@ -75,25 +75,25 @@ pub(super) struct Body<'a> {
 
 impl Problem {
     pub fn new(category: Category, status: StatusCode, detail: &'static str) -> Self {
-        // Whoever is turned away for now is told when to come back; never at once.
+        // Every 503 tells the client when to retry, and never to do so at once.
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
         Self { category, status, detail, errors: Vec::new(), retry_after }
     }
 
     pub fn validation(detail: &'static str, mut errors: Vec<FieldError>) -> Self {
         for text in errors.iter_mut().flat_map(|FieldError { field, detail }| [field, detail]) {
-            text.truncate(text.floor_char_boundary(LONGEST));
+            text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
         }
         Self { errors, ..Self::new(Category::Validation, StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 
-    /// What is malformed as a whole, so that no field can be named.
+    /// For a request that is malformed as a whole, so that no field can be named.
     pub fn bad_request(detail: &'static str) -> Self {
         Self::new(Category::Validation, StatusCode::BAD_REQUEST, detail)
     }
 
     pub fn too_large() -> Self {
-        let detail = "The body is larger than this service takes.";
+        let detail = "The body is larger than this service accepts.";
         Self::new(Category::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
@@ -111,7 +111,7 @@ impl Problem {
     }
     //@ if postgres
 
-    /// Tells the log why, and the client nothing of it.
+    /// Logs the cause, which the client is not told.
     fn because(self, cause: &impl std::fmt::Display) -> Self {
         error!(category = self.category.into_str(), status = self.status.as_u16(), %cause, "request.failed");
         self
@@ -122,12 +122,12 @@ impl Problem {
 impl From<tasks::Error> for Problem {
     fn from(error: tasks::Error) -> Self {
         let tasks::Error::Store(error) = error else {
-            return Self::overloaded("Too much is waiting to be done. Nothing was changed.");
+            return Self::overloaded("The job queue is full. Nothing was changed.");
         };
         match &*error {
             Error::NotFound => Self::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id."),
             Error::VersionMismatch => {
-                let detail = "It has changed. Read it again and repeat the change with its new ETag.";
+                let detail = "It has changed. Read it again and retry with its new ETag.";
                 Self::new(Category::Conflict, StatusCode::PRECONDITION_FAILED, detail)
             }
             //@ if postgres
@@ -135,9 +135,9 @@ impl From<tasks::Error> for Problem {
                 Self::new(Category::Unavailable, StatusCode::SERVICE_UNAVAILABLE, "Try again shortly.")
                     .because(cause)
             }
-            // The client's own fault, which no operator can mend.
+            // Not logged: it is the client's own fault, and no operator can fix it.
             Error::Conflict(_) => {
-                Self::new(Category::Conflict, StatusCode::CONFLICT, "The change contradicts other data.")
+                Self::new(Category::Conflict, StatusCode::CONFLICT, "The change conflicts with other data.")
             }
             Error::Refused(cause) => Self::internal().because(cause),
             //@ end

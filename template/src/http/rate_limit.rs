@@ -1,4 +1,4 @@
-//! Rate limits: for each client, for all together, and stricter for writes. Beyond them 429.
+//! Rate limits: per client, global, and a stricter one for writes. Requests over a limit are answered 429.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
@@ -23,7 +23,7 @@ use crate::server::Client;
 mod shared;
 //@ end
 
-/// How often clients that have not been seen lately are forgotten.
+/// How often idle clients are evicted.
 const SWEEP: Duration = Duration::from_secs(10);
 
 /// <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>
@@ -43,7 +43,7 @@ pub struct Config {
 
 type Budgets = RateLimiter<IpAddr, DefaultKeyedStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
 
-/// So many requests a second, and so many at once after a pause; and the budgets that this process keeps by that.
+/// A rate, a burst (how many requests may come at once after a pause), and this process's budgets for them.
 #[derive(Debug)]
 struct Limiter {
     name: &'static str,
@@ -51,8 +51,8 @@ struct Limiter {
     burst: NonZeroU32,
     /// Whether each client has a budget of its own.
     per_client: bool,
-    /// As clients are told of it.
-    told: HeaderValue,
+    /// The value of the header `ratelimit-policy`.
+    policy: HeaderValue,
     budgets: Budgets,
 }
 
@@ -62,17 +62,17 @@ impl Limiter {
         let quota = Quota::per_second(per_second).allow_burst(burst);
         let budgets = RateLimiter::keyed(quota).with_middleware();
         let window = seconds(Duration::from_secs(burst.get().into()) / per_second.get());
-        let told = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}")).expect("visible ASCII");
-        Self { name, per_second, burst, per_client, told, budgets }
+        let policy = HeaderValue::try_from(format!("\"{name}\";q={burst};w={window}")).expect("ASCII");
+        Self { name, per_second, burst, per_client, policy, budgets }
     }
 
-    /// The time in which `requests` are allowed.
+    /// How long the rate takes to allow `requests`.
     fn time_for(&self, requests: u32) -> Duration {
         Duration::from_secs(requests.into()) / self.per_second.get()
     }
 
-    /// Whose budget a client's request is taken from. One IPv6 customer has a whole /64 to choose from.
-    fn payer(&self, client: IpAddr) -> IpAddr {
+    /// Whose budget a request is charged to. IPv6 is counted by /64: one customer has a whole /64 to choose from.
+    fn budget_key(&self, client: IpAddr) -> IpAddr {
         match client {
             _ if !self.per_client => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V4(_) => client,
@@ -80,28 +80,28 @@ impl Limiter {
         }
     }
 
-    /// Forgets clients whose budget is whole again: they would get the same one anew.
+    /// Evicts clients whose budget is full again: a new one would be the same.
     fn forget_idle(&self) {
         self.budgets.retain_recent();
         self.budgets.shrink_to_fit();
     }
 }
 
-/// What the limiters of a request say of it.
+/// What the limiters decide about a request.
 #[derive(Clone, Copy, Debug)]
 struct Verdict {
-    /// Which of them counts: the first, or the one that refuses.
+    /// Index of the limiter that the answer reports: the first, or the one that refuses.
     by: usize,
-    /// Requests left of its budget.
+    /// Requests left in its budget.
     left: u32,
-    /// Set where the request is refused: until it would not be.
+    /// Set if the request is refused: how long until one would be let through.
     wait: Option<Duration>,
 }
 
-/// The budgets of this process. Clones share them.
+/// All limiters. Clones share their budgets.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
-    /// The stricter before those that more requests share: one who is refused must not use up what all need.
+    /// Stricter ones come before those that more requests share: a refused client must not use up what everyone needs.
     limiters: Arc<[Limiter; 3]>,
     //@ if redis
     shared: shared::Shared,
@@ -120,7 +120,7 @@ impl RateLimit {
             Limiter::new("global", config.global_per_second, config.global_burst, false),
         ]);
         Ok(Self {
-            // Kept by each process for itself.
+            // Kept per process.
             limiters,
             //@ if redis
             shared,
@@ -128,7 +128,7 @@ impl RateLimit {
         })
     }
 
-    /// Forgets idle clients, for ever, so that memory follows those who are here and not all who ever were.
+    /// Runs for ever: evicts idle clients, so that memory grows with the active ones and not with all ever seen.
     pub async fn sweep(self) {
         loop {
             tokio::time::sleep(SWEEP).await;
@@ -139,11 +139,11 @@ impl RateLimit {
         }
     }
 
-    /// Takes a request from the budgets of this process.
+    /// Charges a request to the budgets of this process.
     fn take(limiters: &[Limiter], client: IpAddr) -> Verdict {
         let mut first = None;
         for (by, limiter) in limiters.iter().enumerate() {
-            match limiter.budgets.check_key(&limiter.payer(client)) {
+            match limiter.budgets.check_key(&limiter.budget_key(client)) {
                 Ok(state) => _ = first.get_or_insert(state.remaining_burst_capacity()),
                 Err(refused) => {
                     let wait = Some(refused.wait_time_from(DefaultClock::default().now()));
@@ -164,13 +164,13 @@ pub fn limit<A: Future<Output = Response>>(
     let client = request.extensions().get::<Client>();
     let client = client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.address);
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    // Not begun before it may be: to keep the request itself until then would take more room.
+    // Not polled until the request is let through: holding the request itself until then would take more memory.
     let answering = next(request);
     async move {
         let limiters = &limits.limiters[usize::from(!is_write)..];
         let said = RateLimit::take(limiters, client);
         //@ if redis
-        // Who has used up a budget here has done so everywhere.
+        // A budget that is used up here is used up everywhere: Redis need not be asked.
         let said = if said.wait.is_some() { said } else { limits.shared.take(limiters, client, said).await };
         //@ end
         let Verdict { by, left, wait } = said;
@@ -179,7 +179,7 @@ pub fn limit<A: Future<Output = Response>>(
             None => answering.await,
             Some(wait) => {
                 counter!("rate_limited_total", "policy" => limiter.name).increment(1);
-                let detail = "Too many requests. Wait as long as Retry-After says.";
+                let detail = "Too many requests. Retry after the time given in Retry-After.";
                 let mut problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
                 problem.retry_after = Some(seconds(wait));
                 problem.into_response()
@@ -188,13 +188,13 @@ pub fn limit<A: Future<Output = Response>>(
         let full = wait.unwrap_or_else(|| limiter.time_for(limiter.burst.get().saturating_sub(left)));
         let limit = format!("\"{}\";r={left};t={}", limiter.name, seconds(full));
         let headers = response.headers_mut();
-        headers.insert(POLICY, limiter.told.clone());
+        headers.insert(POLICY, limiter.policy.clone());
         headers.extend(HeaderValue::try_from(limit).map(|limit| (LIMIT, limit)));
         response
     }
 }
 
-/// Rounded up: told a moment too early, a client would be refused again.
+/// Rounded up: a client that came back a moment too early would be refused again.
 fn seconds(wait: Duration) -> u64 {
     (wait + Duration::from_nanos(999_999_999)).as_secs().max(1)
 }

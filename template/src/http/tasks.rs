@@ -1,4 +1,4 @@
-//! The routes of tasks: from HTTP to the use-cases and back.
+//! The task routes: from HTTP to the use cases and back.
 
 use std::sync::Arc;
 
@@ -19,9 +19,9 @@ use super::problem::{FieldError, Problem, Result};
 use crate::task::{NewTask, Rendered, Status, Task, TaskPage, TaskPatch};
 use crate::tasks::Tasks;
 
-const LARGEST_PAGE: u16 = 100;
+const MAX_LIMIT: u16 = 100;
 
-/// Behind an `Arc`, since each request gets a copy.
+/// Behind an `Arc`, since each request clones it.
 type Shared = State<Arc<Tasks>>;
 
 /// All routes under `/v1/tasks`.
@@ -35,7 +35,7 @@ pub fn router() -> OpenApiRouter<Arc<Tasks>> {
 /// A task with its `ETag`.
 fn tagged(status: StatusCode, task: impl Into<Rendered>) -> Response {
     let Rendered { version, json } = task.into();
-    // With room for what `observe` and the limits add: growing costs more than filling.
+    // With room for what `observe` and the limits add: growing the map costs more than filling it.
     let mut headers = HeaderMap::with_capacity(12);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.extend(HeaderValue::try_from(format!("\"{version}\"")).map(|tag| (header::ETAG, tag)));
@@ -62,14 +62,14 @@ async fn create_task(State(tasks): Shared, Valid(new): Valid<NewTask>) -> Result
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListParameters {
-    /// How many tasks a page has at most: 1 to 100, 20 unless told. Long ones fill it earlier: only where there is no
-    /// `next_cursor` it is the last.
+    /// The maximum number of tasks in a page: 1 to 100, 20 by default. Long tasks fill a page sooner, so only a page
+    /// whose `next_cursor` is `null` is the last.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u16>,
-    /// `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     #[serde(default, deserialize_with = "uuid::serde::hyphenated::option::deserialize")]
     cursor: Option<Uuid>,
-    /// Only tasks in this state.
+    /// Only tasks with this status.
     #[param(inline)]
     status: Option<Status>,
 }
@@ -81,8 +81,8 @@ struct ListParameters {
 )]
 async fn list_tasks(State(tasks): Shared, Query(asked): Query<ListParameters>) -> Result<Json<TaskPage>> {
     let limit = asked.limit.unwrap_or(20);
-    if !(1..=LARGEST_PAGE).contains(&limit) {
-        let error = FieldError { field: "limit".to_owned(), detail: format!("expected 1 to {LARGEST_PAGE}") };
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        let error = FieldError { field: "limit".to_owned(), detail: format!("expected 1 to {MAX_LIMIT}") };
         return Err(Problem::validation("A parameter is not valid.", vec![error]));
     }
     Ok(Json(tasks.list(asked.status, asked.cursor.unwrap_or_default(), limit).await?))
@@ -129,7 +129,7 @@ async fn delete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Complete a task; a second time changes nothing, and fits the new version alone
+/// Complete a task; repeating it changes nothing, and `if-match` must then name the new `ETag`
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/complete", tag = "tasks",
     params(("id" = Uuid, Path), IfMatch),

@@ -1,7 +1,7 @@
-//! What a connection is doing, and for how long it may.
+//! What a connection is doing, and how long it may take.
 //!
 //! One mechanism covers silent connections, half-sent heads and HTTP/2 prefaces, idle keep-alive, and clients
-//! that don't read their answers: the stream tells when bytes move, the service when a request is handled.
+//! that don't read their responses: the stream reports when bytes move, the service when it is handling a request.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -18,11 +18,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::room::Taken;
-use super::{Hold, InFlight, Limits};
+use super::response_budget::Permits;
+use super::{BodyGuard, InFlight, Limits};
 
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long an answer may take to stop a client that goes on sending.
+const RECHECK: Duration = Duration::from_secs(1);
+/// How long a client may go on sending a body after its response, before the connection is closed on it.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// The state of one connection, shared by its stream, its service and its watcher.
@@ -42,32 +42,32 @@ struct State {
     requests: usize,
     /// Whether this is HTTP/2, where bytes between requests may be frames of the connection itself.
     multiplexed: bool,
-    /// What is awaited while no request is handled. A new connection owes a head from the start.
+    /// What is awaited while no request is handled. A new connection owes a request head from the start.
     awaited: Deadline,
-    /// Since when: as of the first look, which comes once the connection has moved.
+    /// Since when it is awaited: set by the first check, which comes after the connection has been polled.
     since: Option<Instant>,
-    /// Since when the client takes nothing of what we want to write.
+    /// Since when the client has taken nothing of what we want to write.
     stalled_since: Option<Instant>,
-    /// Requests whose answer the client has to take, and since when. HTTP/2 clients may refuse to, one by one,
-    /// while bytes of the connection itself go on.
+    /// Requests whose response is waiting for the client to take it, and since when. An HTTP/2 client can stall
+    /// single responses while bytes of the connection itself keep moving.
     untaken: HashMap<u64, Instant>,
     /// Requests so far.
     count: u64,
-    rest: Rest,
-    /// Whether the service stops.
-    hurries: bool,
-    /// Whether an answer that is finished may wait in a buffer still.
+    body: BodyState,
+    /// Whether the connection is shutting down, and waits are cut short.
+    closing: bool,
+    /// Whether a finished response may still be waiting in a buffer.
     unsent: bool,
-    /// Held while the client does not take such an answer: it is in flight.
-    held_up: Option<TaskTrackerToken>,
-    /// The room of such answers.
-    taken: Vec<Taken>,
+    /// Held while the client does not take such a response: the request is still in flight.
+    in_flight_token: Option<TaskTrackerToken>,
+    /// The `ResponseBudget` permits of such responses.
+    permits: Vec<Permits>,
 }
 
-/// What still comes of a body after its answer. It is read and forgotten: closed on it, the kernel would send a
-/// reset, which may overtake the answer.
+/// What is left of a request body after its response. It is read and discarded: if we closed the connection with
+/// data unread, the kernel would send a reset, which may overtake the response.
 #[derive(Debug, Default)]
-enum Rest {
+enum BodyState {
     #[default]
     None,
     Unread,
@@ -84,16 +84,16 @@ impl Activity {
         self.update(|state| state.count == 0)
     }
 
-    /// Waits no longer than it must: a client that says nothing further must not hold up the stop.
-    pub(super) fn hurry(&self) {
+    /// Cuts the remaining waits short: a client that sends nothing more must not hold up the shutdown.
+    pub(super) fn begin_close(&self) {
         self.update(|state| {
-            (state.hurries, state.since) = (true, None);
+            (state.closing, state.since) = (true, None);
             state.untaken.values_mut().for_each(|since| *since = Instant::now());
         });
     }
 
-    /// Marks it as HTTP/2 whose client has begun: it may have connected ahead of its first request.
-    pub(super) fn greeted(&self) {
+    /// Marks the connection as HTTP/2, its preface received: the client may have connected ahead of its first request.
+    pub(super) fn preface_received(&self) {
         self.update(|state| {
             state.multiplexed = true;
             state.wait_for(Deadline::Idle);
@@ -101,24 +101,24 @@ impl Activity {
     }
 
     /// Marks a request as being handled until the guard is dropped.
-    pub(super) fn busy(&self, version: Version) -> Busy {
+    pub(super) fn begin_request(&self, version: Version) -> ActiveRequest {
         let stream = self.update(|state| {
             state.requests += 1;
             state.count += 1;
             state.multiplexed = version == Version::HTTP_2;
             state.multiplexed.then_some(state.count)
         });
-        Busy { activity: self.clone(), stream, taken: None, _in_flight: self.0.in_flight.token() }
+        ActiveRequest { activity: self.clone(), stream, permits: None, _in_flight: self.0.in_flight.token() }
     }
 
     /// Marks the body of a request as unread until it has ended.
     pub(super) fn reading(&self) -> Self {
-        self.update(|state| state.rest = if state.multiplexed { Rest::None } else { Rest::Unread });
+        self.update(|state| state.body = if state.multiplexed { BodyState::None } else { BodyState::Unread });
         self.clone()
     }
 
-    /// Resolves when a deadline has passed, with what it was for. It looks at the state each time it is polled, and so
-    /// must share a task with the connection.
+    /// Resolves when a deadline has passed, with what it was for. It checks the state each time it is polled, so it
+    /// must run in the same task as the connection.
     pub(super) async fn expired(&self) -> Deadline {
         let mut sleep = pin!(sleep_until(Instant::now()));
         poll_fn(|cx| {
@@ -128,7 +128,7 @@ impl Activity {
                 if at <= now {
                     return Poll::Ready(deadline);
                 }
-                // A deadline that moved away needs no new timer: the old one fires early and we look again.
+                // A deadline that moved later needs no new timer: the old one fires early and we check again.
                 if at < sleep.deadline() || sleep.is_elapsed() {
                     sleep.as_mut().reset(at);
                 }
@@ -146,7 +146,7 @@ impl Activity {
 /// What a connection was too slow for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Deadline {
-    /// Nothing: a request is handled, and has deadlines of its own.
+    /// Nothing: a request is being handled, and has its own deadlines.
     Busy,
     #[default]
     HeaderRead,
@@ -158,27 +158,27 @@ pub(super) enum Deadline {
 
 impl State {
     fn deadline(&mut self, Shared { limits, .. }: &Shared, now: Instant) -> (Instant, Deadline) {
-        if let Rest::Awaited(since) = self.rest {
-            (since + if self.hurries { Duration::ZERO } else { LINGER }, Deadline::Lingering)
+        if let BodyState::Awaited(since) = self.body {
+            (since + if self.closing { Duration::ZERO } else { LINGER }, Deadline::Lingering)
         } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
             (*since + limits.stalled_write, Deadline::Untaken)
         } else if self.requests > 0 {
-            // Some moment to look again: with HTTP/2, requests are handled in tasks of their own.
-            (now + LOOK_AGAIN.min(limits.idle), Deadline::Busy)
+            // Just a time to check again: over HTTP/2, requests are handled in tasks of their own.
+            (now + RECHECK.min(limits.idle), Deadline::Busy)
         } else {
             let limit = if self.awaited == Deadline::Idle { limits.idle } else { limits.header_read };
-            // It was told to go; whoever is there answers that, and takes what it was sent.
-            let limit = if self.hurries { limit.min(limits.stalled_write) } else { limit };
+            // The client was told to go: a live one reacts in this time, and takes what it was sent.
+            let limit = if self.closing { limit.min(limits.stalled_write) } else { limit };
             (*self.since.get_or_insert(now) + limit, self.awaited)
         }
     }
 
     fn wait_for(&mut self, awaited: Deadline) {
         self.awaited = awaited;
-        // Or a client that does not heed GOAWAY could hold up the stop with one request after the other.
-        if !self.hurries {
+        // Otherwise a client that ignores GOAWAY could hold up the shutdown with one request after another.
+        if !self.closing {
             self.since = None;
         }
     }
@@ -186,63 +186,63 @@ impl State {
 
 /// A request that is being handled.
 #[derive(Debug)]
-pub(super) struct Busy {
+pub(super) struct ActiveRequest {
     activity: Activity,
-    /// Which it is of those that share the connection; without, what waits for the client waits in the connection.
+    /// Its number on an HTTP/2 connection. None over HTTP/1, where an untaken response stalls the connection itself.
     stream: Option<u64>,
-    /// The room of its answer.
-    pub(super) taken: Option<Taken>,
+    /// The `ResponseBudget` permits of its response.
+    pub(super) permits: Option<Permits>,
     _in_flight: TaskTrackerToken,
 }
 
-impl Busy {
-    /// Whether the body is not read to its end, on a connection where the next request comes after it.
-    pub(super) fn leaves_body(&self) -> bool {
-        self.activity.update(|state| matches!(state.rest, Rest::Unread))
+impl ActiveRequest {
+    /// Whether the request body has not been read to its end, on a connection where the next request follows it.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.activity.update(|state| matches!(state.body, BodyState::Unread))
     }
 }
 
-impl Hold for Busy {
-    fn handed_on(&mut self, frame: bool) {
+impl BodyGuard for ActiveRequest {
+    fn frame_polled(&mut self, ready: bool) {
         let Some(stream) = self.stream else { return };
         self.activity.update(|state| {
-            if frame {
+            if ready {
                 state.untaken.insert(stream, Instant::now());
             } else {
-                // It is we who make the client wait.
+                // Now the client is waiting for us.
                 state.untaken.remove(&stream);
             }
         });
     }
 }
 
-impl Drop for Busy {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.activity.update(|state| {
             state.requests -= 1;
             self.stream.map(|stream| state.untaken.remove(&stream));
             state.wait_for(Deadline::Idle);
             state.unsent = true;
-            state.taken.extend(self.taken.take());
+            state.permits.extend(self.permits.take());
         });
     }
 }
 
 /// Held by the body of a request while it is read.
-impl Hold for Activity {
+impl BodyGuard for Activity {
     fn ended(&mut self) {
-        self.update(|state| state.rest = Rest::None);
+        self.update(|state| state.body = BodyState::None);
     }
 }
 
 /// A TCP stream that tells its [`Activity`] when bytes move.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct TrackedStream {
     pub(super) stream: TcpStream,
     pub(super) activity: Activity,
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for TrackedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -252,7 +252,7 @@ impl AsyncRead for Watched {
         let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.activity.update(|state| {
-                // Bytes while nothing is handled can only be the start of a request head.
+                // Bytes that arrive while nothing is handled can only be the start of a request head.
                 if state.requests == 0 && !state.multiplexed && state.awaited == Deadline::Idle {
                     state.wait_for(Deadline::HeaderRead);
                 }
@@ -262,7 +262,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for TrackedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
@@ -277,10 +277,10 @@ impl AsyncWrite for Watched {
             if written.is_pending() {
                 state.stalled_since.get_or_insert_with(Instant::now);
                 if state.unsent {
-                    state.held_up.get_or_insert_with(|| self.activity.0.in_flight.token());
+                    state.in_flight_token.get_or_insert_with(|| self.activity.0.in_flight.token());
                 }
             } else {
-                (state.stalled_since, state.held_up) = (None, None);
+                (state.stalled_since, state.in_flight_token) = (None, None);
             }
         });
         written
@@ -291,18 +291,18 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes once its buffer is empty: what was answered has left.
-        self.activity.update(|state| (state.unsent, state.taken) = (false, Vec::new()));
+        // hyper flushes once its buffer is empty: finished responses have left.
+        self.activity.update(|state| (state.unsent, state.permits) = (false, Vec::new()));
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         let mut lingers = self.activity.update(|state| {
-            if let Rest::Unread = state.rest {
-                state.rest = Rest::Awaited(Instant::now());
+            if let BodyState::Unread = state.body {
+                state.body = BodyState::Awaited(Instant::now());
             }
-            matches!(state.rest, Rest::Awaited(_))
+            matches!(state.body, BodyState::Awaited(_))
         });
         let mut bytes = [0; 8192];
         while lingers {

@@ -1,14 +1,14 @@
-//! File descriptors: each connection takes one, and so does all else that the process opens.
+//! File descriptors: each connection takes one, as does everything else that the process opens.
 
 use metrics::gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-/// Kept back for probes, dependencies, files, and what a library opens: while clients take all that is theirs,
-/// the service must still be able to say that it lives.
+/// Reserved for probes, dependencies, files, and what libraries open: even when clients take all they are allowed,
+/// the service must still be able to answer that it is alive.
 const RESERVE: u64 = 256;
 
-/// Makes room for `wanted` connections and returns for how many there is.
+/// Raises the descriptor limit as far as needed and allowed for `wanted` connections, and returns how many of them fit.
 pub fn connections_within_limit(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let needed = (wanted as u64).saturating_add(RESERVE);
@@ -21,7 +21,7 @@ pub fn connections_within_limit(wanted: usize) -> usize {
             Err(error) => debug!(%error, "descriptors.not_raised"),
         }
     }
-    let allowed = usize::try_from(room(current)).unwrap_or(usize::MAX).min(wanted);
+    let allowed = usize::try_from(usable(current)).unwrap_or(usize::MAX).min(wanted);
     if allowed < wanted {
         warn!(limit = current, wanted, allowed, "descriptors.few");
     }
@@ -29,20 +29,20 @@ pub fn connections_within_limit(wanted: usize) -> usize {
     allowed
 }
 
-/// Connections that fit into a limit. Of a small one half is kept back.
-fn room(limit: u64) -> u64 {
+/// How many connections fit into a limit. Of a small limit, half is reserved.
+fn usable(limit: u64) -> u64 {
     (limit - RESERVE.min(limit / 2)).max(1)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::room;
+    use super::usable;
 
     #[test]
     fn something_is_kept_back_of_every_limit() {
-        assert_eq!(room(10_256), 10_000);
-        assert_eq!(room(512), 256);
-        assert_eq!(room(64), 32);
-        assert_eq!(room(1), 1);
+        assert_eq!(usable(10_256), 10_000);
+        assert_eq!(usable(512), 256);
+        assert_eq!(usable(64), 32);
+        assert_eq!(usable(1), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs that failed for good, for operators: listed, and run again.
+//! Jobs that failed for good, which operators can list and run again.
 
 use anyhow::{Result, ensure};
 use clap::Subcommand;
@@ -10,9 +10,9 @@ use super::{Error, Store};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Command {
-    /// List the last thousand, newest first, as a line of JSON each
+    /// List the last thousand, newest first, one line of JSON each
     List,
-    /// Run one again, or all, under the same id
+    /// Run one again, or all, keeping their ids
     Requeue {
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         id: Option<Uuid>,
@@ -32,7 +32,7 @@ struct DeadLetter {
 }
 
 impl Command {
-    /// Returns what there is to print.
+    /// Returns the text to print.
     pub async fn run(self, config: crate::config::Config) -> Result<String> {
         let store = Store::open(&config)?;
         let Self::Requeue { id, .. } = self else {
@@ -40,8 +40,8 @@ impl Command {
             return Ok(lines.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?.join("\n"));
         };
         let count = store.requeue_jobs(id).await?;
-        ensure!(count > 0 || id.is_none(), "no job of this id has failed for good");
-        Ok(format!("{count} to run again"))
+        ensure!(count > 0 || id.is_none(), "no dead letter has this id");
+        Ok(format!("{count} requeued"))
     }
 }
 
@@ -49,14 +49,14 @@ impl Store {
     async fn dead_letters(&self) -> Result<Vec<DeadLetter>, Error> {
         let query = sqlx::query_as!(
             DeadLetter,
-            // Not as JSON: what no version can read is here, too.
+            // Not parsed as JSON: jobs that no version can read are listed, too.
             r#"SELECT id, substring(job FROM '"kind":"([^"]*)"') AS job, attempts, failed_at AS "failed_at!",
                last_error AS reason FROM jobs WHERE failed_at IS NOT NULL ORDER BY failed_at DESC LIMIT 1000"#
         );
         Ok(self.once("dead_letters", async |connection| query.fetch_all(connection).await).await?)
     }
 
-    /// Queues the jobs that failed for good anew, or one of them, and returns how many those are.
+    /// Requeues all jobs that failed for good, or only the one with this id, and returns how many those are.
     async fn requeue_jobs(&self, id: Option<Uuid>) -> Result<u64, Error> {
         let query = sqlx::query!(
             "UPDATE jobs SET failed_at = NULL, attempts = 0, run_at = now()

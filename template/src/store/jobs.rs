@@ -1,6 +1,6 @@
-//! Jobs in Postgres: stored in the transaction that causes them, taken by one worker at a time.
+//! Jobs in Postgres: stored in the transaction that causes them, each claimed by one worker at a time.
 //!
-//! An outbox of our own and not a queue library: `FOR UPDATE SKIP LOCKED` is all that is needed, and the row
+//! An outbox of our own instead of a queue library: `FOR UPDATE SKIP LOCKED` is all that is needed, and the row
 //! has to be written by the store's own transaction.
 
 use std::time::Duration;
@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{Error, Store};
 use crate::jobs::{Job, Settlement};
 
-/// At a job that this version can't read, until it counts as failed.
-const LOOKS: i32 = 5;
+/// How many times a job that this version can't read is claimed before it counts as failed.
+const MAX_UNREADABLE_CLAIMS: i32 = 5;
 
 impl Store {
     pub(super) async fn insert_job(&self, connection: &mut PgConnection, job: &Job) -> Result<(), Error> {
@@ -24,7 +24,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the job that is due longest, for `lease`: then it is due again, unless it was settled.
+    /// Claims the job that has been due longest, for `lease`: after that it is due again, unless it was settled.
     pub async fn claim_job(&self, lease: Duration) -> Result<Option<Job>, Error> {
         loop {
             let query = sqlx::query!(
@@ -43,8 +43,8 @@ impl Store {
                 }
                 Err(error) => format!("not readable by this version: {error}"),
             };
-            // A rollout that brings its kind may bring who can.
-            if attempts < LOOKS {
+            // A rollout that adds this kind of job may bring replicas that can read it.
+            if attempts < MAX_UNREADABLE_CLAIMS {
                 warn!(job = "unreadable", %id, attempts, reason, retry_in = ?lease, "job.retry");
                 continue;
             }
@@ -74,7 +74,7 @@ impl Store {
         Ok(())
     }
 
-    /// Jobs that have not ended, of all replicas, and for how long the one that is due longest has waited.
+    /// How many jobs of all replicas have not ended, and how long the one that has been due longest has waited.
     pub async fn count_jobs(&self) -> Result<(usize, Duration), Error> {
         let query = sqlx::query!(
             r#"SELECT count(*) AS "count!",
@@ -82,7 +82,7 @@ impl Store {
                FROM jobs WHERE failed_at IS NULL"#
         );
         let row = self.once("count_jobs", async |connection| query.fetch_one(connection).await).await?;
-        // Negative where none is due yet.
+        // Negative if none is due yet.
         let waited = Duration::try_from_secs_f64(row.waited).unwrap_or_default();
         Ok((usize::try_from(row.count).unwrap_or(0), waited))
     }

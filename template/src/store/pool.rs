@@ -1,5 +1,5 @@
-//! Connections to Postgres, lent to one caller at a time. sqlx's own pool asks the server after each use whether the
-//! connection still works: for each query one more way there and back, during which nobody else can have it.
+//! Connections to Postgres, each leased to one caller at a time. sqlx's own pool pings the server after each use of a
+//! connection: one more round trip per query, during which nobody else can use that connection.
 
 use std::fmt::{self, Debug, Formatter};
 use std::io::ErrorKind;
@@ -11,30 +11,30 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// For how long after it was lent a connection is trusted. Later it is asked first whether it still works.
+/// How long after it was last leased a connection is trusted. After that it is pinged before the next lease.
 const FRESH: Duration = Duration::from_millis(10);
-/// After which a connection is made anew: its name may lead elsewhere by then.
+/// The age at which a connection is replaced: its host name may resolve to another server by then.
 const LIFETIME: Duration = Duration::from_mins(30);
-/// After which one that nobody needs is closed.
+/// How long a connection may be idle before it is closed.
 const IDLE: Duration = Duration::from_mins(10);
-/// Between two attempts to connect, or looks at whether all has ended.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Between two attempts to connect, or two checks that all connections are closed.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Clones share the connections.
 #[derive(Clone, Debug)]
 pub(super) struct Pool(managed::Pool<Connector>);
 
 impl Pool {
-    /// Connects when it is first used, so that the service starts before its database. Where that refuses, it is tried
-    /// again for as long as `retry`.
-    pub(super) fn open(options: PgConnectOptions, most: u32, patience: Duration, retry: Duration) -> Self {
+    /// Connects on first use, so that the service can start before its database. A connection that is refused is
+    /// retried for as long as `retry`.
+    pub(super) fn open(options: PgConnectOptions, max: u32, wait: Duration, retry: Duration) -> Self {
         let silent = Mutex::new(Instant::now());
-        let connections = managed::Pool::builder(Connector { options, patience, retry, silent })
-            .max_size(most as usize)
-            // The last one used is the freshest, and those that are not needed come of age.
+        let connections = managed::Pool::builder(Connector { options, acquire_timeout: wait, retry, silent })
+            .max_size(max as usize)
+            // The last one used is the freshest, and surplus ones stay idle until they are closed.
             .queue_mode(QueueMode::Lifo)
             .build()
-            .expect("only time-outs of its own could lack a runtime");
+            .expect("only pool timeouts would need a runtime");
         Self(connections)
     }
 
@@ -43,15 +43,15 @@ impl Pool {
     }
 
     pub(super) async fn acquire(&self) -> sqlx::Result<Leased> {
-        let patience = self.connector().patience;
-        match timeout(patience, self.0.get()).await {
-            Ok(Ok(connection)) => Ok(Leased { connection: Some(connection), patience }),
+        let acquire_timeout = self.connector().acquire_timeout;
+        match timeout(acquire_timeout, self.0.get()).await {
+            Ok(Ok(connection)) => Ok(Leased { connection: Some(connection), acquire_timeout }),
             Ok(Err(PoolError::Backend(error))) => Err(error),
             _ => Err(sqlx::Error::PoolTimedOut),
         }
     }
 
-    /// How many connections there may be, are, and are idle, without those that were it for too long.
+    /// How many connections there may be, are open, and are idle, after closing those idle for too long.
     pub(super) fn count(&self) -> [usize; 3] {
         self.0.retain(|_, about| about.last_used() < IDLE);
         let status = self.0.status();
@@ -61,25 +61,25 @@ impl Pool {
     pub(super) async fn close(&self) {
         while self.0.status().size > 0 {
             for connection in self.0.retain(|_, _| false).removed {
-                // A server that does not hear of it sees it end.
+                // If this fails, the server still sees the socket close.
                 let _ = connection.close().await;
             }
-            sleep(PAUSE).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
 }
 
 pub(super) struct Connector {
     pub(super) options: PgConnectOptions,
-    /// How long a caller waits for a connection, and one that was given back in doubt for the server.
-    pub(super) patience: Duration,
-    /// For how long it tries again where the server refuses.
+    /// How long a caller waits for a connection, and the pool for the ping of a dropped one.
+    pub(super) acquire_timeout: Duration,
+    /// How long connecting is retried while the server refuses.
     retry: Duration,
-    /// When one was last asked that had fallen silent while it was idle.
+    /// When the last unanswered ping of an idle connection was sent.
     silent: Mutex<Instant>,
 }
 
-/// Without the options: they have the password.
+/// Without the options, which contain the password.
 impl Debug for Connector {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         formatter.write_str("Connector")
@@ -90,12 +90,12 @@ impl managed::Manager for Connector {
     type Type = PgConnection;
     type Error = sqlx::Error;
 
-    /// Tries again while the server starts or has no place, and says so while there is someone to hear it.
+    /// Retries while the server is starting or has no free slot, and returns its error before the caller stops waiting.
     async fn create(&self) -> sqlx::Result<PgConnection> {
         let until = Instant::now() + self.retry;
         let mut refused = None;
         loop {
-            // Boxed: 14 KB, which no future that awaits a connection should carry.
+            // Boxed: it takes 14 KB, which no future that awaits a connection should carry.
             let attempt = Box::pin(PgConnection::connect_with(&self.options));
             let result = match refused.take() {
                 None => attempt.await,
@@ -106,11 +106,11 @@ impl managed::Manager for Connector {
                 Err(sqlx::Error::Database(it)) => matches!(it.code().as_deref(), Some("53300" | "57P03")),
                 _ => false,
             };
-            if !passes || Instant::now() + PAUSE > until {
+            if !passes || Instant::now() + RETRY_PAUSE > until {
                 return result;
             }
             refused = result.err();
-            sleep(PAUSE).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
 
@@ -119,12 +119,12 @@ impl managed::Manager for Connector {
             return Err(RecycleError::message("old"));
         }
         if about.last_used() >= FRESH {
-            // So, most likely, are those lent before one that was found silent: to ask each would leave no time for a new one.
+            // Last used before an unanswered ping, so probably dead too: pinging each would leave no time to reconnect.
             if about.last_used() >= self.silent.lock().elapsed() {
                 return Err(RecycleError::message("silent, most likely"));
             }
             let asked = Instant::now();
-            let Ok(answered) = timeout(self.patience / 4, connection.ping()).await else {
+            let Ok(answered) = timeout(self.acquire_timeout / 4, connection.ping()).await else {
                 let mut silent = self.silent.lock();
                 *silent = asked.max(*silent);
                 return Err(RecycleError::message("silent"));
@@ -135,12 +135,12 @@ impl managed::Manager for Connector {
     }
 }
 
-/// A connection of the pool. Where it is dropped, the server is asked first whether it still works, which also reads
-/// what is left of a query that was given up, and rolls a transaction back.
+/// A connection of the pool. If it is dropped, it is pinged before it goes back, which also reads what is left of a
+/// cancelled query and rolls back an open transaction.
 pub(super) struct Leased {
-    /// Until it is given back.
+    /// `None` once it has been given back or closed.
     connection: Option<Object<Connector>>,
-    patience: Duration,
+    acquire_timeout: Duration,
 }
 
 impl Leased {
@@ -148,13 +148,13 @@ impl Leased {
         self.connection.as_mut().expect("it was not given back")
     }
 
-    /// At once: for one whose query has ended well.
-    pub(super) fn give_back(mut self) {
+    /// Gives it back without a ping: for a connection whose query succeeded.
+    pub(super) fn release(mut self) {
         self.connection = None;
     }
 
-    /// Closes it.
-    pub(super) fn give_up(mut self) {
+    /// Closes it instead of giving it back.
+    pub(super) fn discard(mut self) {
         self.connection.take().map(Object::take);
     }
 }
@@ -162,10 +162,10 @@ impl Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        let patience = self.patience;
+        let acquire_timeout = self.acquire_timeout;
         tokio::spawn(async move {
-            // A server that has fallen silent would keep the place of each that was in use.
-            if !matches!(timeout(patience, connection.ping()).await, Ok(Ok(()))) {
+            // Bounded: with a silent server, each connection that was in use would otherwise keep its slot in the pool.
+            if !matches!(timeout(acquire_timeout, connection.ping()).await, Ok(Ok(()))) {
                 drop(Object::take(connection));
             }
         });

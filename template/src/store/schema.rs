@@ -1,4 +1,4 @@
-//! The schema's version: brought up to date by any number of replicas at once, and checked by readiness.
+//! Migrates the schema, from any number of replicas at once, and checks its version for readiness.
 
 use std::time::Duration;
 
@@ -9,35 +9,35 @@ use tracing::info;
 
 use super::Store;
 
-/// Any number, the same in all replicas of this service and no one else's.
+/// The key of the advisory lock: any number, the same in all replicas of this service and used by nobody else.
 const LOCK: i64 = 0x7461_736b;
 
 impl Store {
-    /// Applies the migrations that are missing. Replicas that start together take turns.
+    /// Applies missing migrations. Replicas that start together take turns.
     pub async fn migrate(&self) -> anyhow::Result<()> {
-        // Not the pool's: these may take longer than it allows. That a table is there already is no news.
+        // Not from the pool: migrations may outlast its statement timeout. "Already exists" notices are only noise.
         let connector = self.pool.connector();
         let options = [("statement_timeout", "0"), ("client_min_messages", "warning")];
         let options = connector.options.clone().options(options);
         let both = try_join(PgConnection::connect_with(&options), PgConnection::connect_with(&options));
-        let both = tokio::time::timeout(connector.patience, both).await;
+        let both = tokio::time::timeout(connector.acquire_timeout, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
-        // The lock belongs to a transaction, since a pooler in between would keep a session's for ever; and that to a
-        // connection of its own, since an index can't be built CONCURRENTLY within one.
+        // The lock is a transaction's, since a pooler in between would keep a session's for ever; and the transaction
+        // has a connection of its own, since an index can't be built CONCURRENTLY within one.
         let turn = loop {
             let mut turn = holder.begin().await?;
-            // No option, since a pooler would pass it by.
+            // Not as an option, which a pooler would ignore.
             turn.execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
             let taken = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "taken!""#, LOCK);
             if taken.fetch_one(&mut *turn).await? {
                 break turn;
             }
-            // Polled, and each time in a transaction that ends: such an index waits for all that were at a statement.
+            // Polled in short transactions: building an index CONCURRENTLY waits for all that are running a statement.
             turn.rollback().await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let mut migrator = sqlx::migrate!();
-        // A binary that is older than the schema starts, so that a deploy can be rolled back.
+        // A binary that is older than the schema still starts, so that a rollout can be rolled back.
         migrator.set_ignore_missing(true).set_locking(false);
         migrator.run(&mut connection).await?;
         turn.rollback().await?;
@@ -49,7 +49,7 @@ impl Store {
         let query = sqlx::query_scalar!("SELECT version FROM _sqlx_migrations WHERE success");
         let found = self.once("schema_version", async |connection| query.fetch_all(connection).await).await;
         let found = found.map_err(|error| error.to_string())?;
-        // Not only the newest: one with a lower number may have come later, by an update or from another branch.
+        // Not only the newest: one with a lower number may have been added later, by an update or from another branch.
         match sqlx::migrate!().iter().find(|migration| !found.contains(&migration.version)) {
             Some(missing) => Err(format!("schema lacks migration {}", missing.version)),
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! What ties log lines, spans and calls to the request that caused them: a task-local, which no log filter switches off.
+//! Ties log lines, spans and calls to the request that caused them: a task-local, which no log filter can switch off.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ tokio::task_local! {
     static CURRENT: Context;
 }
 
-/// The identity of the work that runs in this task.
+/// The identity of the work that the current task is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     pub request_id: Arc<str>,
@@ -18,12 +18,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// The context of this task, if it works for a request.
+    /// The context of the current task, if it has one.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Runs `future` in this context. A task that it spawns has to be given the context anew.
+    /// Runs `future` in this context. Tasks that it spawns don't inherit the context: pass it on to them.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, future)
     }
@@ -36,7 +36,7 @@ impl Context {
 /// A position in a distributed trace: <https://www.w3.org/TR/trace-context/>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
-    /// 32 hexadecimal digits: as they travel, since they are read, sent and logged more often than made.
+    /// 32 hexadecimal digits, kept as text: ids are read, sent and logged more often than created.
     pub trace_id: ArrayString<32>,
     /// 16 hexadecimal digits.
     pub span_id: ArrayString<16>,
@@ -44,7 +44,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// A trace that begins here.
+    /// A new trace that begins here.
     pub fn begin(sampled: bool) -> Self {
         Self { trace_id: random(), span_id: random(), sampled }
     }
@@ -62,7 +62,7 @@ impl Trace {
         let mut hex = |digits| parts.next().filter(|part| part.len() == digits && is_hex(part));
         let (version, trace_id, span_id, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
         let given = |id: &str| id.bytes().any(|byte| byte != b'0');
-        // A later version may append fields; this one may not, and ff is forbidden.
+        // Later versions may append fields, version 00 may not, and ff is invalid.
         let version_fits = version != "ff" && (version != "00" || parts.next().is_none());
         if !version_fits || !given(trace_id) || !given(span_id) {
             return None;
@@ -71,7 +71,7 @@ impl Trace {
         Some(Self { trace_id: trace_id.try_into().ok()?, span_id: span_id.try_into().ok()?, sampled })
     }
 
-    /// The same trace one step further: a span id of our own.
+    /// The same trace with a new span id, for our own part in it.
     pub fn child(&self) -> Self {
         Self { span_id: random(), ..*self }
     }
@@ -82,7 +82,7 @@ impl Trace {
     }
 }
 
-/// Hexadecimal digits, as many as there is room for.
+/// `DIGITS` random hexadecimal digits.
 fn random<const DIGITS: usize>() -> ArrayString<DIGITS> {
     let mut digits = ArrayString::new();
     (0..DIGITS).for_each(|_| digits.push(char::from(b"0123456789abcdef"[fastrand::usize(..16)])));
@@ -121,7 +121,7 @@ mod tests {
         for text in valid {
             let trace = Trace::parse(&text).expect("a trace");
             assert_eq!((&*trace.trace_id, &*trace.span_id), (ID, SPAN), "{text}");
-            // The lowest bit of the flags says so, and no other.
+            // Only the lowest bit of the flags means sampled.
             assert_eq!(trace.sampled, !text.ends_with("-00") && !text.ends_with("-02"), "{text}");
         }
         let invalid = [

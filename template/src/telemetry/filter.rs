@@ -1,4 +1,4 @@
-//! Which events become lines: those that are configured, or others for a while.
+//! Which events are logged: by the configured filter, or temporarily by another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use tracing_subscriber::{Registry, reload};
 pub struct Filter {
     configured: Targets,
     handle: reload::Handle<Targets, Registry>,
-    /// Brings the configured one back, where another is in force.
+    /// The timer that restores the configured filter, while another is in force.
     restore: Arc<Mutex<Option<AbortOnDropHandle<()>>>>,
 }
 
 impl Filter {
-    /// The filter for the layer, and what changes it.
+    /// The filter for the layer, and the handle that changes it.
     pub(super) fn new(configured: Targets) -> (reload::Layer<Targets, Registry>, Self) {
         let (layer, handle) = reload::Layer::new(configured.clone());
         (layer, Self { configured, handle, restore: Arc::default() })
     }
 
-    /// Writes what `text` lets through, and after `time` again what is configured.
+    /// Applies `filter`, written as `text`, and restores the configured filter after `time`.
     pub fn change(&self, text: &str, filter: Targets, time: Duration) -> Result<()> {
         info!(filter = text, time = ?time, "log.filter_changed");
-        // The one before must neither undo this one nor be put in its place.
+        // Lock throughout and cancel the old timer: an earlier change must neither undo nor replace this one.
         let mut restore = self.restore.lock();
         *restore = None;
         self.handle.reload(filter)?;
@@ -46,11 +46,11 @@ impl Filter {
 
 /// The filter that `text` describes, such as `info,service::server=debug`.
 pub fn parse(text: &str) -> Option<Targets> {
-    // Any other text, such as a level misspelt, would be taken for a target that nothing has, and silence the log.
+    // Any other text, such as a misspelt level, would be read as a target that matches nothing, and silence the log.
     let is_filter = |char: char| char.is_alphanumeric() || "_-:=,".contains(char);
     let has_level = |part: &str| {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
-        // Nothing would be taken for `error`, of all targets.
+        // An empty level would be read as `error`, for all targets.
         !level.is_empty() && level.parse::<LevelFilter>().is_ok()
     };
     text.parse().ok().filter(|_| text.split(',').all(has_level) && text.chars().all(is_filter))

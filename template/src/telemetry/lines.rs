@@ -1,5 +1,5 @@
-//! Log lines on their way to stdout, written by a thread. Not tracing-appender's, which is woken for each line: where it
-//! shares a core with the worker, that delays the very answer that the line tells of.
+//! Log lines are queued and written to stdout by our own thread. The one of tracing-appender is woken for each line:
+//! if it shares a core with the worker, that delays the very response that the line reports.
 
 use std::io::{self, Write as _, stdout};
 use std::mem::swap;
@@ -10,16 +10,16 @@ use std::time::Duration;
 use metrics::counter;
 use parking_lot::{Condvar, Mutex};
 
-/// In bytes, of lines that wait. At a stopped reader this bounds the memory, not the requests.
-const QUEUED: usize = 4 * 1024 * 1024;
-/// After lines were written, for how long further ones are collected.
-const PACE: Duration = Duration::from_millis(2);
-/// In bytes, of the room for lines that is kept from one time to the next.
-const KEPT: usize = 128 * 1024;
-/// At the end, for the reader to take what is queued.
-const LAST: Duration = Duration::from_secs(1);
+/// Bytes of lines that may be queued. If the reader stalls, this bounds memory without blocking requests.
+const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
+/// After each write, how long to collect lines for the next one.
+const BATCH_INTERVAL: Duration = Duration::from_millis(2);
+/// Bytes of buffer capacity that are kept from one write to the next.
+const KEPT_CAPACITY: usize = 128 * 1024;
+/// At the end, how long the reader has to take what is queued.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What goes to stdout. Clones share it.
+/// The queue of lines for stdout. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Lines(Arc<Shared>);
 
@@ -32,14 +32,14 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: Vec<u8>,
-    /// Whether what is queued is the last.
+    /// Whether the next batch is the last.
     closed: bool,
-    /// Whether that was written.
+    /// Whether the last batch was written.
     ended: bool,
 }
 
 impl Lines {
-    /// With the thread that writes them.
+    /// Starts the thread that writes the lines.
     pub(super) fn start() -> io::Result<Self> {
         let lines = Self::default();
         let writer = lines.clone();
@@ -47,27 +47,27 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Waits until what is queued is written, but not for a reader that has stopped.
+    /// Waits until the queued lines are written, but gives up on a reader that has stalled.
     pub fn finish(&self) {
         let mut queue = self.0.queue.lock();
         queue.closed = true;
         self.0.changed.notify_all();
-        self.0.changed.wait_while_for(&mut queue, |queue| !queue.ended, LAST);
+        self.0.changed.wait_while_for(&mut queue, |queue| !queue.ended, FINISH_TIMEOUT);
     }
 
-    /// Queues a line. It never waits for the reader: beyond the queue, lines are lost and counted.
+    /// Queues a line. Never waits for the reader: once the queue is full, lines are dropped and counted.
     pub(super) fn push(&self, line: &[u8]) {
         let mut queue = self.0.queue.lock();
-        if queue.bytes.len() + line.len() > QUEUED {
+        if queue.bytes.len() + line.len() > MAX_QUEUED_BYTES {
             return counter!("log_lines_dropped_total").increment(1);
         }
         queue.bytes.extend_from_slice(line);
         drop(queue);
-        // Next to nothing while the writer is at work: it does not wait then.
+        // Costs next to nothing while the writer is busy, as it is not waiting then.
         self.0.changed.notify_all();
     }
 
-    /// Writes what is queued, until it is closed.
+    /// Writes queued lines until the queue is closed.
     fn write(&self) {
         let mut batch = Vec::new();
         loop {
@@ -81,13 +81,13 @@ impl Lines {
                 counter!("log_lines_dropped_total").increment(lost as u64);
             }
             batch.clear();
-            batch.shrink_to(KEPT);
+            batch.shrink_to(KEPT_CAPACITY);
             if closed {
                 self.0.queue.lock().ended = true;
                 self.0.changed.notify_all();
                 return;
             }
-            thread::park_timeout(PACE);
+            thread::park_timeout(BATCH_INTERVAL);
         }
     }
 }
@@ -111,7 +111,7 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         with_local_recorder(&recorder, || (0..5000).for_each(|_| lines.push(&line)));
         let kept = lines.0.queue.lock().bytes.len();
-        assert!(kept <= QUEUED && kept.is_multiple_of(line.len()), "{kept}");
+        assert!(kept <= MAX_QUEUED_BYTES && kept.is_multiple_of(line.len()), "{kept}");
         let lost = format!("log_lines_dropped_total {}\n", 5000 - kept / line.len());
         assert!(recorder.handle().render().contains(&lost), "{lost}");
     }
@@ -120,7 +120,7 @@ mod tests {
     fn end_does_not_wait_for_a_reader_that_has_stopped() {
         let (began, nobody_writes) = (std::time::Instant::now(), Lines::default());
         nobody_writes.finish();
-        assert!((LAST..LAST * 5).contains(&began.elapsed()), "{:?}", began.elapsed());
-        assert!(LAST <= Duration::from_secs(1), "within the second that closing has");
+        assert!((FINISH_TIMEOUT..FINISH_TIMEOUT * 5).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert!(FINISH_TIMEOUT <= Duration::from_secs(1), "within the second that closing has");
     }
 }

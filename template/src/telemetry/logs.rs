@@ -20,8 +20,8 @@ use super::filter::{self, Filter};
 use super::lines::Lines;
 use crate::config::value::check;
 
-/// In bytes, of one value; what is longer is cut. Some come from far away.
-const LONGEST_VALUE: usize = 8192;
+/// In bytes; longer values are truncated. Some come from outside.
+const MAX_VALUE_BYTES: usize = 8192;
 
 #[derive(Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
@@ -42,24 +42,24 @@ fn is_filter(filter: &str, (): &()) -> garde::Result {
     check(filter::parse(filter).is_some(), expected)
 }
 
-/// The layer that turns events into lines, their writer, and what changes which events those are.
+/// The layer that turns events into lines, the writer of these lines, and the handle that changes the filter.
 pub fn layer(config: &Config) -> Result<(Box<dyn Layer<Registry> + Send + Sync>, Lines, Filter)> {
     let lines = Lines::start().context("log writer")?;
     let writer = lines.clone();
-    let layer = if config.format == "json" { FlatJson(writer).boxed() } else { ForPeople(writer).boxed() };
+    let layer = if config.format == "json" { FlatJson(writer).boxed() } else { Pretty(writer).boxed() };
     let configured = filter::parse(&config.filter).expect("a filter that was found valid");
     let (lets_through, filter) = Filter::new(configured);
     //@ if otlp
-    // No line shows a span: where none is exported, none is made.
+    // Log lines don't show spans, so a span that is not exported is not created.
     let lets_through = lets_through.and(filter_fn(|about: &tracing::Metadata<'_>| about.is_event()));
     //@ end
     Ok((layer.with_filter(lets_through).boxed(), lines, filter))
 }
 
-/// Plain text, which begins with the request it belongs to.
-struct ForPeople(Lines);
+/// Plain text lines, each of which begins with the request it belongs to.
+struct Pretty(Lines);
 
-impl<S: Subscriber> Layer<S> for ForPeople {
+impl<S: Subscriber> Layer<S> for Pretty {
     fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
         let mut line = String::new();
         if let Some(Context { request_id, trace }) = Context::current() {
@@ -74,12 +74,12 @@ impl<S: Subscriber> Layer<S> for ForPeople {
                 name => write!(line, " {name}={value:?}"),
             };
         });
-        // What came from outside neither ends the line nor commands the terminal.
+        // Input from outside must neither break the line nor send control characters to the terminal.
         self.0.push(format!("{}\n", line.replace(char::is_control, " ")).as_bytes());
     }
 }
 
-/// One JSON object a line, all fields at its top level: `message` is the event's name.
+/// One JSON object per line, with all fields at the top level; `message` is the event's name.
 pub(super) struct FlatJson(pub(super) Lines);
 
 impl<S: Subscriber> Layer<S> for FlatJson {
@@ -102,7 +102,7 @@ impl<S: Subscriber> Layer<S> for FlatJson {
     }
 }
 
-/// The JSON object as far as it is written.
+/// The JSON object as written so far.
 struct Line(Vec<u8>);
 
 impl Line {
@@ -110,7 +110,7 @@ impl Line {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
-        // Neither can text, numbers and booleans fail to be JSON.
+        // Encoding text, numbers or booleans can't fail.
         let _ = serde_json::to_writer(&mut self.0, value);
     }
 }
@@ -121,7 +121,7 @@ impl Visit for Line {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field.name(), &value[..value.floor_char_boundary(LONGEST_VALUE)]);
+        self.field(field.name(), &value[..value.floor_char_boundary(MAX_VALUE_BYTES)]);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn line_for_people_begins_with_its_request() {
         let lines = Lines::default();
-        let log = tracing_subscriber::registry().with(ForPeople(lines.clone()));
+        let log = tracing_subscriber::registry().with(Pretty(lines.clone()));
         let context = Context { request_id: "cause".into(), trace: None };
         tracing::subscriber::with_default(log, || context.enter(|| info!(from = %"a\nb", "planted")));
         let text = lines.queued();

@@ -7,10 +7,10 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
-/// Upper bounds in seconds, closest together where a service's objectives lie.
+/// Upper bounds of the buckets in seconds, closest together where latency objectives usually lie.
 const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// How often samples are folded into buckets: each takes its eight bytes until then.
+/// How often samples are folded into buckets. Until then each sample takes eight bytes.
 const UPKEEP: Duration = Duration::from_secs(1);
 
 /// Renders all metrics as Prometheus text.
@@ -21,7 +21,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the recorder the process's own.
+    /// Installs the recorder for the whole process.
     pub fn install() -> Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
@@ -31,7 +31,7 @@ impl Metrics {
         process.describe();
         describe();
         gauge!("service_info", "version" => env!("CARGO_PKG_VERSION"), "commit" => commit()).set(1.0);
-        // There from the start: an alert on an increase can't see the one that makes a series appear.
+        // Start each series at zero: an alert on an increase would miss the increment that creates the series.
         counter!("panics_total").increment(0);
         counter!("log_lines_dropped_total").increment(0);
         Ok(Self { handle, process })
@@ -49,7 +49,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Folds samples, for ever.
+    /// Folds samples into buckets at intervals, for ever.
     pub async fn upkeep(self) {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -58,47 +58,47 @@ impl Metrics {
     }
 }
 
-/// The commit that the binary was built from, where the build knew it.
+/// The commit that the binary was built from, if the build knew it.
 pub fn commit() -> &'static str {
     option_env!("GIT_COMMIT").unwrap_or("unknown")
 }
 
 fn describe() {
     describe_counter!("http_requests_total", "Requests answered, by method, route and status");
-    describe_histogram!("http_request_duration_seconds", Unit::Seconds, "From its head to the answer's end");
-    describe_gauge!("http_requests_in_flight", "Requests whose answer has not been sent whole");
-    describe_gauge!("http_requests_in_flight_max", "Requests beyond which further ones are refused");
+    describe_histogram!("http_request_duration_seconds", Unit::Seconds, "From request head to response end");
+    describe_gauge!("http_requests_in_flight", "Requests whose response has not been sent completely");
+    describe_gauge!("http_requests_in_flight_max", "Limit of requests in flight; further ones are refused");
     describe_gauge!("http_connections", "Open connections, of both listeners");
-    describe_gauge!("http_connections_max", "Public connections beyond which further ones wait");
-    describe_counter!("errors_total", "Answers that report an error, by category");
+    describe_gauge!("http_connections_max", "Limit of public connections; further ones wait");
+    describe_counter!("errors_total", "Error responses, by category");
     describe_counter!("panics_total", "Panics, wherever they happened");
-    describe_gauge!("jobs_queue_depth", "Jobs that wait");
-    describe_gauge!("jobs_queue_depth_max", "Jobs beyond which no further one is queued");
-    describe_gauge!("jobs_queue_oldest_seconds", Unit::Seconds, "How long the job that is due longest waits");
-    describe_counter!("jobs_total", "Job runs ended, by outcome");
-    describe_histogram!("job_duration_seconds", Unit::Seconds, "One run of a job");
+    describe_gauge!("jobs_queue_depth", "Jobs in the queue");
+    describe_gauge!("jobs_queue_depth_max", "Capacity of the job queue");
+    describe_gauge!("jobs_queue_oldest_seconds", Unit::Seconds, "How long the oldest due job has waited");
+    describe_counter!("jobs_total", "Finished job runs, by outcome");
+    describe_histogram!("job_duration_seconds", Unit::Seconds, "Duration of one job run");
     describe_counter!("tasks_total", "Tasks created, completed and deleted");
-    describe_counter!("cache_requests_total", "Look-ups, by tier and outcome");
+    describe_counter!("cache_requests_total", "Cache lookups, by tier and outcome");
     describe_gauge!("dependency_up", "1 while the dependency answers its checks");
     describe_gauge!("service_state", "1 for the state the process is in");
     describe_gauge!("service_info", "Always 1; version and commit are its labels");
     describe_counter!("log_lines_dropped_total", "Log lines lost to a slow reader of stdout");
     describe_gauge!("tokio_workers", "Threads that run tasks");
     describe_gauge!("tokio_alive_tasks", "Tasks that have not ended");
-    describe_gauge!("tokio_global_queue_depth", "Tasks that wait for a worker, of those that none has woken");
-    describe_gauge!("tokio_busy_seconds", Unit::Seconds, "How long all workers have run tasks, together");
+    describe_gauge!("tokio_global_queue_depth", "Tasks waiting for a worker that were not woken by one");
+    describe_gauge!("tokio_busy_seconds", Unit::Seconds, "Total time that workers have been busy");
     //@ if postgres
     describe_gauge!("db_pool_connections", "Connections, by state");
     describe_gauge!("db_pool_connections_max", "Connections that the pool may open");
-    describe_histogram!("db_pool_acquire_seconds", Unit::Seconds, "Waiting for a connection");
-    describe_histogram!("db_query_duration_seconds", Unit::Seconds, "One query, by name");
+    describe_histogram!("db_pool_acquire_seconds", Unit::Seconds, "Time spent waiting for a connection");
+    describe_histogram!("db_query_duration_seconds", Unit::Seconds, "Query duration, by name");
     //@ end
     //@ if redis
-    describe_histogram!("redis_command_duration_seconds", Unit::Seconds, "One command, by name");
+    describe_histogram!("redis_command_duration_seconds", Unit::Seconds, "Command duration, by name");
     //@ end
     //@ if otlp
     describe_counter!("spans_ended_total", "Sampled spans that have ended");
-    describe_counter!("spans_exported_total", "Spans that a collector has taken");
+    describe_counter!("spans_exported_total", "Spans accepted by the collector");
     //@ end
     //@ if rate_limit
     describe_counter!("rate_limited_total", "Requests refused, by policy");

@@ -1,4 +1,4 @@
-//! Spans to an OTLP collector, in batches from a thread of its own. Off without an endpoint.
+//! Exports spans to an OTLP collector, in batches, from a thread of its own. Off without an endpoint.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +42,7 @@ pub struct Config {
     pub service_name: Option<String>,
 }
 
-/// The sending end, if there is an endpoint.
+/// The exporter's handle; without an endpoint it does nothing.
 #[derive(Debug)]
 pub struct Exporter {
     provider: Option<SdkTracerProvider>,
@@ -52,7 +52,7 @@ pub struct Exporter {
     flush_timeout: Duration,
 }
 
-/// A layer that exports spans, or one that does nothing. Not to be called in a runtime: the client starts its own.
+/// The layer that exports spans; None without an endpoint. Don't call this in a runtime: the client starts its own.
 pub fn layer<S>(config: &Config, flush_timeout: Duration) -> Result<(Option<impl Layer<S>>, Exporter)>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -63,33 +63,33 @@ where
     };
     let client =
         Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().context("otlp client")?;
-    // A user and password in the URL become a header: the exporter would not send them, and the client would log them.
+    // Credentials in the URL become a header: the exporter would not send them, and the client would log them.
     let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));
     let model = client.post(url).build().context("otlp endpoint")?;
     let headers = model.headers().iter();
     let headers = headers.filter_map(|(name, it)| Some((name.to_string(), it.to_str().ok()?.to_owned())));
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
-        // Only a blocking one works in the batch thread; unless named, the asynchronous one would win.
+        // Only a blocking client works in the batch thread; unless one is set, the asynchronous one is used.
         .with_http_client(client)
         .with_endpoint(model.url().as_str())
         .with_headers(headers.collect())
         .build()
         .context("otlp exporter")?;
     let spans = counter!("spans_exported_total");
-    let exporter = Counted { exporter, spans, last: last.clone(), failed: Arc::clone(&failed) };
+    let exporter = CountingExporter { exporter, spans, last: last.clone(), failed: Arc::clone(&failed) };
     let name = config.service_name.clone().unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned());
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     let resource = Resource::builder().with_service_name(name).with_attribute(version).build();
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        // What is not to be exported has no span: [`span`].
+        // Work that is not sampled gets no span in the first place: see [`span`].
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(resource)
         .build();
-    // Events are lines of the log; spans of the HTTP stack below would trace the export itself.
+    // Events go to the log, and spans of the HTTP stack underneath would trace the export itself.
     let own = filter_fn(|about| about.is_span() && about.target().starts_with("service"));
-    // What a request or a job does is exported where itself is.
+    // Spans within a request or a job are exported only if the request or job itself is.
     let below = dynamic_filter_fn(|span, around: &layer::Context<'_, S>| {
         ["request", "job"].contains(&span.name()) || around.lookup_current().is_some()
     });
@@ -99,7 +99,7 @@ where
     Ok((Some(layer.with_filter(own.and(below))), exporter))
 }
 
-/// Counts spans that have ended: those that were not exported then are lost, or on their way.
+/// Counts spans that have ended. Those that have not been exported are lost or still on their way.
 struct Ended(Counter);
 
 impl<S: Subscriber> Layer<S> for Ended {
@@ -108,9 +108,9 @@ impl<S: Subscriber> Layer<S> for Ended {
     }
 }
 
-/// Counts spans that a collector has taken.
+/// Counts spans that the collector has accepted.
 #[derive(Debug)]
-struct Counted {
+struct CountingExporter {
     exporter: opentelemetry_otlp::SpanExporter,
     spans: Counter,
     last: LastFailure,
@@ -118,11 +118,11 @@ struct Counted {
     failed: Arc<AtomicU64>,
 }
 
-impl SpanExporter for Counted {
+impl SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let count = batch.len() as u64;
         let taken = self.exporter.export(batch).await;
-        // The error itself may name the endpoint, of which a part may be secret.
+        // The error itself may contain the endpoint, parts of which may be secret.
         self.last.send_replace(taken.is_err().then(|| "the last export failed".to_owned()));
         self.failed.fetch_add(taken.is_err().into(), Ordering::Relaxed);
         taken.inspect(|()| self.spans.increment(count))
@@ -142,7 +142,7 @@ impl Exporter {
     pub fn flush(&self) -> Option<&'static str> {
         let (provider, timeout) = (self.provider.clone()?, self.flush_timeout);
         let (done, outcome) = std::sync::mpsc::channel();
-        // The SDK's own flush tells of the last batch alone, and has a bound of its own.
+        // The SDK's own flush reports only on the last batch, and has a timeout of its own.
         let failed = self.failed.load(Ordering::Relaxed);
         std::thread::spawn(move || done.send(provider.shutdown_with_timeout(Duration::MAX)));
         Some(match outcome.recv_timeout(timeout) {
@@ -153,7 +153,7 @@ impl Exporter {
     }
 }
 
-/// `work` in its span, which tells when it fails, or is given up with what it was for.
+/// Runs `work` in `span`, and marks the span as failed if `work` fails or is dropped before it completes.
 pub async fn within<T, E>(span: Span, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let unless_done = guard(span.clone(), |span| failed(&span));
     let result = work.instrument(span).await;
@@ -163,12 +163,12 @@ pub async fn within<T, E>(span: Span, work: impl Future<Output = Result<T, E>>) 
     result
 }
 
-/// Tells of a span that what it is about failed.
+/// Marks a span as failed.
 pub fn failed(span: &Span) {
     span.set_status(Status::error(""));
 }
 
-/// The span of what is at `trace`, caused by `caller`, and where it is then; no span where it is not exported.
+/// The span for work at `trace`, caused by `caller`, and its position in the trace. Unsampled work gets no span.
 pub fn span(
     caller: Option<&Trace>,
     trace: Option<Trace>,
@@ -179,7 +179,7 @@ pub fn span(
     }
     let span = make();
     if let Some(parent) = caller.and_then(remote) {
-        // Fails where no layer exports this span, which is no error.
+        // Fails if no layer exports this span, which is fine.
         let _ = span.set_parent(opentelemetry::Context::new().with_remote_span_context(parent));
     }
     let context = span.context();
@@ -188,7 +188,7 @@ pub fn span(
     (span, Trace::parse(&exported).or(trace))
 }
 
-/// What the caller, who samples, calls its own.
+/// The caller's span, which is known to be sampled.
 fn remote(trace: &Trace) -> Option<SpanContext> {
     let trace_id = TraceId::from_hex(&trace.trace_id).ok()?;
     let span_id = SpanId::from_hex(&trace.span_id).ok()?;

@@ -1,4 +1,4 @@
-//! What a client may rely on: tasks are created, read, changed, completed and deleted, under conditions.
+//! What clients rely on: creating, reading, changing, completing and deleting tasks, also with conditional requests.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -120,7 +120,7 @@ async fn memory_holds_no_more_than_it_may() {
     };
     eventually(misses, |misses| *misses > Some(2.0)).await;
 
-    // Of small ones there is room for eight.
+    // There is room for eight small tasks.
     let mut paths = Vec::new();
     for _ in 0..32 {
         paths.push(path_of(&app.create("a").await));

@@ -1,4 +1,4 @@
-//! A service that is up, and what tests ask of it.
+//! A running service, and what tests do with it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct TestApp {
 }
 
 impl TestApp {
-    /// Starts a service with `variables` over the defaults of tests, and waits until it is ready.
+    /// Starts a service with `variables` on top of the test defaults, and waits until it is ready.
     pub async fn spawn(variables: Variables<'_>) -> Self {
         Self::launch(Launch::new(variables)).await
     }
@@ -41,9 +41,9 @@ impl TestApp {
         let start = process.event("service.start").await;
         let at = |field: &str| start[field].as_str().and_then(|at| at.parse().ok()).expect("an address");
         let (address, admin) = (at("bind"), at("admin"));
-        // Every client looks for it, though ours asks for no TLS. Fails if another test has installed it: fine.
+        // reqwest needs a crypto provider, though ours uses no TLS. Fails harmlessly if another test has installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // The tests' own environment may name a proxy, which could not reach the service.
+        // The environment of the tests may configure a proxy, which could not reach the service.
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { process, address, admin, client }
     }
@@ -53,7 +53,7 @@ impl TestApp {
         self
     }
 
-    /// A request to the public listener, to be added to and sent.
+    /// A request to the public listener, which the caller completes and sends.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("http://{}{path}", self.address)).timeout(PATIENCE)
     }
@@ -94,25 +94,25 @@ impl TestApp {
         self.admin("/metrics").await.body
     }
 
-    /// The value of one series of the metrics, such as `http_connections` or `errors_total{category="timeout"}`.
+    /// The value of one metric series, such as `http_connections` or `errors_total{category="timeout"}`.
     pub async fn sample(&self, series: &str) -> Option<f64> {
         let page = self.metrics().await;
         page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
-    /// Opens a connection to write bytes to as they are.
+    /// Opens a connection for sending raw bytes.
     pub async fn connect(&self) -> Wire {
         Wire::connect(self.address).await
     }
 
-    /// Ends the service as an orchestrator does.
+    /// Stops the service as an orchestrator does.
     pub async fn stop(self) -> Ended {
         self.process.signal(Signal::TERM);
         self.process.ended().await
     }
 }
 
-/// An answer, read whole.
+/// A response, with its whole body.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -121,14 +121,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Sends the request.
+    /// Sends the request and reads the response.
     pub async fn to(request: RequestBuilder) -> Self {
         let answer = request.send().await.expect("an answer");
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         Self { status, headers, body: answer.text().await.expect("a body of text") }
     }
 
-    /// A header, or nothing where there is none.
+    /// The value of a header, or an empty string if there is none.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
@@ -138,17 +138,17 @@ impl Answer {
     }
 }
 
-/// The request with a body of JSON. reqwest has a feature for it, which would build the client a second time.
+/// The request with a JSON body. reqwest's own feature for this would build the client a second time.
 pub fn json_body(request: RequestBuilder, body: &Value) -> RequestBuilder {
     request.header(CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
-/// Where a task is found.
+/// The path of a task.
 pub fn path_of(task: &Value) -> String {
     format!("/v1/tasks/{}", task["id"].as_str().expect("a task has an id"))
 }
 
-/// Asks again and again until the answer fits.
+/// Calls `ask` repeatedly until its result fits.
 pub async fn eventually<T: std::fmt::Debug>(ask: impl AsyncFn() -> T, fits: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

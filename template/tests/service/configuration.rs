@@ -1,9 +1,9 @@
-//! Configuration: which source wins, and how that is told.
+//! Configuration: which source wins, and how that is reported.
 
 use crate::app::TestApp;
 use crate::process::Launch;
 
-/// What `check-config` says.
+/// What `check-config` prints.
 pub async fn explained(launch: Launch) -> String {
     let ended = launch.run("check-config").await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");

@@ -1,4 +1,4 @@
-//! `docs/observability.md` is a contract: all that the service tells is in it, and all that is in it is told.
+//! `docs/observability.md` is a contract: it documents all that the service emits, and nothing that it doesn't.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,16 +24,16 @@ static EVENTS: LazyLock<BTreeMap<&str, (&str, BTreeSet<&str>)>> = LazyLock::new(
     events.map(|cells| (quoted(cells[0])[0], (cells[1], quoted(cells[2]).into_iter().collect()))).collect()
 });
 
-/// What every line may have beside the fields of its event.
+/// The fields that any line may have besides those of its event.
 const COMMON: [&str; 7] = ["timestamp", "level", "message", "target", "request_id", "trace_id", "span_id"];
 
-/// The cells of the rows of all tables, heads and all.
+/// The cells of every table row, header rows included.
 fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix('|'));
     lines.map(|line| line.split('|').map(str::trim).collect())
 }
 
-/// Checks a line of any test's service, whatever that test is about.
+/// Checks a log line. It is called for every line in every test, whatever the test is about.
 pub fn assert_documented(line: &Value) {
     let text = |field: &str| line[field].as_str().unwrap_or_default();
     if !text("target").starts_with("service") {
@@ -60,10 +60,10 @@ fn documented_events_are_in_the_code() {
     }
 }
 
-/// For each metric its type and the names of its labels.
+/// The type and the label names of each metric.
 type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
 
-/// The metrics of a page, and the values of each label.
+/// The metrics of a scrape, and the values of each label.
 fn metrics_of(page: &str) -> (Metrics, BTreeSet<(String, String)>) {
     let (mut metrics, mut values) = (Metrics::new(), BTreeSet::new());
     let mut of_type = (String::new(), String::new());
@@ -75,7 +75,7 @@ fn metrics_of(page: &str) -> (Metrics, BTreeSet<(String, String)>) {
         let (Some(start), Some(end)) = (line.find('{'), line.rfind('}')) else { continue };
         for label in line[start + 1..end].split(',').filter_map(|label| label.split_once('=')) {
             let (name, value) = (label.0.to_owned(), label.1.trim_matches('"').to_owned());
-            // Which buckets there are is the histogram's own affair.
+            // `le` is the histogram's own label.
             if name != "le" && line.starts_with(&of_type.0) {
                 metrics.entry(of_type.0.clone()).or_default().1.insert(name.clone());
                 values.insert((name, value));
@@ -86,11 +86,11 @@ fn metrics_of(page: &str) -> (Metrics, BTreeSet<(String, String)>) {
 }
 
 //@ if otlp
-/// Where no collector listens.
+/// An address at which no collector listens.
 const NOWHERE: &str = "http://127.0.0.1:1";
 
 //@ end
-/// A service that has done what it can do.
+/// A service that has done everything it can do.
 async fn busy() -> TestApp {
     let receiver = Receiver::start().await;
     let variables = vec![("APP__WEBHOOK__URL", receiver.url.as_str())];
@@ -127,7 +127,7 @@ async fn metrics_are_those_of_the_document() {
         };
         differs.map(tell).collect::<Vec<_>>()
     };
-    // The last request is counted once its answer is sent, which its client may see a moment before.
+    // The last request is counted once its response is sent, which the client may receive a moment earlier.
     eventually(differences, Vec::is_empty).await;
 
     let of_histograms = DOCUMENT.lines().find_map(|line| line.strip_prefix("Histograms have the buckets "));
@@ -155,13 +155,13 @@ async fn label_values_are_those_of_the_document() {
         documented.insert(("category", quoted(cells[0])[0]));
     }
     let page = app.metrics().await;
-    // Of these the document says what they are, since there are too many to list.
+    // The document describes the values of these labels: there are too many to list.
     let listed = |label: &str| !["route", "status", "version", "commit"].contains(&label);
     let told = metrics_of(&page).1;
     for (label, value) in told.iter().filter(|(label, _)| listed(label)) {
         assert!(documented.contains(&(label.as_str(), value.as_str())), "undocumented: {label}={value}");
     }
-    // Those of closed sets, and what stands in the code.
+    // Documented values are members of a closed set or literals in the code.
     let mut named: BTreeSet<&str> = Category::VARIANTS.iter().map(Category::into_str).collect();
     named.extend(State::VARIANTS.iter().map(State::into_str));
     named.extend(Kind::VARIANTS.iter().map(Kind::into_str));

@@ -1,5 +1,5 @@
-//! What the service is deployed with fits it: the ports, paths, variables and times of `deploy/kubernetes/`, of
-//! `compose.yaml` and of the `Dockerfile` are those that it is configured with.
+//! The deployment matches the service: the ports, paths, variables and times in `deploy/kubernetes/`, `compose.yaml`
+//! and the `Dockerfile` are those of its configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +14,7 @@ use crate::process::Launch;
 
 const NAME: &str = env!("CARGO_PKG_NAME");
 const FOLDER: &str = "deploy/kubernetes";
-/// Closing the pools and writing the last lines, after the three configured phases of the shutdown.
+/// For closing the pools and writing the last log lines, after the three configured phases of the shutdown.
 const CLOSING: Duration = Duration::from_secs(2);
 
 fn read(name: &str) -> String {
@@ -26,7 +26,7 @@ fn yaml(name: &str) -> Value {
     yaml_serde::from_str(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The manifests in the folder and those below it, with their paths.
+/// All manifests in a folder and its subfolders, with their paths.
 fn manifests(folder: &str) -> Vec<(PathBuf, Value)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("a folder") {
@@ -48,7 +48,7 @@ fn manifest(kind: &str) -> Value {
         .unwrap_or_else(|| panic!("no {kind}"))
 }
 
-/// What makes pods: the templates of their specifications and labels.
+/// The pod templates of all manifests.
 fn templates() -> Vec<Value> {
     let mut all: Vec<Value> =
         manifests(FOLDER).iter().map(|(_, manifest)| manifest["spec"]["template"].clone()).collect();
@@ -81,7 +81,7 @@ fn duration(text: &str) -> Duration {
     humantime_serde::re::humantime::parse_duration(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// The variables that a file such as `.env` sets, and perhaps those that it only shows in a comment.
+/// The variables that a file such as `.env` sets and, if `shown`, those that it only shows in a comment.
 fn variables(name: &str, shown: bool) -> BTreeMap<String, String> {
     let text = read(name);
     let lines = text.lines().map(|line| line.strip_prefix('#').filter(|_| shown).unwrap_or(line));
@@ -90,7 +90,7 @@ fn variables(name: &str, shown: bool) -> BTreeMap<String, String> {
     lines.filter(|(name, _)| is_name(name)).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The variables that a container gets, and perhaps those that it might; the secret ones with the values that
+/// The variables that a container gets and, if `shown`, those that it could get. Secrets have the values that
 /// `.env.example` shows.
 fn environment(container: &Value, shown: bool) -> BTreeMap<String, String> {
     let examples = variables(".env.example", true);
@@ -116,9 +116,9 @@ fn environment(container: &Value, shown: bool) -> BTreeMap<String, String> {
     all
 }
 
-/// What `check-config` says in such a container: each key with its value and source.
+/// What `check-config` prints in such a container: each key with its value and source.
 async fn configured(variables: &BTreeMap<String, String>) -> BTreeMap<String, (String, String)> {
-    // The receiver in `.env.example` is on the developer's own machine.
+    // The webhook's receiver in `.env.example` is on the developer's own machine.
     let mut launch = Launch::bare().set(&[("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true")]);
     for (name, value) in variables {
         launch = launch.set(&[(name, value)]);
@@ -224,7 +224,7 @@ async fn nobody_kills_what_the_shutdown_would_save() {
     assert!(given > shutdown, "Compose kills after {given:?}, stopping takes up to {shutdown:?}");
 }
 
-/// How long a probe has to fail until it counts.
+/// How long a probe has to keep failing until it counts.
 fn patience(probe: &Value) -> Duration {
     let (period, timeout) = (seconds(&probe["periodSeconds"]), seconds(&probe["timeoutSeconds"]));
     assert!(timeout <= period, "one probe would overlap the next: {probe}");
@@ -262,7 +262,7 @@ async fn probes_fit_the_lifecycle() {
     assert!(container["resources"]["requests"]["cpu"].is_string(), "or it would be the limit");
 }
 
-/// Mebibytes, from `512Mi` and the like.
+/// Parses mebibytes from a quantity such as `512Mi`.
 fn mebibytes(value: &Value) -> u64 {
     let number = text(value).strip_suffix("Mi").and_then(|number| number.parse().ok());
     number.unwrap_or_else(|| panic!("no mebibytes: {value}"))
@@ -276,7 +276,7 @@ async fn what_clients_may_send_fits_into_memory() {
     let cached: u64 = settings["cache.capacity"].parse().expect("a number");
     let memory = mebibytes(&container()["resources"]["limits"]["memory"]) << 20;
     let connections: u64 = settings["http.max_connections"].parse().expect("a number");
-    // With what else there may be: connections of clients that mean harm, tasks, and long answers that nobody takes.
+    // On top of request bodies: connections of hostile clients, cached tasks, and long responses that nobody reads.
     let most = in_flight * body.as_u64() + connections * (350 << 10) + cached * 2048 + (128 << 20);
     assert!(most < memory, "{most} bytes are more than {memory}");
 }
@@ -301,7 +301,7 @@ async fn replicas_do_not_use_up_the_database() {
     let (scaler, deployment) = (manifest("HorizontalPodAutoscaler"), manifest("Deployment"));
     let surge = number(&deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]);
     let replicas = number(&scaler["spec"]["maxReplicas"]) + surge;
-    // With that of the health check. PostgreSQL's default of 100, less three that it keeps for superusers.
+    // One more for the health check. PostgreSQL's default is 100, of which it reserves three for superusers.
     assert!(replicas * (pool + 1) <= 97, "{replicas} replicas take {pool} connections each");
 }
 
@@ -331,7 +331,7 @@ fn job_policy() -> Value {
 }
 //@ end
 
-/// The ports and protocols that a policy lets out to.
+/// The ports and protocols to which a policy allows egress.
 fn let_out(policy: &Value) -> BTreeSet<(u64, &str)> {
     assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]));
     let ports = list(&policy["spec"]["egress"]).iter().flat_map(|rule| list(&rule["ports"]));
@@ -341,7 +341,7 @@ fn let_out(policy: &Value) -> BTreeSet<(u64, &str)> {
 #[test]
 fn policy_lets_out_only_to_what_is_there() {
     let policy = manifest("NetworkPolicy");
-    // Names, and the webhook's receiver.
+    // DNS, and the webhook's receiver.
     let mut needed = BTreeSet::from([(53, "TCP"), (53, "UDP"), (443, "TCP")]);
     for (name, url) in variables(".env.example", true) {
         let host = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
@@ -412,7 +412,7 @@ fn pods_run_without_rights() {
         let (pod, container) = (&template["spec"], &template["spec"]["containers"][0]);
         let ids = &pod["securityContext"];
         assert_eq!(format!("{}:{}", ids["runAsUser"], ids["runAsGroup"]), user);
-        // What the Pod Security Standard calls restricted, and a root that can't be written to.
+        // What the Pod Security Standards call restricted, and a read-only root filesystem.
         assert_eq!(ids["runAsNonRoot"], true);
         assert_eq!(ids["seccompProfile"]["type"], "RuntimeDefault");
         assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
@@ -424,7 +424,7 @@ fn pods_run_without_rights() {
     }
 }
 
-/// Whether a selector means what has these labels. An empty one means everything, so it counts as a mistake.
+/// Whether a selector matches these labels. An empty one would match everything, so it counts as a mistake.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let wanted = selector.as_object().filter(|wanted| !wanted.is_empty()).expect("a selector with labels");
     wanted.iter().all(|(name, value)| labels[name] == *value)

@@ -1,5 +1,5 @@
-//! Documents that are true: the OpenAPI document describes what is served, and the guides name files, tests, events,
-//! metrics and settings that are there.
+//! The documents are true: the OpenAPI document describes what is served, and the guides name files, tests, events,
+//! metrics and settings that exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ async fn openapi_document_defines_all_that_it_refers_to() {
     }
 }
 
-/// Checks that `value` has the properties of a schema: all that are required, and no other.
+/// Checks that `value` has all the required properties of a schema, and none that the schema doesn't define.
 fn fits(document: &Value, schema: &str, value: &Value) {
     let schema = &document["components"]["schemas"][schema];
     let properties = schema["properties"].as_object().unwrap_or_else(|| panic!("no properties: {schema}"));
@@ -94,7 +94,7 @@ fn fits(document: &Value, schema: &str, value: &Value) {
     }
 }
 
-/// What the documents say of a function holds only where somebody calls it.
+/// A function that is documented to run for ever does so only if `app` starts it.
 #[test]
 fn what_is_to_run_for_ever_is_started() {
     let code = sources(&root().join("src"));
@@ -134,7 +134,7 @@ async fn docs_page_needs_nothing_from_elsewhere() {
     }
 }
 
-/// Where the service's sources lie.
+/// The root folder of the service's sources.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -218,13 +218,13 @@ fn links_within_the_documents_lead_somewhere() {
     assert!(links > 20, "{links} links");
 }
 
-/// The text between two marks, or to the end.
+/// The text between `from` and `to`, or from `from` to the end.
 fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     let rest = text.split_once(from).map(|(_, rest)| rest).unwrap_or_default();
     rest.split(to).next().unwrap_or_default()
 }
 
-/// All files of a kind in a folder of `deploy/`, as one text.
+/// All files with the extension `kind` in a folder of `deploy/`, as one text.
 fn deployed(folder: &str, kind: &str) -> String {
     let files = fs::read_dir(root().join("deploy").join(folder)).expect("a folder");
     let files = files.map(|file| file.expect("an entry").path());
@@ -232,7 +232,7 @@ fn deployed(folder: &str, kind: &str) -> String {
     files.map(|file| fs::read_to_string(file).expect("a file of text")).collect()
 }
 
-/// The section of the runbook that `url` leads to, under its heading.
+/// The section of the runbook that `url` links to, with its heading.
 fn section<'a>(runbook: &'a str, url: &str) -> &'a str {
     // HEAD: whatever the default branch is called.
     let there = url.split_once("/blob/HEAD/docs/runbook.md#");
@@ -270,12 +270,12 @@ fn alerts_have_their_section_in_the_runbook_and_their_tests() {
     }
 }
 
-/// A query of a metric that is no more is no error: its panel stays empty, and its alert silent.
+/// Querying a metric that no longer exists is not an error: the panel stays empty and the alert never fires.
 #[test]
 fn dashboards_and_rules_ask_for_metrics_that_are_there() {
     let queries = deployed("grafana/dashboards", "json") + &deployed("prometheus/rules", "yml");
     let mut asked = 0;
-    // What is selected by our own label is ours; what a rule records has colons.
+    // Queries select our own metrics by our `job` label; names that a rule records have colons.
     for before in queries.match_indices("{job=").map(|(at, _)| &queries[..at]) {
         let is_part = |char: char| char.is_ascii_alphanumeric() || char == '_' || char == ':';
         let name = before.rsplit(|char| !is_part(char)).next().unwrap_or_default();
@@ -302,12 +302,12 @@ fn dashboards_link_to_sections_that_are_there() {
     }
 }
 
-/// The text of a document without its blocks of code.
+/// The text of a document without its code blocks.
 fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// What a heading is linked to by.
+/// The anchor by which links refer to a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().to_lowercase();
     kept.chars()
@@ -316,17 +316,17 @@ fn anchor(heading: &str) -> String {
         .replace(' ', "-")
 }
 
-/// Whether a line of a table starts with a number, as its heads don't.
+/// Whether a table row starts with a number, which header rows don't.
 fn is_row(line: &str) -> bool {
     line.trim_start_matches(['|', ' ']).starts_with(|first: char| first.is_ascii_digit())
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 pub fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// All Rust files in a folder and those below it, as one text.
+/// All Rust files in a folder and its subfolders, as one text.
 pub fn sources(folder: &Path) -> String {
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Probes: whether the process lives, and whether it should get requests.
+//! Probes: whether the process is alive, and whether it should get requests.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ async fn service_that_is_ready_says_so_on_both_listeners() {
     assert_eq!((ready.status, ready.json()), (200, json!({ "status": "ready" })), "it names no dependency");
     let live = app.admin("/health/live").await;
     assert_eq!((live.status, live.json()), (200, json!({ "status": "ok" })));
-    // What can be done without may have been slow to answer its first check.
+    // An optional dependency may have been slow to answer its first check.
     let ready = async || app.admin("/health/ready").await;
     let ready = eventually(ready, |ready| ready.json()["degraded"] == false).await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("ready")));

@@ -1,5 +1,5 @@
-//! HTTP/2 frame by frame, for what clients' libraries won't send: floods that must not reach others, and a stop
-//! that no client can hold up.
+//! HTTP/2 frame by frame, for what client libraries won't send: floods that must not affect other clients, and a
+//! shutdown that no client can hold up.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A frame as it was read.
+/// A received frame.
 #[derive(Debug)]
 struct Frame {
     kind: u8,
@@ -45,7 +45,7 @@ fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The fields of a request, from the static table of HPACK but for the values of path and authority
+/// The header fields of a request, from HPACK's static table except for the values of path and authority
 /// (RFC 7541, 6.1 and 6.2.2).
 fn fields(method: u8, path: &str) -> Vec<u8> {
     const SCHEME_HTTP: u8 = 0x86;
@@ -54,12 +54,12 @@ fn fields(method: u8, path: &str) -> Vec<u8> {
     [&[method, SCHEME_HTTP, PATH], text(path).as_slice(), &[AUTHORITY], &text("test")].concat()
 }
 
-/// A text as it is, without Huffman's code (RFC 7541, 5.2).
+/// A string literal without Huffman coding (RFC 7541, 5.2).
 fn text(text: &str) -> Vec<u8> {
     [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat()
 }
 
-/// A request that is whole with its head.
+/// A complete request without a body.
 fn request(stream: u32, path: &str) -> Vec<u8> {
     encode(HEADERS, END_STREAM | END_HEADERS, stream, &fields(METHOD_GET, path))
 }
@@ -82,12 +82,12 @@ impl Connection {
         self.0.write_all(bytes).await.expect("the service takes the bytes");
     }
 
-    /// Sends to a service that may have closed the connection. Whether it took all.
+    /// Sends to a service that may have closed the connection. Returns whether everything was sent.
     async fn try_send(&mut self, bytes: &[u8]) -> bool {
         timeout(PATIENCE, self.0.write_all(bytes)).await.is_ok_and(|sent| sent.is_ok())
     }
 
-    /// Reads the next frame; none once the connection has ended.
+    /// Reads the next frame. Returns none once the connection has ended.
     async fn frame(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         let read = timeout(PATIENCE, self.0.read_exact(&mut head)).await;
@@ -98,7 +98,7 @@ impl Connection {
         Some(Frame { kind, flags, stream: u32::from_be_bytes(stream), payload })
     }
 
-    /// Reads on to the first frame of this kind; none once the connection has ended.
+    /// Reads up to the next frame of this kind. Returns none once the connection has ended.
     async fn frame_of(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.frame().await?;
@@ -108,7 +108,7 @@ impl Connection {
         }
     }
 
-    /// Reads to the end as a client does that heeds what it is told. The goodbyes: last stream and error of each.
+    /// Reads to the end and answers pings, as a client should. Returns the last stream and the error of each GOAWAY.
     async fn dismissed(&mut self) -> Vec<(u32, u32)> {
         let mut told = Vec::new();
         while let Some(frame) = self.frame().await {
@@ -123,7 +123,7 @@ impl Connection {
         told
     }
 
-    /// Asks for a path and returns the first byte of the answer's fields, which is the status.
+    /// Requests a path and returns the first byte of the response's fields, which is the status.
     async fn get(&mut self, stream: u32, path: &str) -> Option<u8> {
         self.send(&request(stream, path)).await;
         let answer = self.frame_of(HEADERS).await?;
@@ -132,27 +132,27 @@ impl Connection {
     }
 }
 
-/// `ENHANCE_YOUR_CALM`, or else the flood was absorbed.
+/// `ENHANCE_YOUR_CALM`, which is expected unless the flood was absorbed.
 const CALM_DOWN: [u8; 4] = 11_u32.to_be_bytes();
 
-/// The setting of this name, of a hundred.
+/// The setting of this name, with the value 100.
 const MAX_CONCURRENT_STREAMS: [u8; 6] = [0, 3, 0, 0, 0, 100];
 
-/// The setting `INITIAL_WINDOW_SIZE`, of none.
+/// The setting `INITIAL_WINDOW_SIZE`, with the value 0.
 const NO_INITIAL_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
-/// And of a byte.
+/// The same setting, with the value 1.
 const SMALLEST_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 1];
 
-/// `:status: 200` in the static table, and 400.
+/// `:status: 200` in the static table, and `:status: 400`.
 const OK: u8 = 0x88;
 const BAD_REQUEST: u8 = 0x8c;
 
-/// What the process has in memory, in bytes.
+/// The resident memory of the process, in bytes.
 async fn memory(app: &TestApp) -> f64 {
     app.sample("process_resident_memory_bytes").await.expect("the metric")
 }
 
-/// What a flood on one connection must leave as it was.
+/// Checks that a flood on one connection has affected neither other clients nor memory.
 async fn assert_unharmed(app: &TestApp, before: f64) {
     let began = Instant::now();
     assert_eq!(app.get("/v1/tasks").await.status, 200, "another client is served");
@@ -248,7 +248,7 @@ async fn head_that_is_continued_for_ever_ends_the_connection() {
     let before = memory(&app).await;
     let mut hostile = Connection::open(&app).await;
     hostile.send(&encode(HEADERS, END_STREAM, 1, &fields(METHOD_GET, "/health"))).await;
-    // A field without index and with a new name of one byte: 10 KB of them a frame.
+    // Fields that are not indexed and have a new name of one byte, 10 KB of them per frame.
     let more = encode(CONTINUATION, 0, 1, &[0x00, 0x01, b'x', 0x00].repeat(2_500));
     let mut frames = 0;
     while frames < 10_000 && hostile.try_send(&more).await {
@@ -266,7 +266,7 @@ async fn client_is_told_to_go_and_goes() {
     assert_eq!(idle.get(1, "/health").await, Some(OK));
     let (ended, told) = tokio::join!(app.stop(), idle.dismissed());
     assert_eq!(ended.code, Some(0), "{ended:#?}");
-    // First that no more is welcome, then, a round trip later, which request was the last (RFC 9113, 6.8).
+    // The first GOAWAY announces the shutdown; the second, a round trip later, names the last request (RFC 9113, 6.8).
     assert_eq!(told, [(0x7fff_ffff, 0), (1, 0)]);
 }
 
@@ -279,7 +279,7 @@ async fn request_that_crosses_the_goodbye_is_answered() {
     assert!(idle.frame_of(GOAWAY).await.is_some(), "it was told to go");
     let head = [&fields(METHOD_POST, "/v1/tasks"), CONTENT_TYPE, &text("application/json")].concat();
     idle.send(&encode(HEADERS, END_HEADERS, 3, &head)).await;
-    // Its work may take as long as that of any other.
+    // It may take as long as any other request.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     idle.send(&encode(DATA, END_STREAM, 3, br#"{"title":"a"}"#)).await;
     assert_eq!(idle.frame_of(HEADERS).await.expect("an answer").stream, 3);
@@ -290,7 +290,7 @@ async fn request_that_crosses_the_goodbye_is_answered() {
 async fn client_that_heeds_no_goodbye_can_not_hold_up_the_exit() {
     let mut app = TestApp::spawn(&SHORT_DRAIN).await;
     let mut deaf = Connection::open(&app).await;
-    // A head that is never whole.
+    // A head that is never completed.
     deaf.send(&encode(HEADERS, END_STREAM, 1, &fields(METHOD_GET, "/health"))).await;
     let mut eager = Connection::open(&app).await;
     let began = Instant::now();
@@ -324,17 +324,17 @@ async fn client_that_opens_no_window_for_its_answer_is_dropped() {
     for _ in 0..10 {
         app.post("/v1/tasks", &json!({ "title": "long", "description": "x".repeat(10_000) })).await;
     }
-    // Nothing of the body, or the first 64 KiB.
+    // The windows admit nothing of the body, or its first 64 KiB.
     for windows in [encode(SETTINGS, 0, 0, &NO_INITIAL_WINDOW), Vec::new()] {
         let mut stingy = Connection::open(&app).await;
         let began = Instant::now();
         stingy.send(&[windows, request(1, "/v1/tasks")].concat()).await;
-        // What others ask for on the same connection has as long again to be answered.
+        // Other requests on the same connection get the same time again.
         assert!(!stingy.dismissed().await.is_empty(), "it says goodbye");
         let took = Duration::from_millis(600)..Duration::from_secs(3);
         assert!(took.contains(&began.elapsed()), "{:?}", began.elapsed());
     }
-    // Nor does one gain time by asking for more, or by a window that takes the first byte of each.
+    // Sending more requests gains no time, nor does a window that admits the first byte of each response.
     for setting in [NO_INITIAL_WINDOW, SMALLEST_WINDOW] {
         let mut stingy = Connection::open(&app).await;
         stingy.send(&encode(SETTINGS, 0, 0, &setting)).await;

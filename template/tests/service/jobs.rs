@@ -1,5 +1,5 @@
-//! Work outside the request: the webhook of a completed task, delivered as Standard Webhooks says, again and
-//! again until it is taken, and no more once it is.
+//! Work outside the request: the webhook of a completed task, delivered as Standard Webhooks says, retried until the
+//! receiver accepts it, and not sent again after that.
 
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,14 @@ use crate::receiver::{Call, Receiver};
 
 const KEY: [u8; 32] = [7; 32];
 
-/// A service that calls `url`, with `variables` besides.
+/// A service that calls `url`, with additional `variables`.
 async fn calling(url: &str, variables: Variables<'_>) -> TestApp {
     let secret = format!("whsec_{}", BASE64.encode(KEY));
     let calling = [("APP__WEBHOOK__URL", url), ("APP__WEBHOOK__SECRET", secret.as_str())];
     TestApp::spawn(&[&calling, variables].concat()).await
 }
 
-/// Waits until so many runs with this outcome have been counted.
+/// Waits until this number of runs with this outcome has been counted.
 async fn counted(app: &TestApp, outcome: &str, runs: u64) {
     let sample = format!("jobs_total{{job=\"webhook\",outcome=\"{outcome}\"}} {runs}\n");
     eventually(async || app.metrics().await, |text| text.contains(&sample)).await;
@@ -66,7 +66,7 @@ async fn completed_task_is_told_once_with_id_time_signature_and_trace() {
     assert_eq!((&done["id"], &done["request_id"]), (&json!(call.header("webhook-id")), &json!("cause")));
     assert_eq!((&done["attempts"], &done["trace_id"]), (&json!(1), &json!(trace)));
 
-    // A second completion tells nothing; that of another task comes after whatever it would have told.
+    // A second completion sends nothing; the webhook of another task would come after anything that it had sent.
     assert_eq!(app.complete(&task).await.status, 200);
     let other = app.create("b").await;
     assert_eq!(app.complete(&other).await.status, 200);
@@ -96,7 +96,7 @@ async fn delivery_is_repeated_until_it_is_taken() {
     );
     assert_eq!(calls[0].body, calls[1].body);
     assert!(calls.iter().all(is_signed));
-    // Two, unless the second came before the receiver had come to its senses.
+    // Two, unless the second attempt came before the receiver had changed its answer.
     let attempts = app.process.event("job.done").await["attempts"].as_u64().expect("a number");
     assert_eq!(
         receiver.calls(2).await.len() as u64,
@@ -122,7 +122,7 @@ async fn receiver_that_comes_back_gets_what_it_missed() {
 
 #[tokio::test]
 async fn delivery_that_is_refused_or_tried_too_often_is_given_up() {
-    // Not before long, too soon, too often: what may pass, as faults of the receiver do.
+    // Some client errors may be temporary, such as Request Timeout or Too Early, and are retried like server errors.
     let answers = vec![(400, 1), (410, 1), (408, 2), (409, 2), (425, 2), (503, 2)];
     //@ if rate_limit
     let answers = [answers, vec![(429, 2)]].concat();
@@ -131,7 +131,7 @@ async fn delivery_that_is_refused_or_tried_too_often_is_given_up() {
         let receiver = Receiver::start().await;
         receiver.answers(status);
         let mut app = calling(&receiver.url, &[("APP__JOBS__MAX_ATTEMPTS", "2")]).await;
-        // An alert can't see the increase that makes a series appear.
+        // There from the start: an alert can't see the increase that makes a series appear.
         counted(&app, "failed", 0).await;
         app.complete(&app.create("a").await).await;
         let failed = app.process.event("job.failed").await;
@@ -150,7 +150,7 @@ async fn full_queue_refuses_before_anything_is_written() {
     let app = calling(&receiver.url, &limits).await;
     assert_eq!(app.sample("jobs_queue_depth_max").await, Some(1.0));
     let (mut completed, mut refused) = (None, None);
-    // Two run, one waits; which one is which is decided elsewhere.
+    // Two run and one waits; the test has no say in which.
     for number in 1..=4 {
         let task = app.create(&number.to_string()).await;
         let answer = app.complete(&task).await;
@@ -208,7 +208,7 @@ async fn receiver_that_fails_leaves_the_service_ready_and_degraded() {
     app.complete(&app.create("a").await).await;
     eventually(degraded, |degraded| *degraded == Some(json!(true))).await;
     assert_eq!(app.sample("dependency_up{dependency=\"webhook\"}").await, Some(0.0));
-    // It is there: the event is what is wrong.
+    // The receiver works: what it refuses for good is the event.
     receiver.answers(410);
     eventually(degraded, |degraded| *degraded == Some(json!(false))).await;
 }
@@ -228,7 +228,7 @@ async fn queue_tells_how_long_it_is_and_how_old() {
     eventually(gauges, |[depth, age]| *depth >= 1.0 && (1.0..60.0).contains(age)).await;
     receiver.answers(204);
     eventually(gauges, |gauges| *gauges == [0.0, 0.0]).await;
-    // The first one has waited for as long as the second was old.
+    // The first job ran for as long as the second one waited.
     let took = app.sample("job_duration_seconds_sum{job=\"webhook\"}").await;
     assert!((1.0..60.0).contains(&took.unwrap_or_default()), "{took:?}");
 }
@@ -244,7 +244,7 @@ async fn as_many_jobs_run_at_once_as_may() {
     }
     receiver.calls(2).await;
     //@ if postgres
-    // No other replica takes one meanwhile.
+    // No other replica takes one of them meanwhile.
     let held = "jobs WHERE run_at > now() + interval '45 seconds'";
     assert_eq!(app.process.database().count(held).await, 2);
     //@ end
@@ -263,7 +263,7 @@ async fn jobs_are_run_as_they_come() {
         app.complete(&app.create("a").await).await;
         receiver.calls(number).await;
     }
-    // And not as somebody comes to look for them.
+    // A worker is woken for each, rather than finding it when it next polls.
     assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
 }
 

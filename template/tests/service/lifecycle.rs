@@ -1,4 +1,4 @@
-//! From the first event to the exit code: what is promised to orchestrators and load balancers at a stop.
+//! From the first event to the exit code: what a shutdown promises to orchestrators and load balancers.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -92,7 +92,7 @@ async fn new_requests_are_served_during_the_grace_delay() {
     assert!(began.elapsed() >= Duration::from_secs(3), "the grace delay was kept");
 }
 
-/// Times that add up to a drain of half a second.
+/// Settings for a drain of half a second.
 pub const SHORT_DRAIN: [(&str, &str); 4] = [
     ("APP__SHUTDOWN__DRAIN_TIMEOUT", "500ms"),
     ("APP__SHUTDOWN__FLUSH_TIMEOUT", "500ms"),
@@ -105,7 +105,7 @@ async fn half_sent_request_cuts_the_drain_short() {
     let app = TestApp::spawn(&SHORT_DRAIN).await;
     let mut half = app.connect().await;
     half.send("GET /v1/tasks HTTP/1.1\r\nhost: test\r\n").await;
-    // Both connections were accepted in turn: once this one is answered, the other is being read.
+    // Connections are accepted in order: once this one is answered, the other one is being read.
     assert_eq!(app.get("/health").await.status, 200);
     let began = Instant::now();
     let ended = app.stop().await;
@@ -127,13 +127,13 @@ async fn what_the_drain_cuts_off_is_logged_before_the_exit() {
         app.process.signal(Signal::TERM);
         app.process.event("shutdown.begin").await;
         for client in &mut clients {
-            // Too late to time out before the drain does.
+            // Sent so late that it can't time out before the drain does.
             client.try_send(&format!("{NEW_TASK_HEAD}content-length: 100\r\n\r\n{{")).await;
         }
         let ended = app.process.ended().await;
         let names = ended.names();
         assert_eq!(names.last().map(String::as_str), Some("service.exit"));
-        // Where this machine stood still until none of them was heard, it tells nothing.
+        // If this machine stalled and none of them was read in time, the attempt proves nothing.
         if ended.code == Some(3) {
             let cut = ended.event("shutdown.drain_timeout")["in_flight"].as_u64().expect("a number");
             let mut logged = ended.log();
@@ -160,7 +160,7 @@ async fn answer_that_is_not_read_is_in_flight_until_it_is_cut() {
         let metrics = app.metrics().await;
         metrics.lines().find(|line| line.starts_with("http_requests_total{method=\"GET\"")).map(str::to_owned)
     };
-    // Once the kernel takes no more, no further request is answered, though this one is again and again.
+    // Once the kernel's buffers are full, no further request is answered, although the service still answers scrapes.
     let stuck = async || {
         let before = answered().await;
         for _ in 0..20 {
@@ -180,12 +180,12 @@ async fn answer_that_is_not_read_is_in_flight_until_it_is_cut() {
 
 #[tokio::test]
 async fn client_that_connected_before_the_drain_gets_its_first_answer() {
-    // Where this machine stood still for longer than such a client has, it tells nothing.
+    // If this machine stalled for longer than such a client is given, the attempt proves nothing.
     for tries_left in (0..5).rev() {
         let app = TestApp::spawn(&[("APP__SHUTDOWN__GRACE_DELAY", "100ms")]).await;
         let mut late = app.connect().await;
         app.process.signal(Signal::TERM);
-        // The drain has begun once nobody listens.
+        // The drain has begun once nobody listens any more.
         let listened = Cell::new(Instant::now());
         let refused = async || {
             let before = Instant::now();
@@ -261,7 +261,7 @@ async fn healthcheck_tells_a_living_service_from_a_dead_one() {
         async |port: u16| Launch::new(&[("APP__ADMIN__PORT", &port.to_string())]).run("healthcheck").await;
     let ended = ask(app.admin.port()).await;
     assert_eq!((ended.code, ended.out.join("")), (Some(0), "ok".to_owned()), "{ended:?}");
-    // Nobody listens there, and no other test's service can: the port is taken.
+    // Nobody listens on this port, and no other test's service can: it is bound here.
     let taken = tokio::net::TcpSocket::new_v4().expect("a socket");
     taken.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
     let ended = ask(taken.local_addr().expect("an address").port()).await;

@@ -1,5 +1,5 @@
-//! Logs: every line one JSON object, with what ties it to its request, and nothing that a client could forge or
-//! that names a person.
+//! Logs: every line is one JSON object that can be traced to its request, and contains nothing that a client could
+//! forge or that identifies a person.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -111,7 +111,7 @@ async fn other_lines_are_written_for_a_while_when_an_operator_asks() {
         wire.answer_or_end().await;
     };
     break_off().await;
-    // What asks is the one that is left: the other has told of its end, had it anything to tell.
+    // Only the scrape's own connection is left, so the end of the other one would have been logged by now.
     eventually(async || app.metrics().await, |page| page.contains("http_connections 1\n")).await;
     for (query, filter) in [("", ""), ("", "service=verbose"), ("?for=2h", "debug"), ("?until=1s", "debug")] {
         assert_eq!(change(query, filter).await, 400, "{query} {filter}");

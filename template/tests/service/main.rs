@@ -1,5 +1,5 @@
 //! The service from outside: each test starts the real binary and talks to it as clients, proxies and
-//! orchestrators do. One file a subject; one test program, so that it is linked once.
+//! orchestrators do. One file per subject, but a single test program, so that it is linked only once.
 //!
 //! A test waits for a condition, with a deadline; none sleeps and hopes.
 

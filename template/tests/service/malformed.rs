@@ -1,29 +1,29 @@
-//! Requests that no honest client sends, each written byte by byte: what is malformed is refused by whoever sees
-//! it first, what can be read in two ways is read in none, and nothing of it reaches another request.
+//! Requests that no honest client sends, written byte by byte: malformed ones are refused by the first layer that sees
+//! them, ambiguous ones are not interpreted either way, and nothing of them reaches another request.
 
 use crate::app::{TestApp, eventually, path_of};
 use crate::problems::problem;
 use crate::wire::NEW_TASK_HEAD;
 
-/// What becomes of a request.
+/// The expected outcome of a request.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
-    /// The application answers: from 400 on with a problem.
+    /// The application answers; from 400 on the response is a problem.
     Answer(u16),
-    /// It can't be read, and is refused by the HTTP layer with a bare status before the application sees it.
+    /// The HTTP layer can't read the request and refuses it with a bare status before the application sees it.
     Bare(u16),
 }
 use Expected::{Answer, Bare};
 
-/// A name, the bytes, and what becomes of them.
+/// A name, the bytes, and the expected outcome.
 type Row = (&'static str, Vec<u8>, Expected);
 
-/// A whole request that must not be served: it stands where only one who misreads the one before sees it.
+/// A complete request that must not be served: only a server that misreads the request before it would see it.
 const SMUGGLED: &str = "GET /health HTTP/1.1\r\nhost: test\r\nx-request-id: smuggled\r\n\r\n";
 
 const TASK: &str = r#"{"title":"a"}"#;
 
-/// `GET /health` with these lines in its head, which all end in CRLF.
+/// `GET /health` with these header lines, each of which ends in CRLF.
 fn head(lines: impl AsRef<[u8]>) -> Vec<u8> {
     [b"GET /health HTTP/1.1\r\nhost: test\r\n", lines.as_ref(), b"\r\n"].concat()
 }
@@ -32,7 +32,7 @@ fn get(target: impl AsRef<[u8]>) -> Vec<u8> {
     [b"GET ", target.as_ref(), b" HTTP/1.1\r\nhost: test\r\n\r\n"].concat()
 }
 
-/// A new task, framed by these lines, and all that follows the head.
+/// A request for a new task, with the framing headers `lines`, and with `rest` after its head.
 fn framed(lines: &str, rest: &str) -> Vec<u8> {
     format!("{NEW_TASK_HEAD}{lines}\r\n{rest}").into_bytes()
 }
@@ -41,7 +41,7 @@ fn chunked(rest: &str) -> Vec<u8> {
     framed("transfer-encoding: chunked\r\n", rest)
 }
 
-/// A request with a whole body of JSON and further lines in its head.
+/// A request with a complete body and additional header lines.
 fn sent(method: &str, path: &str, lines: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     let length = body.len();
@@ -279,7 +279,7 @@ fn targets() -> Vec<Row> {
         ("cursor that is too short", with("cursor=018f2f9c-7b1e-7cc0-98c4"), Answer(422)),
         ("cursor that is too long", with(&format!("cursor={}", "f".repeat(10_000))), Answer(422)),
         ("cursor with a quote", with("cursor=';DROP%20TABLE%20tasks;--"), Answer(422)),
-        // Ids of another version are in order with ours, so that this is a place in the list as any other.
+        // Ids of other UUID versions sort among ours, so this is a position in the list like any other.
         ("cursor of another version", with("cursor=9b2c1f7e-3a4d-4e5f-8a6b-7c8d9e0f1a2b"), Answer(200)),
     ]
 }
@@ -346,7 +346,7 @@ fn bodies() -> Vec<Row> {
     ]
 }
 
-/// Conditions on a task whose version is 1 and stays so.
+/// Conditional requests for a task whose version is 1 and stays 1.
 fn conditions(task: &str) -> Vec<Row> {
     let patch = |tag: &str| {
         let lines = format!("content-type: application/json\r\nif-match: {tag}\r\n");
@@ -386,10 +386,10 @@ fn conditions(task: &str) -> Vec<Row> {
     ]
 }
 
-/// Sends one request. Says what became of it, if that is not what was expected.
+/// Sends one request. Returns a description of the outcome if it is not the expected one.
 async fn judge(app: &TestApp, (name, bytes, expected): &Row) -> Option<String> {
     let mut wire = app.connect().await;
-    // A request that is refused early need not be taken whole.
+    // The service need not read all of a request that it refuses early.
     wire.try_send(bytes).await;
     let answer = wire.answer_or_end().await;
     let status = answer.as_ref().map(|answer| answer.status);

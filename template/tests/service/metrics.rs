@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::receiver::Receiver;
 
-/// The names that dashboards and alerts are made of.
+/// The names that dashboards and alerts rely on.
 fn promised() -> impl Iterator<Item = &'static str> {
     let names = vec![
         "http_requests_total",
@@ -51,7 +51,7 @@ fn promised() -> impl Iterator<Item = &'static str> {
     names.into_iter()
 }
 
-/// The series of a page: each sample without its value.
+/// The series of a scrape: each sample without its value.
 fn series(page: &str) -> BTreeSet<String> {
     let samples = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     samples.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
@@ -67,7 +67,7 @@ async fn page_has_every_promised_name() {
     app.get("/nowhere").await;
     app.complete(&task).await;
     app.process.event("job.done").await;
-    // The queue is measured now and then.
+    // The queue is measured only once a second.
     let late = ["\njobs_queue_oldest_seconds ", "\njob_duration_seconds_count"];
     eventually(async || app.metrics().await, |page| late.iter().all(|name| page.contains(name))).await;
     let answer = app.admin("/metrics").await;
@@ -123,7 +123,7 @@ async fn clients_can_not_add_series() {
         app.get(&format!("/v1/{made_up}?{made_up}")).await;
     };
     ask(0).await;
-    // What the service does by itself may add some of its own meanwhile.
+    // Meanwhile the service's own background work may add some series.
     let by_clients =
         |one: &String| ["http_", "errors_", "cache_"].iter().any(|prefix| one.starts_with(prefix));
     //@ if redis
@@ -133,7 +133,7 @@ async fn clients_can_not_add_series() {
     let page = async || -> BTreeSet<String> {
         series(&app.metrics().await).into_iter().filter(by_clients).collect()
     };
-    // A request is counted once its answer is sent, which its client may see a moment before.
+    // A request is counted once its response is sent, which the client may receive a moment earlier.
     let before =
         eventually(page, |found| found.iter().any(|one| one.contains("GET") && one.contains("unmatched")))
             .await;
@@ -149,7 +149,7 @@ async fn clients_can_not_add_series() {
 async fn connections_are_counted_while_they_are_open() {
     let app = TestApp::spawn(&[]).await;
     let has = |count: usize| move |page: &String| page.contains(&format!("http_connections {count}\n"));
-    // One is the scrape's own.
+    // One is the scrape's own connection.
     let first = app.connect().await;
     let second = app.connect().await;
     eventually(async || app.metrics().await, has(3)).await;

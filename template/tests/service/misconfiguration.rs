@@ -1,12 +1,12 @@
-//! Configurations that are refused: each class of fault stops the start with exit code 78, named by key and source
-//! and with what is allowed, before anything is bound.
+//! Configurations that are refused: each class of fault stops the start with exit code 78 before anything is bound, and
+//! is reported with its key, its source and what is allowed.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::process::{Ended, Launch, Variables};
 
-/// What is said of a configuration that is refused.
+/// The faults that are reported for a configuration that is refused.
 pub async fn refused(launch: Launch) -> Vec<String> {
     let Ended { code, out, err } = launch.run("serve").await;
     assert_eq!(code, Some(78), "{err:#?}");
@@ -15,7 +15,7 @@ pub async fn refused(launch: Launch) -> Vec<String> {
     err[1..].to_vec()
 }
 
-/// A variable, its bad value, the key that it sets, and how what is allowed begins.
+/// A variable, its bad value, the key that it sets, and how the description of what is allowed begins.
 pub type Row = (&'static str, &'static str, &'static str, &'static str);
 
 pub const WHOLE: &str = "expected a whole number";
@@ -112,7 +112,7 @@ const ROWS: &[Row] = &[
     ("APP__WEBHOOK__TIMEOUT", "30s", "webhook.timeout", "expected at most shutdown.drain_timeout"),
 ];
 
-/// The one fault that is named.
+/// The only fault that is reported.
 async fn only_fault(launch: Launch) -> String {
     let faults = refused(launch).await;
     assert_eq!(faults.len(), 1, "nothing else is wrong: {faults:#?}");
@@ -156,7 +156,7 @@ async fn faults_in_a_file_are_named_with_the_file() {
         ("[log]\naccess = 2\n", "log.access", "expected true or false"),
         ("[http]\nmax_body_size = 1024\n", "http.max_body_size", SIZE),
         ("[http]\ntrusted_proxies = [[\"a\"]]\n", "http.trusted_proxies", "expected a string"),
-        ("[http]\ntrusted_proxies = 10\n", "http.trusted_proxies", "expected a list, or text with commas"),
+        ("[http]\ntrusted_proxies = 10\n", "http.trusted_proxies", "expected a list or comma-separated text"),
         ("[http]\nport = 80\nport = 81\n", "(file)", "expected TOML: TOML parse error at line 3"),
         ("[cache]\ncapacity = 007\n", "(file)", "expected TOML: TOML parse error at line 2"),
         ("[webhook]\nsecret = canary\n", "(file)", "expected TOML: TOML parse error at line 2"),
@@ -192,7 +192,7 @@ async fn values_that_contradict_each_other_are_named_both() {
 #[tokio::test]
 async fn what_stands_in_for_a_wrong_value_contradicts_nothing() {
     for variables in [
-        // Minutes were meant: it is at most that.
+        // A minute was meant, which the other value does not exceed.
         [("APP__SHUTDOWN__DRAIN_TIMEOUT", "60"), ("APP__HTTP__REQUEST_TIMEOUT", "30s")],
         [("APP__HTTP__PORT", "80800"), ("APP__ADMIN__PORT", "8080")],
         [("APP__HTTP__REQUEST_TIMEOUT", "30"), ("APP__SHUTDOWN__DRAIN_TIMEOUT", "1s")],
@@ -258,7 +258,7 @@ async fn files_that_can_not_be_read_are_faults() {
     assert!(faults[0].starts_with("APP_CONFIG_FILE (config): "), "{faults:#?}");
     let faults = refused(Launch::new(&[("APP_ENV", "staging")]).file("config/staging.toml/a", "")).await;
     assert!(faults[0].starts_with("(file) (config/staging.toml): "), "{faults:#?}");
-    // A line that is none, and a folder.
+    // A malformed line, and a folder in place of the file.
     for (name, text) in [(".env", "= canary =\n"), (".env/canary", "")] {
         let faults = refused(Launch::new(&[("APP_ENV", "development")]).file(name, text)).await;
         assert!(faults[0].starts_with(".env (.env): expected "), "{faults:#?}");

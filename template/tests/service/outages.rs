@@ -1,4 +1,4 @@
-//! A database that is gone, silent, full or read-only: requests are told in time, and all is well once it is back.
+//! A database that is gone, silent, full or read-only: requests fail in time, and the service recovers with it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use crate::process::{Launch, Variables};
 use crate::proxy::Proxy;
 use crate::receiver::Receiver;
 
-/// Checks that are made often, so that a test need not wait long for one.
+/// Frequent checks and short deadlines, so that a test need not wait long.
 pub const WATCHFUL: [(&str, &str); 4] = [
     ("APP__HEALTH__INTERVAL", "100ms"),
     ("APP__HEALTH__TIMEOUT", "100ms"),
@@ -24,14 +24,14 @@ pub const WATCHFUL: [(&str, &str); 4] = [
     ("APP__DATABASE__MAX_CONNECTIONS", "2"),
 ];
 
-/// For a statement that waits while the test looks at other things.
+/// Deadlines that let a statement wait while the test looks at other things.
 const PATIENT: [(&str, &str); 3] = [
     ("APP__DATABASE__STATEMENT_TIMEOUT", "30s"),
     ("APP__HTTP__REQUEST_TIMEOUT", "30s"),
     ("APP__SHUTDOWN__DRAIN_TIMEOUT", "30s"),
 ];
 
-/// What a busy machine adds to a deadline. Less than the defaults, which those here are shorter than.
+/// What a busy machine may add to a deadline: less than the default deadlines, which must not be the ones in force.
 const SLACK: Duration = Duration::from_millis(1500);
 
 pub fn assert_unavailable(answer: &Answer) {
@@ -39,7 +39,7 @@ pub fn assert_unavailable(answer: &Answer) {
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
 }
 
-/// A service that looks often, with `variables` besides.
+/// A service with frequent checks and additional `variables`.
 async fn watchful(variables: Variables<'_>) -> TestApp {
     TestApp::launch(Launch::new(&WATCHFUL).set(variables)).await
 }
@@ -85,7 +85,7 @@ async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
     assert!(!shown.contains(&url), "the URL may hold a password");
 }
 
-/// What a machine adds that has the load to bear as well.
+/// What a machine may add that has to carry the load as well.
 const BUSY: Duration = Duration::from_secs(2);
 /// Two rounds of checks.
 const NOTICED: Duration = Duration::from_millis(2 * (100 + 500));
@@ -99,7 +99,7 @@ async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
         let limits = [
             ("APP__DATABASE__STATEMENT_TIMEOUT", "400ms"),
             ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
-            // The clients' queries stand in line as well.
+            // The checks compete with the clients' queries.
             ("APP__HEALTH__TIMEOUT", "500ms"),
         ];
         let app = watchful(&[&[("DATABASE_URL", url.as_str())][..], &limits].concat()).await;
@@ -115,13 +115,13 @@ async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
                 "read-only" => database.set("default_transaction_read_only = on").await,
                 _ => database.end_connections().await,
             }
-            // It is ready as long as it can read.
+            // The service stays ready as long as it can read.
             if !["restarted", "read-only"].contains(&outage) {
                 let began = Instant::now();
                 turns_ready(&app, 503).await;
                 assert!(began.elapsed() < NOTICED + BUSY, "{outage}: noticed after {:?}", began.elapsed());
             }
-            // Longer than anyone waits: what was asked before has been given up.
+            // Longer than anyone waits: requests from before have been given up.
             tokio::time::sleep(Duration::from_secs(2)).await;
             match outage {
                 "full" => database.limit_connections(-1).await,
@@ -142,14 +142,14 @@ async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
         let served = answers.iter().filter(|(status, _)| *status == 200 || *status == 201).count();
         assert_eq!(served + refused, answers.len(), "{outage}: {answers:?}");
         assert!(refused > 0 || outage == "restarted", "{outage}: {answers:?}");
-        // What was cut off is given up by either end; the pool is as large as it may be, and the check has its own.
+        // Both ends give up the connections that were cut off. What remains is the pool, and one for the check.
         eventually(async || database.connections().await, |count| (1..=2 + 1).contains(count)).await;
         let unused = |page: &String| page.contains("db_pool_connections{state=\"used\"} 0\n");
         eventually(async || app.metrics().await, unused).await;
     }
 }
 
-/// Writes and reads until it is over: the status of each answer, and how long it took.
+/// Writes and reads until it is `over`. Returns the status of each response, and how long it took.
 async fn client(app: &TestApp, over: &AtomicBool) -> Vec<(u16, Duration)> {
     let mut answers = Vec::new();
     while !over.load(Ordering::Relaxed) {
@@ -169,7 +169,7 @@ async fn connection_that_the_server_has_ended_is_not_lent() {
     let app = TestApp::spawn(&[]).await;
     let task = app.create("a").await;
     app.process.database().end_connections().await;
-    // Nothing is trusted for longer than ten milliseconds.
+    // A connection is trusted for only ten milliseconds after it was lent; later it is checked first.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(app.get("/v1/tasks").await.json()["items"][0]["id"], task["id"]);
 }
@@ -191,7 +191,7 @@ async fn connection_that_fell_silent_while_it_was_idle_costs_no_request() {
     };
     let (pages, ()) = tokio::join!(join_all((0..14).map(|_| app.get("/v1/tasks"))), unlocked);
     assert!(pages.iter().all(|page| page.status == 200), "{pages:?}");
-    // Those that are open now are silent for good.
+    // Connections that are open now stay silent for good.
     proxy.freeze();
     tokio::time::sleep(Duration::from_millis(50)).await;
     proxy.mend();
@@ -207,7 +207,7 @@ async fn transaction_that_began_too_late_takes_no_write_with_it() {
     let task = app.create("a").await;
     proxy.hold("BEGIN");
     assert_unavailable(&app.complete(&task).await);
-    // The server begins the transaction now. On that connection nothing would be stored any more.
+    // Only now does the server begin the transaction. Later writes on that connection would never be committed.
     proxy.mend();
     assert_eq!(app.patch(&path_of(&task), &json!({ "title": "b" })).await.status, 200);
     assert_eq!(database.count("tasks WHERE title = 'b'").await, 1);
@@ -220,7 +220,7 @@ async fn locks_of_a_replica_that_vanished_do_not_outlast_it_for_long() {
     let quick = ("APP__DATABASE__STATEMENT_TIMEOUT", "1s");
     let app = TestApp::spawn(&[("DATABASE_URL", url.as_str()), quick]).await;
     let task = app.create("a").await;
-    // From here on the server hears nothing on that connection, not even that it was closed.
+    // From here on nothing reaches the server on that connection, not even that it was closed.
     proxy.hold("COMMIT");
     assert_unavailable(&app.complete(&task).await);
     eventually(async || database.open_transactions().await, |count| *count == 0).await;
@@ -233,9 +233,9 @@ async fn completion_that_changes_nothing_leaves_no_transaction() {
     let database = app.process.database();
     let task = app.create("a").await;
     assert_eq!(app.complete(&task).await.status, 200);
-    // Or a worker that looks for jobs would get the connection, and end the transaction with that.
+    // Otherwise a worker that looks for jobs would get the connection, and thereby end the transaction.
     let _lock = database.lock("jobs").await;
-    // The workers and the watcher of the queue.
+    // The job runner and the queue's watcher.
     database.blocked("jobs", 2).await;
     assert_eq!(app.complete(&task).await.status, 200, "it is completed already");
     eventually(async || database.open_transactions().await, |count| *count == 0).await;
@@ -245,7 +245,7 @@ async fn completion_that_changes_nothing_leaves_no_transaction() {
 async fn request_waits_for_a_server_that_starts() {
     let database = Database::create().await;
     assert_eq!(Launch::new(&[("DATABASE_URL", &database.url)]).run("migrate").await.code, Some(0));
-    // No one listens there yet, and no one else can.
+    // Nobody listens on this port yet, and nobody else can: it is bound here.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
     let url = database.by_way_of(socket.local_addr().expect("an address"));
@@ -285,7 +285,7 @@ async fn exhausted_pool_turns_requests_away_in_time() {
     let lock = database.lock("tasks").await;
     let waiting = app.patch(&path, &change);
     let refused = async {
-        // The one connection waits for the lock; whoever comes now waits for the connection.
+        // The only connection waits for the lock; any other request waits for the connection.
         database.blocked("tasks", 1).await;
         for (series, expected) in
             [("db_pool_connections{state=\"used\"}", 1.0), ("db_pool_connections_max", 1.0)]
@@ -299,9 +299,9 @@ async fn exhausted_pool_turns_requests_away_in_time() {
             app.sample("db_pool_acquire_seconds_sum").await >= Some(0.4),
             "what was waited in vain counts"
         );
-        // Time enough for the checks to find the database down, if they waited as well.
+        // Long enough for the checks to find the database down, if they had to wait as well.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // Or all replicas would be taken out at once. A check that came late must not count: the next one is in time.
+        // Otherwise all replicas would be taken out at once. One late check must not count: the next one is in time.
         turns_ready(&app, 200).await;
         lock.close().await.expect("the lock is given back");
         (answer, took)
@@ -318,7 +318,7 @@ async fn statement_that_takes_too_long_is_ended() {
     let _lock = app.process.database().lock("tasks").await;
     let answer = app.get("/v1/tasks").await;
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
-    // By the server: what nobody waits for any more must not wait for locks, and hold some, either.
+    // By the server: a statement that nobody waits for must not go on waiting for locks, or holding them.
     app.process.database().blocked("tasks", 0).await;
     for word in ["statement", "canceling", "sql", "tasks\""] {
         assert!(!answer.body.to_lowercase().contains(word), "{word} in {}", answer.body);
@@ -345,7 +345,7 @@ async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
     assert!(!told.to_string().contains("canary"), "{told}");
 }
 
-/// Or a database that blocks would look idle to whoever looks for the cause.
+/// Otherwise a database that blocks would look idle to whoever looks for the cause.
 #[tokio::test]
 async fn what_is_given_up_with_its_request_is_measured() {
     let settings =
@@ -376,7 +376,7 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
     let task = app.create("a").await;
     let lock = database.lock("jobs, tasks").await;
     let frozen = async {
-        // One connection waits with a worker, the other with the request: there are no more.
+        // A worker waits on one connection, the request on the other: the pool has no more.
         database.blocked("jobs, tasks", 2).await;
         proxy.freeze();
         lock.close().await.expect("the locks are given back");
@@ -391,7 +391,7 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
     assert!(began.elapsed() < Duration::from_millis(400) + SLACK, "{:?}", began.elapsed());
     turns_ready(&app, 503).await;
 
-    // What was open stays silent: only new connections work, as after a failover.
+    // Connections that were open stay silent: only new ones work, as after a failover.
     proxy.mend();
     turns_ready(&app, 200).await;
     assert_eq!(app.complete(&task).await.status, 200);
@@ -415,7 +415,7 @@ async fn read_only_server_refuses_writes_and_goes_on_reading() {
     assert_eq!(app.get("/v1/tasks").await.status, 200);
     assert_eq!(app.get(&path_of(&task)).await.status, 200);
 
-    // What is open stays with the server that only reads, as with a former primary.
+    // Open connections stay with the read-only server, as with a former primary.
     database.set_for_new_connections("default_transaction_read_only = off").await;
     eventually(write, |answer| answer.status == 200).await;
     eventually(async || app.complete(&task).await.status, |status| *status == 200).await;
@@ -425,7 +425,7 @@ async fn read_only_server_refuses_writes_and_goes_on_reading() {
 async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     let database = Database::create().await;
     let url = database.owned().await;
-    // A password costs time before the server refuses.
+    // Checking a password takes time before the server refuses.
     let patient = [("APP__HEALTH__TIMEOUT", "2s"), ("APP__DATABASE__ACQUIRE_TIMEOUT", "2s")];
     let mut app = watchful(&[&[("DATABASE_URL", url.as_str())][..], &patient].concat()).await;
     let task = app.create("a").await;
@@ -444,7 +444,7 @@ async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     turns_ready(&app, 200).await;
     let page = eventually(async || app.get("/v1/tasks").await, |page| page.status == 200).await;
     assert_eq!(page.json()["items"][0]["id"], task["id"]);
-    // Those of the pool, and the one of the check.
+    // Those of the pool, and one for the check.
     eventually(async || database.connections().await, |count| (1..=2 + 1).contains(count)).await;
 }
 
@@ -463,6 +463,6 @@ async fn database_that_lets_nobody_in_is_unavailable() {
     database.open_to_all(false).await;
     assert_unavailable(&app.get("/v1/tasks").await);
     database.open_to_all(true).await;
-    // Which has ended the connections that had just been made.
+    // Opening it has ended the connections that had just been made.
     eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
 }

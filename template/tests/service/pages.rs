@@ -69,7 +69,7 @@ async fn empty_list_is_a_page() {
     assert_eq!(app.get("/v1/tasks").await.json(), json!({ "items": [], "next_cursor": null }));
 }
 
-/// Reads page after page: all ids, and the size of each page. `then` is done to each task once it was read.
+/// Reads page after page and returns all ids and the size of each page. Calls `then` on each task after reading it.
 async fn walk(app: &TestApp, query: &str, then: impl AsyncFn(&Value)) -> (Vec<Value>, Vec<usize>) {
     let (mut ids, mut sizes) = (Vec::new(), Vec::new());
     let mut path = format!("/v1/tasks?{query}");

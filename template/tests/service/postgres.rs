@@ -1,5 +1,5 @@
-//! Postgres: what was acknowledged survives a crash, what was not committed is not told. Each test has a database
-//! of its own.
+//! Postgres: what was acknowledged survives a crash, and what was not committed is not announced. Each test has a
+//! database of its own.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use crate::receiver::Receiver;
 use crate::redis;
 //@ end
 
-/// What no server listens at: enough for commands that ask none.
+/// A URL at which no server listens: enough for commands that use no database.
 pub const NOWHERE: &str = "postgres://nobody@127.0.0.1:1/nowhere";
 
-/// A database of a test's own, dropped with it.
+/// A database for one test alone, dropped with this value.
 #[derive(Debug)]
 pub struct Database {
     pub url: String,
@@ -55,7 +55,7 @@ impl Database {
         by_way_of(self.url.parse().expect("a URL"), address)
     }
 
-    /// The same for a user of this database alone, who has a password.
+    /// The same for a user who is created for this database and has a password.
     pub async fn behind_proxy_with_password(&self, password: &str) -> (String, Proxy) {
         let name = &self.name;
         administer(format!("CREATE ROLE {name} SUPERUSER LOGIN PASSWORD '{password}'"))
@@ -68,7 +68,7 @@ impl Database {
         (url.into(), proxy)
     }
 
-    /// The URL of this database for a user who owns it and no more.
+    /// The URL of this database for a user who owns it and has no other rights.
     pub async fn owned(&self) -> String {
         let name = &self.name;
         administer(format!("CREATE ROLE {name} LOGIN PASSWORD '{name}'")).await.expect("a role");
@@ -79,32 +79,32 @@ impl Database {
         url.into()
     }
 
-    /// Keeps all others from `tables` until what is returned is closed.
+    /// Locks all others out of `tables` until the returned connection is closed.
     pub async fn lock(&self, tables: &str) -> PgConnection {
         let mut connection = self.connect().await;
         connection.execute(AssertSqlSafe(format!("BEGIN; LOCK TABLE {tables}"))).await.expect("the lock");
         connection
     }
 
-    /// Waits until so many statements wait for a lock of `tables`.
+    /// Waits until `count` statements are waiting for a lock on `tables`.
     pub async fn blocked(&self, tables: &str, count: i64) {
         let waiting = format!("pg_locks WHERE NOT granted AND relation = ANY ('{{{tables}}}'::regclass[])");
         eventually(async || self.count(&waiting).await, |now| *now == count).await;
     }
 
-    /// Allows the owner so many connections, and ends those that are open.
+    /// Allows the owner `count` connections, and ends those that are open.
     pub async fn limit_connections(&self, count: i32) {
         administer(format!("ALTER ROLE {} CONNECTION LIMIT {count}", self.name)).await.expect("a limit");
         self.end_connections().await;
     }
 
-    /// Lets the owner in no more.
+    /// Stops the owner from logging in, and ends open connections.
     pub async fn shut_out_owner(&self) {
         administer(format!("ALTER ROLE {} NOLOGIN", self.name)).await.expect("a role");
         self.end_connections().await;
     }
 
-    /// Changes a setting of the database for all connections, also those that are open: they are ended.
+    /// Changes a setting of the database for all connections: those that are open are ended.
     pub async fn set(&self, setting: &str) {
         self.set_for_new_connections(setting).await;
         self.end_connections().await;
@@ -114,7 +114,7 @@ impl Database {
         self.alter(&format!("SET {setting}")).await;
     }
 
-    /// Lets nobody in, or everybody.
+    /// Lets everybody in or nobody, and ends open connections.
     pub async fn open_to_all(&self, open: bool) {
         self.alter(&format!("ALLOW_CONNECTIONS {open}")).await;
         self.end_connections().await;
@@ -124,8 +124,8 @@ impl Database {
         administer(format!("ALTER DATABASE {} {what}", self.name)).await.expect("the database is altered");
     }
 
-    /// Ends all connections, as a restart does, also those that are just being made: these have read the settings, and
-    /// show by nothing but the lock that they hold.
+    /// Ends all connections, as a restart does, including those that are still being made: these have already read the
+    /// settings, and show up only through the lock that they hold.
     pub async fn end_connections(&self) {
         administer(format!(
             "SELECT pg_terminate_backend(pid) FROM (
@@ -139,12 +139,12 @@ impl Database {
         .expect("connections are ended");
     }
 
-    /// How many connections services have to it.
+    /// How many connections services have to this database.
     pub async fn connections(&self) -> i64 {
         self.connections_that("true").await
     }
 
-    /// How many of these are within a transaction that nobody goes on with.
+    /// How many of them are idle in a transaction.
     pub async fn open_transactions(&self) -> i64 {
         self.connections_that("state = 'idle in transaction'").await
     }
@@ -170,7 +170,7 @@ impl Drop for Database {
         let name = &self.name;
         let database = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
         let role = format!("DROP ROLE IF EXISTS {name}");
-        // The test's own runtime can't be waited for here.
+        // `drop` can't wait for the test's own runtime.
         let dropped = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map(|runtime| {
@@ -184,7 +184,7 @@ impl Drop for Database {
     }
 }
 
-/// The server that tests make their databases on.
+/// The URL of the server on which tests create their databases.
 #[expect(clippy::disallowed_methods, reason = "what the tests run against is no part of the service")]
 pub fn server() -> String {
     std::env::var("DATABASE_URL").expect(
@@ -273,7 +273,7 @@ async fn job_of_another_version_is_told_and_kept() {
     assert_eq!((&failed["job"], &failed["attempts"]), (&json!("unreadable"), &json!(5)));
     let all = "jobs_total{job=\"unreadable\",outcome=\"failed\"} 20\n";
     eventually(async || app.metrics().await, |text| text.contains(all)).await;
-    // For an operator; counted before it is written.
+    // Operators can list them. Polled, since a job is counted before its failure is stored.
     let letters = async || Launch::new(&variables).run("dead-letters list").await.log();
     eventually(letters, |letters| letters.len() == 20).await;
 }
@@ -289,7 +289,7 @@ async fn job_of_a_newer_version_is_left_to_it_for_a_while() {
     assert_eq!(database.count("jobs WHERE failed_at IS NULL AND run_at > now()").await, 1);
 }
 
-/// Or it would take one replica down after the other, without end.
+/// Otherwise it would take down one replica after another, without end.
 #[tokio::test]
 async fn job_whose_runs_all_ended_their_process_is_not_run_again() {
     let (database, receiver) = (Database::create().await, Receiver::start().await);
@@ -302,7 +302,7 @@ async fn job_whose_runs_all_ended_their_process_is_not_run_again() {
     receiver.answers(410);
     app.complete(&app.create("a").await).await;
     let mut connection = database.connect().await;
-    for (runs, reason) in [(0, "answered 410"), (5, "answered 410"), (6, "no run of it came to an end")] {
+    for (runs, reason) in [(0, "answered 410"), (5, "answered 410"), (6, "no run of it ever finished")] {
         let cut_off = format!("UPDATE jobs SET attempts = {runs}, run_at = now(), failed_at = NULL");
         if runs > 0 {
             connection.execute(sqlx::AssertSqlSafe(cut_off)).await.expect("a job");
@@ -341,16 +341,16 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
     receiver.answers(204);
     let id = letters[1]["id"].as_str().expect("an id");
     let ended = run(&format!("requeue {id}")).await;
-    assert_eq!((ended.code, ended.out.concat().as_str()), (Some(0), "1 to run again"));
+    assert_eq!((ended.code, ended.out.concat().as_str()), (Some(0), "1 requeued"));
     assert_eq!(receiver.calls(3).await[2].header("webhook-id"), id);
     assert_eq!(app.process.event("job.done").await["attempts"], 1, "it starts over");
-    assert_eq!(run("requeue --all").await.out.concat(), "1 to run again", "the other one is left");
+    assert_eq!(run("requeue --all").await.out.concat(), "1 requeued", "the other one is left");
     assert_eq!(letters[0]["id"], receiver.calls(4).await[3].header("webhook-id"));
     eventually(async || database.count("jobs").await, |count| *count == 0).await;
 
     assert!(listed().await.is_empty());
     let ended = run(&format!("requeue {id}")).await;
-    assert!(ended.code == Some(1) && ended.err.concat().contains("no job of this id"), "{ended:#?}");
+    assert!(ended.code == Some(1) && ended.err.concat().contains("no dead letter has this id"), "{ended:#?}");
     for unclear in ["requeue", "requeue 1", &format!("requeue {id} --all")] {
         assert_eq!(run(unclear).await.code, Some(2), "{unclear}");
     }
@@ -369,7 +369,7 @@ async fn write_is_finished_during_the_drain_though_its_client_has_left() {
     left.expect_err("it is waited for");
     app.process.signal(Signal::TERM);
     app.process.event("shutdown.begin").await;
-    // Longer than what is closed in the end has.
+    // Longer than closing everything may take at the end.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!app.process.has("shutdown.drain_complete"));
     lock.close().await.expect("the lock is given back");
@@ -389,14 +389,14 @@ async fn what_others_have_changed_is_seen_once_the_cache_has_let_go_of_it() {
     assert_eq!(app.get(&path).await.json()["title"], "a");
     let change = "UPDATE tasks SET title = 'b', version = 2";
     app.process.database().connect().await.execute(change).await.expect("a change that nobody hears of");
-    // However often it is asked for.
+    // However often it is read meanwhile.
     eventually(async || app.get(&path).await, |answer| answer.json()["title"] == "b").await;
 }
 
 #[tokio::test]
 async fn readers_that_miss_together_share_one_query() {
     const READERS: usize = 500;
-    // Until all are there the one query waits.
+    // The one query waits until all readers are there.
     let patient = [("APP__HTTP__REQUEST_TIMEOUT", "20s"), ("APP__DATABASE__STATEMENT_TIMEOUT", "20s")];
     let launch = Launch::new(&[("APP__HTTP__MAX_IN_FLIGHT", "1000")]).set(&patient);
     //@ if redis
@@ -405,7 +405,7 @@ async fn readers_that_miss_together_share_one_query() {
     //@ end
     let app = TestApp::launch(launch).await;
     //@ if redis
-    // A replica that begins to follow the others forgets all, which would lead to a second query.
+    // A replica that begins to follow the others clears its cache, which would cause a second query.
     redis::followed(&namespace, 1).await;
     //@ end
     let path = path_of(&app.create("a").await);
@@ -444,7 +444,7 @@ async fn database_that_never_comes_is_a_fault() {
     }
 }
 
-/// As [`NOWHERE`], but chosen by the test.
+/// Like [`NOWHERE`], but chosen by the test, so that no database takes its place.
 const NOWHERE_ELSE: &str = "postgres://nobody@127.0.0.1:2/nowhere";
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Errors: each one `application/problem+json` with every member, from whatever layer it comes, and nothing of
+//! Errors: each is `application/problem+json` with every member, whatever layer it comes from, and reveals nothing of
 //! the cause.
 
 use reqwest::Method;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::app::{Answer, TestApp, path_of};
 use crate::wire::{NEW_TASK_HEAD, Wire};
 
-/// What every problem has to be; returns it.
+/// Checks what is required of every problem, and returns it.
 pub fn problem(answer: &Answer, status: u16, category: &str) -> Value {
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(answer.header("content-type"), "application/problem+json");
@@ -88,7 +88,7 @@ async fn tasks_that_are_not_valid_are_refused_by_field() {
 async fn problem_quotes_little_of_what_was_sent() {
     let app = TestApp::spawn(&[]).await;
     let many = |part: &str| part.repeat(100_000);
-    // The first is shown, and escaped, as eight characters each.
+    // Each character of the first body is quoted as an escape sequence, which is escaped again in JSON.
     for body in [json!(many("\u{7f}")), json!({ "title": [many("é")] }), json!({ many("/"): 1 })] {
         let answer = app.post("/v1/tasks", &body).await;
         problem(&answer, 422, "validation");

@@ -1,4 +1,4 @@
-//! The real binary as a process: a clean environment, a folder of its own, and its lines as they come.
+//! The real binary as a process: a clean environment, a folder of its own, and its lines as they arrive.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,13 +18,13 @@ use crate::contract::assert_documented;
 use crate::postgres::Database;
 //@ end
 
-/// For whatever a test waits for. Long, since only a test that fails waits it out.
+/// How long a test waits for anything. Long, since only a test that fails waits it out.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Environment variables, as `(name, value)`.
 pub type Variables<'a> = &'a [(&'a str, &'a str)];
 
-/// What a service is started with: nothing of the environment of the test itself gets in.
+/// What a service is started with. Nothing of the test's own environment gets in.
 #[derive(Debug)]
 pub struct Launch {
     variables: BTreeMap<String, OsString>,
@@ -47,7 +47,7 @@ impl Launch {
             ("APP__LOG__FORMAT", "json"),
             ("APP__SHUTDOWN__GRACE_DELAY", "0s"),
             ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
-            // What the service calls, it calls itself.
+            // The service calls others directly, whatever proxy the environment names.
             ("HTTP_PROXY", "http://127.0.0.1:1"),
             ("http_proxy", "http://127.0.0.1:1"),
         ]);
@@ -65,13 +65,13 @@ impl Launch {
         launch.set(variables)
     }
 
-    /// The service's own defaults.
+    /// Only the service's own defaults.
     pub fn bare() -> Self {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(uuid::Uuid::now_v7().to_string());
         fs::create_dir_all(&folder).expect("a folder to run in");
         Self {
             variables: BTreeMap::new(),
-            // Removed when the service is dropped.
+            // Removed when the launch is dropped.
             folder,
             //@ if postgres
             database: None,
@@ -79,14 +79,14 @@ impl Launch {
         }
     }
 
-    /// Sets variables; the last value of each counts.
+    /// Sets variables; the last value of each wins.
     pub fn set(mut self, variables: Variables) -> Self {
         let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), value.into()));
         self.variables.extend(owned);
         self
     }
 
-    /// Sets a variable to what need not be text.
+    /// Sets a variable to a value that need not be UTF-8.
     pub fn set_bytes(mut self, name: &str, value: &OsStr) -> Self {
         self.variables.insert(name.to_owned(), value.to_owned());
         self
@@ -147,7 +147,7 @@ impl Drop for Launch {
     }
 }
 
-/// The lines of a stream, as far as they have come.
+/// The lines of a stream that have arrived so far.
 #[derive(Clone, Debug)]
 struct Lines(watch::Receiver<Vec<String>>);
 
@@ -169,20 +169,20 @@ impl Lines {
     }
 }
 
-/// A process of the service. It is killed when it is dropped.
+/// A process of the service, killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     out: Lines,
     err: Lines,
-    /// What is to outlive the process: its folder and the like.
+    /// Kept since its folder and the like must outlive the process.
     launch: Launch,
 }
 
 /// A process that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// None when a signal ended it.
+    /// None if a signal ended it.
     pub code: Option<i32>,
     pub out: Vec<String>,
     pub err: Vec<String>,
@@ -267,7 +267,7 @@ impl Ended {
         events(&self.out)
     }
 
-    /// The names of the events, in their order.
+    /// The names of the events, in order.
     pub fn names(&self) -> Vec<String> {
         self.log().iter().map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect()
     }

@@ -1,4 +1,4 @@
-//! What one client can't do to the others: deadlines, caps and limits, each shown with a client that breaks it.
+//! What one client can't do to the others: deadlines, caps and limits, each shown with a client that exceeds it.
 
 use std::time::{Duration, Instant};
 
@@ -133,7 +133,7 @@ async fn connections_beyond_the_cap_wait_for_a_place() {
     drop(first);
     assert_eq!(request.await.status, 200);
 
-    // Or those of the admin port would take the descriptors that the service needs itself.
+    // The admin port has a cap as well, or its connections would take the descriptors that the service itself needs.
     let probe = async |_| {
         let mut probe = Wire::connect(app.admin).await;
         assert_eq!(probe.get("/health/live").await.status, 200);
@@ -169,7 +169,7 @@ async fn body_that_comes_byte_by_byte_takes_no_page_for_each() {
     assert!(grown < 15e6, "{grown} bytes for 16,000");
 }
 
-/// A service whose pages are long, and which waits so long for a client to take some of one.
+/// A service with long pages, which waits at most `body_timeout` for a client to read some of one.
 async fn with_long_pages(body_timeout: &str) -> TestApp {
     let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", body_timeout)]).await;
     for _ in 0..30 {
@@ -183,10 +183,10 @@ async fn with_long_pages(body_timeout: &str) -> TestApp {
 async fn client_that_reads_nothing_is_dropped() {
     let app = with_long_pages("300ms").await;
     let open = |count: usize| move |text: &String| text.contains(&format!("http_connections {count}\n"));
-    // This test's own connections, one to each listener, and the third.
+    // The test's own connections, one to each listener, and this third one.
     let mut deaf = app.connect().await;
     eventually(async || app.metrics().await, open(3)).await;
-    // More than the kernel keeps for a client that does not read.
+    // More than the kernel buffers for a client that does not read.
     for _ in 0..40 {
         deaf.try_send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
     }

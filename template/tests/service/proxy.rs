@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server, that can be cut and mended: how a test takes a dependency away.
+//! A TCP proxy in front of a server, with which a test takes a dependency away and brings it back.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Hands bytes on, until it is cut. It ends with the test.
+/// Forwards bytes until it is cut. It ends with the test.
 #[derive(Debug)]
 pub struct Proxy {
     pub address: SocketAddr,
@@ -23,16 +23,16 @@ pub struct Proxy {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// Connections are closed, new ones too.
+    /// All connections are closed, new ones too.
     cut: bool,
-    /// How often that happened: a connection ends with the next one, however short it is.
+    /// How many cuts there were: a connection ends at the next cut, however short that is.
     cuts: usize,
     //@ if postgres or redis
-    /// Nothing comes through, and neither end is told.
+    /// Nothing is forwarded, and neither end is told.
     frozen: bool,
     //@ end
     //@ if postgres
-    /// A message that waits, with all that follows it, on its way to the server.
+    /// A message that is held on its way to the server, with everything that follows it.
     held: Option<&'static str>,
     //@ end
 }
@@ -43,7 +43,7 @@ impl Proxy {
         Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), server)
     }
 
-    /// The same where `listener` listens.
+    /// The same, on an existing listener.
     pub fn on(listener: TcpListener, server: &str) -> Self {
         let address = listener.local_addr().expect("an address");
         let state = watch::Sender::new(State::default());
@@ -66,21 +66,21 @@ impl Proxy {
     }
     //@ if postgres or redis
 
-    /// From now on nothing comes through, but connections stay: those that are open for good, and new ones until
-    /// it is mended.
+    /// Forwards nothing from now on, but closes nothing either: connections that are open, or are made before the proxy
+    /// is mended, stay silent for good.
     pub fn freeze(&self) {
         self.state.send_modify(|state| state.frozen = true);
     }
     //@ end
     //@ if postgres
 
-    /// Keeps from the server what has `message` in it, and what follows on that connection, until it is mended.
+    /// Holds back what contains `message`, and what follows on that connection, until the proxy is mended.
     pub fn hold(&self, message: &'static str) {
         self.state.send_modify(|state| state.held = Some(message));
     }
     //@ end
 
-    /// Takes new connections again.
+    /// Forwards new connections again, and what was held.
     pub fn mend(&self) {
         self.state.send_modify(|state| {
             state.cut = false;
@@ -101,12 +101,12 @@ impl Drop for Proxy {
 }
 
 //@ if postgres or redis
-/// Where the server of `url` is: `host:port`.
+/// The server of `url`, as `host:port`.
 pub fn server_of(url: &Url, port: u16) -> String {
     format!("{}:{}", url.host_str().expect("a host"), url.port().unwrap_or(port))
 }
 
-/// The URL for who goes by another address.
+/// The URL with `address` in place of its host and port.
 pub fn by_way_of(mut url: Url, address: SocketAddr) -> String {
     url.set_ip_host(address.ip()).expect("a host");
     url.set_port(Some(address.port())).expect("a port");
@@ -114,7 +114,7 @@ pub fn by_way_of(mut url: Url, address: SocketAddr) -> String {
 }
 
 //@ end
-/// Carries one connection until an end closes it or the proxy is cut.
+/// Forwards one connection until either end closes it or the proxy is cut.
 async fn carry(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
     let at_first = *states.borrow_and_update();
     if at_first.cut {
@@ -130,21 +130,21 @@ async fn carry(mut client: TcpStream, server: String, mut states: watch::Receive
     let over = |state: &State| over(state) || state.frozen;
     //@ end
     tokio::select! {
-        // In this order, so that nothing comes through any more once it is cut.
+        // In this order, so that nothing is forwarded any more once the proxy is cut.
         biased;
         _ = states.wait_for(over) => {}
         _ = copy_bidirectional(&mut client, &mut server) => {}
     }
     //@ if postgres or redis
     if states.borrow().cuts == at_first.cuts {
-        // Held until the client gives it up.
+        // Kept open until the client gives up.
         let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
     }
     //@ end
 }
 //@ if postgres
 
-/// The way to a server that may be held.
+/// The connection to a server, on which messages may be held.
 fn held(mut server: TcpStream, mut states: watch::Receiver<State>) -> DuplexStream {
     let (near, far) = duplex(64 * 1024);
     tokio::spawn(async move {
@@ -156,7 +156,7 @@ fn held(mut server: TcpStream, mut states: watch::Receiver<State>) -> DuplexStre
                 let count = sent.read(&mut bytes).await?;
                 let holds =
                     |held: &str| bytes[..count].windows(held.len()).any(|part| part == held.as_bytes());
-                // An error is the proxy's end.
+                // An error means that the proxy is gone.
                 let _ = states.wait_for(|state| !state.held.is_some_and(holds)).await;
                 if count == 0 {
                     return to_server.shutdown().await;
@@ -164,7 +164,7 @@ fn held(mut server: TcpStream, mut states: watch::Receiver<State>) -> DuplexStre
                 to_server.write_all(&bytes[..count]).await?;
             }
         };
-        // Whichever ends first, the other follows.
+        // Whichever direction ends first, the other one follows.
         tokio::select! {
             _ = sending => {}
             _ = tokio::io::copy(&mut from_server, &mut received) => {}

@@ -1,5 +1,5 @@
-//! Rate limits: who asks too much is told when to come back, others and probes are not affected, and nobody
-//! gets a second budget by lying about the address.
+//! Rate limits: a client that asks too much is told when to come back, others and probes are not affected, and nobody
+//! gets a second budget by lying about their address.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::app::{Answer, TestApp, path_of};
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::process::Variables;
 
-/// More than any test asks for: most tests are not about limits.
+/// Budgets that no test uses up: most tests are not about limits.
 pub const UNLIMITED: Variables = &[
     ("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1000000"),
     ("APP__RATE_LIMIT__PER_CLIENT_BURST", "1000000"),
@@ -24,18 +24,18 @@ pub const UNLIMITED: Variables = &[
     ("APP__RATE_LIMIT__GLOBAL_BURST", "1000000"),
 ];
 
-/// Three requests a client; the next one comes in a second.
+/// Three requests per client; the budget regains one each second.
 const THREE: [(&str, &str); 2] =
     [("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1"), ("APP__RATE_LIMIT__PER_CLIENT_BURST", "3")];
 
-/// What comes of `ask`, unless it took a second: budgets have grown by then.
+/// The result of `ask`, unless that took a second: budgets have grown by then.
 async fn at_once<T>(ask: impl Future<Output = T>) -> Option<T> {
     let began = Instant::now();
     let answers = ask.await;
     (began.elapsed() < Duration::from_secs(1)).then_some(answers)
 }
 
-/// Tries again where this machine stood still, each time with a budget that nothing was taken from.
+/// Retries if this machine stalled, each time with a budget that nothing was taken from.
 async fn tried<T>(ask: impl AsyncFn(usize) -> Option<T>) -> T {
     for round in 0..3 {
         if let Some(answers) = ask(round).await {
@@ -45,7 +45,7 @@ async fn tried<T>(ask: impl AsyncFn(usize) -> Option<T>) -> T {
     panic!("a few requests take more than a second, time and again");
 }
 
-/// What a service with `variables` answers at once, and that service.
+/// A service with `variables`, and the result of `ask` if it came at once.
 async fn of_one<T>(variables: Variables<'_>, ask: impl AsyncFn(&TestApp) -> T) -> (TestApp, T) {
     tried(async |_| {
         let app = TestApp::spawn(variables).await;
@@ -55,7 +55,7 @@ async fn of_one<T>(variables: Variables<'_>, ask: impl AsyncFn(&TestApp) -> T) -
     .await
 }
 
-/// What a burst of requests is answered. `forwarded` tells the `x-forwarded-for` of each.
+/// The statuses that a burst of requests gets. `forwarded` makes the `x-forwarded-for` of each.
 async fn burst(app: &TestApp, forwarded: impl Fn(usize) -> String) -> Vec<u16> {
     let mut statuses = Vec::new();
     for number in 0..5 {
@@ -106,7 +106,7 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
 
 #[tokio::test]
 async fn forged_addresses_gain_nothing_behind_none_one_and_two_proxies() {
-    // Each proxy appends the address it saw; what stands left of that is the client's own invention.
+    // Each proxy appends the address it saw; anything to the left of those was made up by the client.
     for (trusted, appended) in
         [("", ""), ("127.0.0.1", ", 9.9.9.9"), ("127.0.0.1,10.0.0.0/8", ", 9.9.9.9, 10.0.0.2")]
     {
@@ -120,7 +120,7 @@ async fn forged_addresses_gain_nothing_behind_none_one_and_two_proxies() {
 #[tokio::test]
 async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
     let trusted = [THREE.as_slice(), &[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1")]].concat();
-    // One customer has a whole /64 to choose from.
+    // One customer has a whole /64 to choose addresses from.
     let ask = async |app: &TestApp| {
         let clients = burst(app, |number| format!("10.0.0.{number}")).await;
         let spread = burst(app, |number| format!("2001:db8:1:2:{number}::9")).await;
@@ -131,7 +131,7 @@ async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
     assert_eq!(spread, [200, 200, 200, 429, 429], "one network");
     assert_eq!(others, [200, 200, 429, 200, 200]);
 
-    // Where all that is told is proxies, the first of them called.
+    // If all the addresses are those of proxies, the first one counts as the client.
     let trusted = [THREE.as_slice(), &[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")]].concat();
     let ask = async |app: &TestApp| burst(app, |number| format!("10.0.0.{number}, 10.9.9.9")).await;
     assert_eq!(of_one(&trusted, ask).await.1, [200; 5]);
@@ -204,7 +204,7 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
     ];
     let shared = [THREE.as_slice(), &shared].concat();
     let (one, other) = (TestApp::spawn(&shared).await, TestApp::spawn(&shared).await);
-    // Each time another client, until one has asked within a second.
+    // Another client each time, until one has made all its requests within a second.
     let ask = async |round: usize| {
         let mut statuses = Vec::new();
         for app in [&one, &other, &one, &other, &other] {
@@ -229,7 +229,7 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
 
 #[tokio::test]
 async fn replicas_share_the_budget_of_all_clients() {
-    // Each time others, with a budget that nothing was taken from.
+    // Other replicas each time, with a budget that nothing was taken from.
     let asked = tried(async |_| {
         let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
         let shared = [
@@ -288,7 +288,7 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
     for _ in 0..10 {
         assert_eq!(one.get("/v1/tasks").await.status, 200);
     }
-    // The budget is whole again in a second for each request that was taken from it.
+    // The budget takes one second to recover for each request that was taken from it.
     let mut redis = crate::redis::connected().await;
     let taken: i64 =
         redis.pttl(format!("{namespace}:rate:per_client:1:640:127.0.0.1")).await.expect("a time");
@@ -300,7 +300,7 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
         for app in [&one, &other] {
             let asked = Instant::now();
             served += u64::from(app.get("/v1/tasks").await.status == 200);
-            // What was taken ahead does not last so long: one in 32 of the budget, of each replica.
+            // By then what each replica has taken ahead, one in 32 of the budget, may have lapsed.
             lost += if asked.elapsed().as_millis() < 500 { 0 } else { 2 * 640 / 32 };
         }
     }

@@ -1,4 +1,4 @@
-//! A server that the service calls: it keeps what it was sent, and answers as it is told.
+//! A server that the service calls: it records what it is sent, and answers as the test tells it to.
 
 use crate::process::PATIENCE;
 use axum::Router;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-/// No test waits this long.
+/// Longer than any test waits.
 const LIMITS: Limits =
     Limits { header_read: PATIENCE, idle: PATIENCE, stalled_write: PATIENCE, max_connections: 100 };
 
@@ -61,13 +61,13 @@ impl Receiver {
         Self { url: format!("http://{address}"), address, calls, answer, serving }
     }
 
-    /// How calls are answered from now on. None: not until this changes.
+    /// Sets the status that calls are answered with from now on. With none, they wait until this changes.
     pub fn answers(&self, status: impl Into<Option<u16>>) {
         let code = |status: u16| StatusCode::from_u16(status).expect("a status code");
         self.answer.send_replace(status.into().map(code));
     }
 
-    /// All calls, as soon as there are `count`.
+    /// All calls, once there are at least `count`.
     pub async fn calls(&self, count: usize) -> Vec<Call> {
         let mut calls = self.calls.subscribe();
         let enough = timeout(PATIENCE, calls.wait_for(|calls| calls.len() >= count)).await;
@@ -93,6 +93,6 @@ async fn take(
     calls.send_modify(|calls| calls.push(Call { path: uri.path().to_owned(), headers, body }));
     let mut answer = answer.subscribe();
     let code = answer.wait_for(Option::is_some).await.ok().and_then(|code| *code);
-    // Where to go instead, which a redirect alone makes a client heed.
+    // Clients heed this only if the status is a redirect.
     (code.unwrap_or(StatusCode::NO_CONTENT), [(LOCATION, "/elsewhere")])
 }

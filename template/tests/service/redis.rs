@@ -1,4 +1,4 @@
-//! Redis: replicas see each other's writes, and do without it when it is gone.
+//! Redis: replicas see each other's writes, and do without Redis when it is gone.
 
 use std::time::{Duration, Instant};
 
@@ -25,13 +25,13 @@ use crate::postgres::Database;
 use crate::process::{Launch, Variables};
 use crate::proxy::{Proxy, by_way_of, server_of};
 
-/// The server that replicas share.
+/// The URL of the server that replicas share.
 #[expect(clippy::disallowed_methods, reason = "what the tests run against is no part of the service")]
 pub fn server() -> String {
     std::env::var("REDIS_URL").expect("set REDIS_URL to a server for tests, such as redis://127.0.0.1:6379/0")
 }
 
-/// A URL of the server with a password that it does not take.
+/// A URL of the server with a password that it rejects.
 pub fn refusing(password: &str) -> String {
     as_user("nobody", password)
 }
@@ -56,10 +56,10 @@ pub async fn behind_proxy() -> (String, Proxy) {
     (by_way_of(url, proxy.address), proxy)
 }
 
-/// For replicas whose Redis must not be passed by when the machine stands still.
+/// For replicas that must not bypass Redis when the machine stalls.
 pub const PATIENT: (&str, &str) = ("APP__REDIS__TIMEOUT", "5s");
 
-/// Waits until so many replicas hear of what others of this namespace write: each that begins to forgets all.
+/// Waits until `replicas` replicas follow what others in this namespace write: each clears its cache as it begins.
 pub async fn followed(namespace: &str, replicas: u32) {
     let redis = connected().await;
     let followers = async || -> (String, u32) {
@@ -78,7 +78,7 @@ async fn service_without_redis_is_ready_and_degraded() {
     let task = app.create("a").await;
     proxy.cut();
     let ready = async || app.admin("/health/ready").await;
-    // Both: what is required may have been slow to answer as well.
+    // Both, since a required dependency may have been slow to answer as well.
     eventually(ready, |answer| answer.status == 200 && answer.json()["degraded"] == true).await;
     eventually(async || app.get("/ready").await.json(), |ready| *ready == json!({ "status": "ready" })).await;
     assert!(app.metrics().await.contains("dependency_up{dependency=\"redis\"} 0\n"));
@@ -92,8 +92,8 @@ async fn service_without_redis_is_ready_and_degraded() {
         assert_eq!(app.patch(&path, &json!({ "title": number.to_string() })).await.status, 200);
         assert_eq!(app.get(&path).await.json()["title"], number.to_string(), "never an old value");
     }
-    // Each may wait for redis.timeout until the breaker opens, and none after that.
-    // Otherwise that would be four seconds.
+    // Each request may wait for redis.timeout until the breaker opens, and none after that. Otherwise they would take
+    // four seconds.
     assert!(began.elapsed() < Duration::from_millis(3500), "{:?}", began.elapsed());
 
     proxy.mend();
@@ -108,11 +108,11 @@ async fn memory_serves_on_while_redis_is_gone() {
     let path = path_of(&app.create("a").await);
     let misses = async || app.sample("cache_requests_total{tier=\"memory\",outcome=\"miss\"}").await;
     proxy.cut();
-    // It is forgotten once: from then on nobody tells of changes.
+    // The cache is cleared once, since changes are not announced from now on.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(app.get(&path).await.status, 200);
     let before = misses().await;
-    // Several attempts to hear of them again.
+    // Long enough for several attempts to subscribe again.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(app.get(&path).await.status, 200);
     assert_eq!(misses().await, before);
@@ -125,7 +125,7 @@ async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
     let mut acl = async |arguments: &[&str]| {
         redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
     };
-    // As a replica does that has yet to become the primary: it is read from, and answers pings.
+    // Like a replica of Redis that has yet to become the primary: it can be read from, and answers pings.
     acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", "-@write"]).await;
     let url = as_user(&name, "secret");
     let app = TestApp::spawn(&[("REDIS_URL", url.as_str()), ("APP__HEALTH__INTERVAL", "100ms")]).await;
@@ -165,7 +165,7 @@ async fn replicas(variables: Variables<'_>) -> (TestApp, TestApp) {
     (one, two)
 }
 
-/// Waits until a replica no longer answers with the title that was. How long it took.
+/// Waits until a replica no longer answers with the old `title`. Returns how long that took.
 async fn forgotten(replica: &TestApp, path: &str, title: &str) -> Duration {
     let began = Instant::now();
     eventually(async || replica.get(path).await, |answer| answer.json()["title"] != title).await;
@@ -187,7 +187,7 @@ async fn replica_forgets_at_once_what_another_has_written() {
 
     assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
     let took = forgotten(&two, &path, "a").await;
-    // And not when its own copy has expired.
+    // That is before its own copy expires.
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(one.get(&path).await.json()["title"], "b");
     assert_eq!(one.delete(&path).await.status, 204);
@@ -201,7 +201,7 @@ async fn what_a_server_that_lags_has_replaces_nothing_newer() {
     let path = path_of(&one.create("a").await);
     assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
     let mut connection = one.process.database().connect().await;
-    // As a standby that has yet to hear of the change.
+    // Like a standby that has yet to receive the change.
     connection.execute("UPDATE tasks SET title = 'a', version = 1").await.expect("the change");
     assert_eq!(two.get(&path).await.json()["title"], "a");
     connection.execute("UPDATE tasks SET title = 'b', version = 2").await.expect("the change");
@@ -218,7 +218,7 @@ async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
         one.get(&path).await;
         proxy.cut();
         proxy.mend();
-        // Kept by the second replica before it listens again, and then changed by the first.
+        // The second replica caches the task before it listens again; then the first one changes it.
         two.get(&path).await;
         assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
         let took = forgotten(&two, &path, "a").await;
@@ -236,7 +236,7 @@ async fn change_that_was_missed_while_redis_had_vanished_is_not_hidden() {
     }
     proxy.freeze();
     assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
-    // No connection was closed: only silence tells the second replica that it hears nothing.
+    // No connection was closed: only silence tells the second replica that it may miss changes.
     let took = forgotten(&two, &path, "a").await;
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
@@ -261,23 +261,23 @@ async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
     let ready = async || two.admin("/health/ready").await;
     eventually(ready, |answer| answer.json()["degraded"] == true).await;
     assert_eq!(two.get(&path).await.status, 404);
-    // The first replica still can't tell Redis of it.
+    // The first replica still can't tell Redis about the deletion.
     proxy.mend();
     eventually(ready, |answer| answer.json()["degraded"] == false).await;
     assert_eq!(two.get(&path).await.status, 404);
 }
 
-/// Where Redis has a task.
+/// The key of a task in Redis.
 fn key(namespace: &str, path: &str) -> String {
     format!("{namespace}:task:{}", path.rsplit('/').next().expect("an id"))
 }
 
-/// Loads a task, whose version is 2, while `other` takes the place of what the look-up has found in Redis. Waits until
-/// it has there what is `wanted`.
+/// Loads a task whose version is 2, while `other` replaces what the look-up has found in Redis. Waits until Redis has
+/// what is `wanted`.
 async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let namespace = uuid::Uuid::now_v7().to_string();
     let app = TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str()), PATIENT]).await;
-    // What it hears while it loads, of its own writes too, makes it load again.
+    // Any change that it hears of while it loads, even one of its own, makes it load again.
     followed(&namespace, 1).await;
     let path = path_of(&app.create("a").await);
     let change = "UPDATE tasks SET title = 'b', version = 2";
@@ -308,7 +308,7 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     );
 }
 
-/// Else each of a rollout's two releases would keep what the other has replaced.
+/// Otherwise each of the two releases in a rollout would keep what the other one has replaced.
 #[tokio::test]
 async fn release_with_another_shape_shares_marks_and_reads_no_task_of_this_one() {
     let namespace = uuid::Uuid::now_v7().to_string();
@@ -335,8 +335,8 @@ async fn release_with_another_shape_shares_marks_and_reads_no_task_of_this_one()
 async fn what_was_loaded_is_stored_only_where_no_write_can_be_hidden() {
     let later = "3:write";
     overtaken(Some(later), |stored| stored == later).await;
-    // Flushed since, and so a mark of a write perhaps; looked up again; an earlier write made good. What was answered
-    // is remembered: nothing older is believed, and Redis is told.
+    // Redis was flushed, and the mark of a write perhaps with it; another look-up came; an earlier write was caught up.
+    // What was answered is remembered: nothing older is believed, and Redis is told.
     for other in [None, Some("0:look-up"), Some("1:write")] {
         overtaken(other, |stored| stored.starts_with("2:")).await;
     }
@@ -353,7 +353,7 @@ async fn task_that_was_told_to_be_gone_is_not_had_from_who_loaded_it_before() {
         let key = key(&namespace, &path);
         let database = app.process.database();
         let mut redis = connected().await;
-        // What the look-up of another replica has left, which loads the task before it is deleted.
+        // The mark that another replica's look-up has left, which loads the task before it is deleted.
         let () = redis.set_ex(&key, "0:look-up", 60).await.expect("an answer");
         let mut lock = database.lock("tasks").await;
         let meddle = async {
@@ -398,7 +398,7 @@ async fn write_whose_outcome_is_lost_is_not_hidden() {
     let one = [("APP__DATABASE__MAX_CONNECTIONS", "1"), ("APP__DATABASE__STATEMENT_TIMEOUT", "2s")];
     let app = TestApp::spawn(&[&one[..], &[("DATABASE_URL", &url)]].concat()).await;
     let path = path_of(&app.create("a").await);
-    // Prepared on this connection by the first change, the second is a single message to the server.
+    // The first change prepares the statement on this connection: the second one is a single message to the server.
     assert_eq!(app.patch(&path, &json!({ "title": "b" })).await.status, 200);
     assert_eq!(app.get(&path).await.json()["title"], "b", "which Redis now has");
     let lock = database.lock("tasks").await;
@@ -420,7 +420,7 @@ async fn write_whose_outcome_is_lost_is_not_hidden() {
 async fn write_is_finished_though_its_client_has_left() {
     let (url, proxy) = behind_proxy().await;
     let often = [("APP__HEALTH__INTERVAL", "100ms"), ("APP__HEALTH__TIMEOUT", "3s")];
-    // The checks find Redis gone after three times as long: until then a write waits for it.
+    // The checks open the breaker only after three timeouts: until then a write waits for Redis.
     let slow = [("REDIS_URL", url.as_str()), ("APP__REDIS__TIMEOUT", "2s")];
     let launch = Launch::new(&often).set(&slow);
     //@ if rate_limit
@@ -431,14 +431,14 @@ async fn write_is_finished_though_its_client_has_left() {
     assert_eq!(app.get(&path).await.json()["title"], "a", "which Redis now has");
     proxy.freeze();
     //@ if rate_limit
-    // Or the request would wait for its budget and not come to the write. As three clients, so that they wait at once.
+    // Else the request would wait for its budget and not get to the write. Three clients, so that they wait at once.
     join_all((0..3).map(|number| {
         let forwarded = format!("10.0.0.{number}");
         Answer::to(app.request(Method::GET, "/v1/tasks").header("x-forwarded-for", forwarded))
     }))
     .await;
     //@ end
-    // Until one has come so far before its client leaves.
+    // Repeated until one gets as far as the write before its client leaves.
     let left = async || {
         let change = json_body(app.request(Method::PATCH, &path), &json!({ "title": "b" }));
         change.timeout(Duration::from_millis(500)).send().await.expect_err("Redis is still waited for");
@@ -450,7 +450,7 @@ async fn write_is_finished_though_its_client_has_left() {
     eventually(ready, |answer| answer.json()["degraded"] == true).await;
     proxy.mend();
     eventually(ready, |answer| answer.json()["degraded"] == false).await;
-    // And not for as long as Redis keeps it what Redis had.
+    // Otherwise the old value would be served for as long as Redis keeps it.
     eventually(async || app.get(&path).await, |answer| answer.json()["title"] == "b").await;
 }
 

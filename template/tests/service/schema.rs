@@ -1,4 +1,4 @@
-//! The schema: brought up to date by any number of replicas, and known to readiness.
+//! The schema: brought up to date by any number of replicas, and checked by readiness.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn migrate_brings_the_schema_up_to_date_and_may_be_repeated() {
 #[tokio::test]
 async fn migration_takes_the_time_that_it_needs() {
     let database = Database::create().await;
-    // The second one builds an index on `jobs`.
+    // The second migration builds an index on `jobs`.
     migrate(&database, sqlx::migrate!(), 1).await;
     database.set("idle_in_transaction_session_timeout = 100").await;
     let mut lock = database.connect().await;
@@ -84,7 +84,7 @@ async fn release_goes_on_while_later_ones_expand_and_contract_the_schema() {
     let variables = [
         ("DATABASE_URL", database.url.as_str()),
         ("APP__WEBHOOK__URL", receiver.url.as_str()),
-        // One, so that the statements it has prepared meet the change.
+        // One, so that the change meets the statements that are prepared on it.
         ("APP__DATABASE__MAX_CONNECTIONS", "1"),
     ];
     let app = TestApp::spawn(&variables).await;
@@ -105,7 +105,7 @@ async fn release_goes_on_while_later_ones_expand_and_contract_the_schema() {
     }
 }
 
-/// Every way of reading and writing: each has to find what it needs.
+/// Reads and writes in every way there is: each has to find what it needs.
 async fn use_every_table(app: &TestApp, receiver: &Receiver) {
     let told = receiver.calls(0).await.len();
     let task = app.create("a").await;
@@ -142,10 +142,10 @@ async fn replica_waits_while_another_migrates() {
     let mut app = TestApp::starting(Launch::new(&[("DATABASE_URL", &database.url)])).await;
     let ready = timeout(Duration::from_millis(400), app.process.event("service.ready")).await;
     assert!(ready.is_err(), "it did not wait");
-    // For its end an index would wait that is built CONCURRENTLY by the one who migrates.
+    // If it waited within a transaction, an index that the other one builds CONCURRENTLY would wait for its end.
     let held = "pg_stat_activity WHERE datname = current_database()
                 AND xact_start < now() - interval '300 ms'";
-    // Now and then one takes so long on a busy machine; what waits within a transaction has one all the time.
+    // On a busy machine one may last this long now and then; a replica that waits within one has it open all the time.
     eventually(async || database.count(held).await, |count| *count == 0).await;
     assert_eq!(app.get("/ready").await.json(), json!({ "status": "starting" }));
     other.close().await.expect("the lock is given back with the connection");
@@ -154,7 +154,7 @@ async fn replica_waits_while_another_migrates() {
 
 #[tokio::test]
 async fn schema_that_is_behind_is_not_ready_until_it_is_migrated() {
-    // The second has the number of one that came later: from an update, or from another branch.
+    // The second case lacks a number below the newest: one that came later, by an update or from another branch.
     for (version, lost) in
         [(0, "success"), (newest() - 1, "version < (SELECT max(version) FROM _sqlx_migrations)")]
     {

@@ -1,4 +1,4 @@
-//! Secrets: each one there is holds a canary, which is then looked for in all that the service says.
+//! Secrets: every one contains a canary, which is then looked for in all that the service outputs.
 
 use reqwest::Method;
 use serde_json::json;
@@ -17,7 +17,7 @@ fn url(server: &str) -> String {
     format!("http://user:{CANARY}@{server}/{CANARY}?token={CANARY}")
 }
 
-/// Every secret set, with `server` behind each URL that is called by HTTP, and every line logged.
+/// A service with every secret set, `server` behind each URL that it calls by HTTP, and every line logged.
 fn secretive(server: &str) -> Launch {
     let secret = format!("whsec_{CANARY}");
     let launch = Launch::new(&[("APP__WEBHOOK__URL", &url(server)), ("APP__WEBHOOK__SECRET", &secret)]);

@@ -30,7 +30,7 @@ impl Wire {
         self.stream.write_all(bytes.as_ref()).await.expect("the service takes the bytes");
     }
 
-    /// Sends to a service that may have closed the connection, or take nothing more.
+    /// Sends to a service that may have closed the connection or stopped reading.
     pub async fn try_send(&mut self, bytes: &(impl AsRef<[u8]> + ?Sized)) {
         let _ = timeout(Duration::from_millis(100), self.stream.write_all(bytes.as_ref())).await;
     }
@@ -40,7 +40,7 @@ impl Wire {
         self.send(&format!("{NEW_TASK_HEAD}content-length: {length}\r\n\r\n")).await;
     }
 
-    /// Sends such a head and waits until the service, which handles the request by then, asks for the body.
+    /// Sends such a head and waits until the service handles the request and asks for the body.
     pub async fn begin(&mut self, length: usize) {
         let head = format!("{NEW_TASK_HEAD}expect: 100-continue\r\ncontent-length: {length}\r\n\r\n");
         self.send(&head).await;
@@ -58,7 +58,7 @@ impl Wire {
         self.answer_or_end().await.expect("closed before an answer")
     }
 
-    /// Reads the next answer, or none where the service closes the connection without one.
+    /// Reads the next answer. Returns none if the service closes the connection without one.
     pub async fn answer_or_end(&mut self) -> Option<Answer> {
         let end = loop {
             if let Some(end) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -85,17 +85,17 @@ impl Wire {
         Some(Answer { status, headers, body: String::from_utf8(body).expect("text") })
     }
 
-    /// Waits until the service has closed the connection, and returns what it said before.
+    /// Waits until the service has closed the connection, and returns what it sent before that.
     pub async fn closed(&mut self) -> String {
         while self.more().await {}
         String::from_utf8_lossy(&self.read).into_owned()
     }
 
-    /// Reads some bytes; false once there are no more.
+    /// Reads some bytes. Returns false once there are no more.
     async fn more(&mut self) -> bool {
         let mut chunk = [0; 4096];
         let read = timeout(PATIENCE, self.stream.read(&mut chunk)).await;
-        // A reset is an end too: the service may close what the client has not read.
+        // A reset is an end too: the service may close a connection that the client has not read to its end.
         let count = read.expect("neither bytes nor an end in time").unwrap_or(0);
         self.read.extend_from_slice(&chunk[..count]);
         count > 0

@@ -1,4 +1,4 @@
-//! Budgets that all replicas share, in Redis. A busy client's requests are taken some at a time, so that few wait.
+//! Budgets that all replicas share, in Redis. A busy client's requests are taken in batches, so few wait for Redis.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use redis::Script;
-use tokio::sync::Mutex as Turn;
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::{Limiter, Verdict};
 use crate::cache::connection::Redis;
 
-/// After so long, what was taken ahead and not used is lost: it must not add to what the budgets give later.
-const LASTS: Duration = Duration::from_secs(1);
+/// How long a batch may be used. What is left of it then lapses: it must not add to what the budgets allow later.
+const BATCH_TTL: Duration = Duration::from_secs(1);
 
-/// Takes requests from the budget of each of KEYS, or from none when one is used up: the generic cell rate algorithm.
-/// ARGV has for each the microseconds that a request is worth and those of the whole budget, and last how many wait and
-/// how many are wanted. Ahead are taken at most one in 32 of what is left, so that a replica keeps little from the
-/// others. Returns which budget is used up and for how long; or 0, how many were taken, and what is left of the first.
+/// Takes requests from the budget of every key, or from none if one is used up, by the generic cell rate algorithm.
+/// ARGV has for each key a request's cost and the budget's size, both in microseconds; then how many requests wait and
+/// how many are wanted. At most one in 32 of what is left is taken ahead, so that a replica withholds little from the
+/// others. Returns which budget is used up and for how long; or 0, how many were taken and what the first has left.
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(TAKE_LUA));
 const TAKE_LUA: &str = "local time = redis.call('TIME')
     local now = time[1] * 1000000 + time[2]
@@ -44,46 +44,46 @@ const TAKE_LUA: &str = "local time = redis.call('TIME')
     return {0, taken, left[1] - taken}";
 
 /// What [`TAKE`] returns.
-type Told = (usize, u64, u64);
+type Reply = (usize, u64, u64);
 
-/// Clones share what was taken ahead.
+/// Clones share the batches.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     redis: Redis,
-    ahead: Arc<Mutex<HashMap<Payer, Ahead>>>,
+    batches: Arc<Mutex<HashMap<BudgetKey, Batch>>>,
 }
 
-/// A client, and the first limiter of a request.
-type Payer = (IpAddr, &'static str);
+/// A client, and the name of the first limiter that its request passes.
+type BudgetKey = (IpAddr, &'static str);
 
-/// Requests that were taken from all their budgets before they came.
+/// A batch: requests that were taken from all their budgets before they arrived.
 #[derive(Debug, Default)]
-struct Ahead {
+struct Batch {
     taken: u32,
     unused: u32,
-    /// What the first budget still had then.
+    /// What was left of the first budget then.
     left: u32,
     until: Option<Instant>,
-    /// What counted when none could be taken, and when.
+    /// The verdict when none could be taken, and when that was.
     refused: Option<(Instant, Verdict)>,
-    /// Held by the one who asks Redis, for all who wait for their turn.
-    turn: Arc<Turn<()>>,
+    /// Held by the one caller that asks Redis, on behalf of all that wait for it.
+    turn: Arc<AsyncMutex<()>>,
 }
 
-impl Ahead {
-    /// Uses one. Returns what is left of the first budget.
+impl Batch {
+    /// Uses one request of the batch, if there is one. Returns what is left of the first budget.
     fn spend(&mut self) -> Option<u32> {
         self.unused = self.unused.checked_sub(1).filter(|_| self.in_time())?;
         Some(self.left.saturating_add(self.unused))
     }
 
-    /// How many to take: twice as many when all were used in time, or as many as were used.
+    /// How many to take next: twice the batch if all of it was used in time, or else as many as were used.
     fn wanted(&self) -> u32 {
         if self.in_time() { self.taken.saturating_mul(2) } else { self.taken - self.unused }
     }
 
     /// Whether Redis did not answer when it was last asked.
-    fn silent(&self) -> bool {
+    fn was_down(&self) -> bool {
         self.refused.as_ref().is_some_and(|(_, verdict)| verdict.wait.is_none())
     }
 
@@ -94,57 +94,57 @@ impl Ahead {
 
 impl Shared {
     pub(super) fn new(redis: Redis) -> Self {
-        Self { redis, ahead: Arc::default() }
+        Self { redis, batches: Arc::default() }
     }
 
-    /// Takes a request that the budgets of this process bear, as they say `here`, from those that all replicas share,
-    /// and returns what these say. When Redis does not answer, what is known here counts.
-    pub(super) async fn take(&self, limiters: &[Limiter], client: IpAddr, here: Verdict) -> Verdict {
-        let payer = (limiters[0].payer(client), limiters[0].name);
-        let spend = |ahead: &mut Ahead| ahead.spend().ok_or_else(|| (ahead.turn.clone(), ahead.silent()));
-        let (turn, silent) = match self.of(payer, spend) {
-            Ok(left) => return Verdict { left, ..here },
+    /// Charges a request that this process's budgets allow, with the verdict `local`, to those that all replicas share,
+    /// and returns their verdict. If Redis does not answer, `local` stands.
+    pub(super) async fn take(&self, limiters: &[Limiter], client: IpAddr, local: Verdict) -> Verdict {
+        let key = (limiters[0].budget_key(client), limiters[0].name);
+        let spend = |batch: &mut Batch| batch.spend().ok_or_else(|| (batch.turn.clone(), batch.was_down()));
+        let (turn, was_down) = match self.with_batch(key, spend) {
+            Ok(left) => return Verdict { left, ..local },
             Err(turn) => turn,
         };
-        let came = Instant::now();
-        let _mine = match turn.try_lock() {
-            Ok(mine) => mine,
-            // One goes and sees whether Redis answers again; nobody waits for that.
-            Err(_) if silent => return here,
+        let arrived = Instant::now();
+        let _turn = match turn.try_lock() {
+            Ok(acquired) => acquired,
+            // One caller checks whether Redis answers again; the others don't wait for that.
+            Err(_) if was_down => return local,
             Err(_) => turn.lock().await,
         };
-        let wanted = match self.of(payer, |ahead| (ahead.spend(), ahead.refused, ahead.wanted())) {
-            (Some(left), ..) => return Verdict { left, ..here },
-            (None, Some((said, verdict)), _) if came < said => return verdict,
+        let wanted = match self.with_batch(key, |batch| (batch.spend(), batch.refused, batch.wanted())) {
+            (Some(left), ..) => return Verdict { left, ..local },
+            (None, Some((since, verdict)), _) if arrived < since => return verdict,
             (None, _, wanted) => wanted,
         };
-        // All who wait hold it, and the map.
+        // Each caller that waits, this one included, holds a clone, and the map holds one more.
         let waiting = Arc::strong_count(&turn) - 1;
-        // Boxed, so that those who wait need not carry the room that it takes.
+        // Boxed, so that the futures of waiting callers stay small.
         let verdict = match Box::pin(self.ask(limiters, client, waiting, wanted)).await {
             Some((0, taken, left)) => {
                 let [taken, left] = [taken, left].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-                let (unused, until) = (taken.saturating_sub(1), Some(Instant::now() + LASTS));
-                self.of(payer, |ahead| {
-                    *ahead = Ahead { taken, unused, left, until, refused: None, turn: turn.clone() };
+                let (unused, until) = (taken.saturating_sub(1), Some(Instant::now() + BATCH_TTL));
+                self.with_batch(key, |batch| {
+                    *batch = Batch { taken, unused, left, until, refused: None, turn: turn.clone() };
                 });
-                return Verdict { left: left.saturating_add(unused), ..here };
+                return Verdict { left: left.saturating_add(unused), ..local };
             }
             Some((by, wait, _)) => Verdict { by: by - 1, left: 0, wait: Some(Duration::from_micros(wait)) },
-            None => here,
+            None => local,
         };
-        self.of(payer, |ahead| ahead.refused = Some((Instant::now(), verdict)));
+        self.with_batch(key, |batch| batch.refused = Some((Instant::now(), verdict)));
         verdict
     }
 
-    /// None when Redis does not answer.
-    async fn ask(&self, limiters: &[Limiter], client: IpAddr, waiting: usize, wanted: u32) -> Option<Told> {
+    /// `None` if Redis does not answer.
+    async fn ask(&self, limiters: &[Limiter], client: IpAddr, waiting: usize, wanted: u32) -> Option<Reply> {
         let mut script = TAKE.prepare_invoke();
-        // At least one: Redis divides by it.
+        // At least 1: the script divides by it.
         let micros = |limiter: &Limiter, requests| limiter.time_for(requests).as_micros().max(1);
         for limiter @ Limiter { name, per_second, burst, .. } in limiters {
-            // With its numbers: a budget of other numbers would be misread.
-            let budget = format!("rate:{name}:{per_second}:{burst}:{}", limiter.payer(client));
+            // The key includes rate and burst: what was stored under other settings would be misread.
+            let budget = format!("rate:{name}:{per_second}:{burst}:{}", limiter.budget_key(client));
             script.key(self.redis.key(&budget));
             script.arg(micros(limiter, 1)).arg(micros(limiter, burst.get()));
         }
@@ -152,16 +152,16 @@ impl Shared {
         self.redis.run("rate_limit", script).await
     }
 
-    /// Forgets clients for whom nothing is left that was taken ahead.
+    /// Evicts clients whose batch has lapsed, unless a caller waits for the next.
     pub(super) fn forget_idle(&self) {
-        let mut ahead = self.ahead.lock();
-        ahead.retain(|_, ahead| ahead.in_time() || Arc::strong_count(&ahead.turn) > 1);
-        ahead.shrink_to_fit();
+        let mut batches = self.batches.lock();
+        batches.retain(|_, batch| batch.in_time() || Arc::strong_count(&batch.turn) > 1);
+        batches.shrink_to_fit();
     }
 
-    /// What `look` finds at what was taken for `payer`.
-    fn of<T>(&self, payer: Payer, look: impl FnOnce(&mut Ahead) -> T) -> T {
-        look(self.ahead.lock().entry(payer).or_default())
+    /// Runs `look` on the batch of `key`, with the map locked.
+    fn with_batch<T>(&self, key: BudgetKey, look: impl FnOnce(&mut Batch) -> T) -> T {
+        look(self.batches.lock().entry(key).or_default())
     }
 }
 
@@ -174,16 +174,16 @@ mod tests {
     #[tokio::test]
     async fn clients_are_forgotten_once_nothing_is_left_of_what_was_taken() {
         let shared = Shared::new(Redis::nowhere());
-        let payer = (Ipv4Addr::LOCALHOST.into(), "per_client");
-        let waits = shared.of(payer, |ahead| ahead.turn.clone());
+        let key = (Ipv4Addr::LOCALHOST.into(), "per_client");
+        let waits = shared.with_batch(key, |batch| batch.turn.clone());
         shared.forget_idle();
-        assert_eq!(shared.ahead.lock().len(), 1, "one waits for its turn");
+        assert_eq!(shared.batches.lock().len(), 1, "one waits for its turn");
         drop(waits);
-        shared.of(payer, |ahead| ahead.until = Some(Instant::now() + LASTS));
+        shared.with_batch(key, |batch| batch.until = Some(Instant::now() + BATCH_TTL));
         shared.forget_idle();
-        assert_eq!(shared.ahead.lock().len(), 1, "some may be left");
-        shared.of(payer, |ahead| ahead.until = Some(Instant::now()));
+        assert_eq!(shared.batches.lock().len(), 1, "some may be left");
+        shared.with_batch(key, |batch| batch.until = Some(Instant::now()));
         shared.forget_idle();
-        assert!(shared.ahead.lock().is_empty());
+        assert!(shared.batches.lock().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Where jobs wait: in memory, so that what the stop can't finish is lost, and counted.
+//! The job queue, kept in memory: jobs that can't be finished at shutdown are lost, and counted.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,51 +14,51 @@ use crate::lifecycle::Stop;
 use crate::store::Store;
 
 /// How often the queue is measured.
-const WATCH: Duration = Duration::from_secs(1);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The right to add one job.
-pub type Place = OwnedSemaphorePermit;
+pub type Permit = OwnedSemaphorePermit;
 
 #[derive(Debug)]
 pub struct Queue {
-    /// As many as there may be jobs, taken by those who are to add one.
-    places: Arc<Semaphore>,
+    /// One permit per job that the queue may hold, taken while a job is being added.
+    permits: Arc<Semaphore>,
     state: Mutex<State>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the moment from which each may run.
+    /// Each job with the time from which it may run.
     waiting: VecDeque<(Instant, Job)>,
-    /// Taken and not settled.
+    /// Kinds of the jobs that were taken but not yet settled.
     running: Vec<Kind>,
 }
 
 impl Queue {
-    /// Whether what is left at the stop is run later.
+    /// Whether jobs that are left at shutdown run later.
     pub const OUTLIVES_PROCESS: bool = false;
 
     pub fn new(_store: &Store, capacity: usize, _longest_run: Duration) -> Self {
-        let places = Arc::new(Semaphore::new(capacity));
+        let permits = Arc::new(Semaphore::new(capacity));
         gauge!("jobs_queue_depth").set(0.0);
-        Self { places, state: Mutex::default(), changed: Notify::new() }
+        Self { permits, state: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Makes sure that there is room, before anything is written: as much as `jobs.queue_capacity` allows.
-    pub fn reserve(&self) -> Option<Place> {
+    /// Reserves a place within `jobs.queue_capacity`, before anything is written. None if the queue is full.
+    pub fn reserve(&self) -> Option<Permit> {
         let state = self.state.lock();
-        let place = self.places.clone().try_acquire_owned().ok()?;
-        (state.waiting.len() <= self.places.available_permits()).then_some(place)
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        (state.waiting.len() <= self.permits.available_permits()).then_some(permit)
     }
 
-    pub fn push(&self, place: Place, job: Job) {
+    pub fn push(&self, permit: Permit, job: Job) {
         let state = self.state.lock();
-        drop(place);
+        drop(permit);
         self.add(state, Instant::now(), job);
     }
 
-    /// Waits for the next job that is due. Once `stop` drains all are due, and `None` says that none is left.
+    /// Waits for the next job that is due. Once `stop` asks for a drain, all are due, and `None` means none is left.
     pub async fn next(&self, stop: &Stop) -> Option<Job> {
         loop {
             let draining = stop.drain.is_cancelled();
@@ -81,7 +81,7 @@ impl Queue {
         }
     }
 
-    /// Records what became of a job that was taken.
+    /// Records the outcome of a job that was taken.
     #[expect(clippy::unused_async, reason = "where jobs are durable this writes to a server")]
     pub async fn settle(&self, job: Job, settlement: Settlement) {
         let mut state = self.state.lock();
@@ -89,23 +89,23 @@ impl Queue {
             state.running.swap_remove(index);
         }
         if let Settlement::Retry { after } = settlement {
-            // It is added even to a full queue: it was taken once and must not be refused.
+            // Added even if the queue is full: the job was accepted once and must not be refused now.
             self.add(state, Instant::now() + after, job);
         }
     }
 
-    /// Measures how long jobs wait, for ever.
-    pub async fn watch(self: Arc<Self>) {
+    /// Measures at intervals how long jobs wait, for ever.
+    pub async fn measure(self: Arc<Self>) {
         loop {
             let oldest = self.state.lock().waiting.iter().map(|(due, _)| *due).min();
-            // Zero where none is due yet.
+            // Zero if none is due yet.
             let waited = oldest.map(|due| Instant::now().saturating_duration_since(due)).unwrap_or_default();
             gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
-            tokio::time::sleep(WATCH).await;
+            tokio::time::sleep(MEASURE_INTERVAL).await;
         }
     }
 
-    /// Gives up what is left, and tells what is lost by that.
+    /// Gives up on the jobs that are left, and returns those that are lost.
     pub fn abandon(&self) -> Vec<Kind> {
         let State { waiting, running: mut lost } = std::mem::take(&mut *self.state.lock());
         lost.extend(waiting.iter().map(|(_, job)| job.kind));

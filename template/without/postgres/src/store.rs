@@ -1,4 +1,4 @@
-//! Tasks in memory: gone with the process, which grows with them.
+//! Tasks in memory: they are lost with the process, and its memory grows with them.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -29,15 +29,15 @@ pub struct Store {
 
 #[expect(clippy::unused_async, reason = "the shape of a store that waits for a server")]
 impl Store {
-    /// An empty store. It needs none of the configuration; one behind a server would.
+    /// An empty store. It needs no configuration; one behind a server would.
     pub fn open(_: &Config) -> anyhow::Result<Self> {
         Ok(Self::default())
     }
 
-    /// What is measured at each scrape: nothing, unlike of a pool.
+    /// Measured at each scrape: nothing, unlike for a connection pool.
     pub fn observe(&self) {}
 
-    /// Ends all connections, of which there are none.
+    /// Closes all connections, of which there are none.
     pub async fn close(&self) {}
 
     /// What readiness depends on: nothing.
@@ -74,7 +74,7 @@ impl Store {
         Ok(fitting.take(limit.into()).cloned().collect())
     }
 
-    /// Changes a task, if it still has `version` where one is given.
+    /// Changes a task. If `version` is given, the task must still have it.
     pub async fn update(&self, id: Uuid, version: Option<i64>, patch: TaskPatch) -> Result<Task, Error> {
         let mut tasks = self.tasks.write();
         let task = of_version(&mut tasks, id, version)?;
@@ -89,8 +89,8 @@ impl Store {
         Ok(task.clone())
     }
 
-    /// Completes a task, if it still has `version` where one is given. The first time, the job that `job`
-    /// makes is returned as well.
+    /// Completes a task. If `version` is given, the task must still have it. The first time, the job that
+    /// `job` makes is returned as well.
     pub async fn complete(
         &self,
         id: Uuid,
@@ -110,7 +110,7 @@ impl Store {
         Ok((task.clone(), job(task)))
     }
 
-    /// Deletes a task, if it still has `version` where one is given.
+    /// Deletes a task. If `version` is given, the task must still have it.
     pub async fn delete(&self, id: Uuid, version: Option<i64>) -> Result<(), Error> {
         let mut tasks = self.tasks.write();
         of_version(&mut tasks, id, version)?;

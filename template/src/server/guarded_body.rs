@@ -1,34 +1,34 @@
-//! A body that keeps a value alive until it has been sent, or given up.
+//! A body that keeps a value alive until it has been sent or abandoned.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 
-/// What is told how the body that holds it fares.
-pub trait Hold {
-    /// The next frame was handed to the connection, or (`false`) is not there yet.
-    fn handed_on(&mut self, _frame: bool) {}
+/// A value that is told about the progress of the body that holds it.
+pub trait BodyGuard {
+    /// The next frame was handed to the connection or, if `false`, is not ready yet.
+    fn frame_polled(&mut self, _ready: bool) {}
 
-    /// All frames were.
+    /// All frames have been handed to the connection.
     fn ended(&mut self) {}
 }
 
 /// Body `B`, and a value that is dropped when the last frame has been handed to the connection or the body itself is
-/// dropped. What happens at its drop is the purpose: a count goes down, a log line is written.
+/// dropped. The value is there for what its `Drop` does: decrement a count, write a log line.
 #[derive(Debug)]
-pub struct Held<B, T> {
+pub struct Guarded<B, T> {
     body: B,
     value: Option<T>,
 }
 
-impl<B, T> Held<B, T> {
+impl<B, T> Guarded<B, T> {
     pub fn new(body: B, value: T) -> Self {
         Self { body, value: Some(value) }
     }
 }
 
-impl<B: Body + Unpin, T: Hold + Unpin> Body for Held<B, T> {
+impl<B: Body + Unpin, T: BodyGuard + Unpin> Body for Guarded<B, T> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -39,7 +39,7 @@ impl<B: Body + Unpin, T: Hold + Unpin> Body for Held<B, T> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         let ended = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
         if let Some(value) = &mut self.value {
-            value.handed_on(frame.is_ready());
+            value.frame_polled(frame.is_ready());
             if ended {
                 value.ended();
             }
