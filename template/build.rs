@@ -1,6 +1,6 @@
 //! Build settings for the sqlx macros.
 
-#[expect(clippy::disallowed_methods, reason = "this is no part of the service")]
+#[expect(clippy::disallowed_methods, reason = "this is not part of the service")]
 fn main() {
     // A new migration has to be embedded even when no Rust file changed.
     println!("cargo:rerun-if-changed=migrations");

@@ -1,5 +1,5 @@
-// Holds resources of the Prometheus operator to its schemas: types, required fields and patterns. A field that they
-// don't know passes.
+// Validates resources of the Prometheus operator against its schemas: types, required fields and patterns. A field
+// that they don't know passes.
 //
 // node operator.mjs <node_modules> <resource.json>...
 import { readFileSync } from "node:fs";

@@ -73,7 +73,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
         if let Err(stuck) = undo(&service.top, &staging.files, &paths) {
             let kept = staging.keep();
             bail!(
-                "{error:#}; undoing the change failed, too ({stuck:#}): run slipway again to restore the files in {}",
+                "{error:#}; undoing the change failed, too ({stuck:#}): run slipway again to restore the files from {}",
                 kept.display()
             );
         }
@@ -91,7 +91,7 @@ pub fn apply(service: &Service, merged: &Merged, message: &str) -> Result<()> {
 pub fn recover(top: &Path, git_folder: &Path) -> Result<()> {
     let [staging, apart] = &service::stagings(top, git_folder);
     let _ = fs::remove_dir_all(gone(staging));
-    // The owner file comes first: a folder without one is empty, or its run was killed while it removed the folder.
+    // The pid file is written first: a folder without it is empty, or its run was killed while removing the folder.
     let ours = [JOURNAL, LOCKED].iter().any(|part| is_there(&staging.join(part)));
     if fs::remove_dir(staging).is_err() && ours && !is_there(&staging.join(PID_FILE)) {
         clear(staging, apart)?;

@@ -30,7 +30,7 @@ use crate::webhook::Webhook;
 
 /// Connections to the admin listener, which serves probes and scrapes, not the public.
 const ADMIN_CONNECTIONS: usize = 100;
-/// How long one of them may stay idle. A client that holds them all must not lock probes out until they give up.
+/// How long one of them may stay idle. A client that holds them all must not make probes fail.
 const ADMIN_IDLE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// Turns a panic in the wiring itself into an ordinary error: the hook has logged it, the exit code reports it.
 async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("the service panicked")))
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("panicked")))
 }
 
 /// Runs the service, from binding the listeners until everything but telemetry is closed.
@@ -90,11 +90,11 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         admin = admin.local_addr()?.to_string(),
         "service.start"
     );
-    let (service, mut tasks) = Service::start(config, telemetry, public, admin)?;
+    let (service, mut background) = Service::start(config, telemetry, public, admin)?;
     let started = tokio::select! {
         up = service.bring_up(config) => up.map(|()| Trigger::DependenciesUp),
         _ = signals.next() => Ok(Trigger::StopRequested),
-        ended = tasks.join_next() => Err(anyhow!("a task ended: {ended:?}")),
+        ended = background.join_next() => Err(anyhow!("a background task ended: {ended:?}")),
     };
     if service.lifecycle.apply(*started.as_ref().unwrap_or(&Trigger::StartFailed)) == State::Stopped {
         exit_on_second_signal(signals, telemetry);
@@ -102,7 +102,7 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
         return started.map(|_| Exit::Clean);
     }
     info!("service.ready");
-    let (trigger, reason) = why_stop(&mut signals, &mut tasks).await;
+    let (trigger, reason) = why_stop(&mut signals, &mut background).await;
     exit_on_second_signal(signals, telemetry);
     service.lifecycle.apply(trigger);
     Ok(exit(trigger, service.drain(config, reason).await))
@@ -111,7 +111,7 @@ async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
 /// How the process ends once it has drained.
 fn exit(trigger: Trigger, finished: bool) -> Exit {
     match trigger {
-        Trigger::TaskEnded => Exit::Fault,
+        Trigger::BackgroundEnded => Exit::Fault,
         _ if finished => Exit::Clean,
         _ => Exit::DrainCutShort,
     }
@@ -135,7 +135,7 @@ async fn why_stop(signals: &mut StopSignals, tasks: &mut JoinSet<&'static str>) 
         signal = signals.next() => (Trigger::StopRequested, signal),
         ended = tasks.join_next() => {
             error!(cause = format!("{ended:?}"), category = "internal", "background.ended");
-            (Trigger::TaskEnded, "fault")
+            (Trigger::BackgroundEnded, "fault")
         }
     }
 }
@@ -256,8 +256,8 @@ impl Service {
             let migrated = timeout_at(deadline, migrate_when_up(&self.store)).await;
             migrated.context("the schema could not be migrated within health.startup_timeout")?;
         }
+        // Only now, or the checks would find the schema behind.
         //@ end
-        // Only after any setup, so that the checks see its result.
         self.begin_probing.cancel();
         let Err(missing) = self.health.all_up(deadline).await else { return Ok(()) };
         bail!("not available within health.startup_timeout: {missing}")
@@ -269,7 +269,7 @@ impl Service {
         // Load balancers need a moment to notice; until then new requests are still served.
         tokio::time::sleep(config.shutdown.grace_delay).await;
         let deadline = Instant::now() + config.shutdown.drain_timeout;
-        // Jobs last: requests, and writes whose clients have disconnected, may still queue some.
+        // Jobs come last: requests, and writes whose clients have disconnected, may still queue some.
         let ended = async {
             self.public.drain.cancel();
             self.public.ended.cancelled().await;
@@ -330,12 +330,12 @@ mod tests {
     #[tokio::test]
     async fn task_that_ends_or_panics_is_a_reason_to_stop() {
         let mut signals = StopSignals::listen().expect("signals");
-        let mut tasks = JoinSet::new();
-        tasks.spawn(std::future::pending());
-        tasks.spawn(async { "prober" });
-        assert_eq!(why_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
-        tasks.spawn(async { panic!("planted") });
-        assert_eq!(why_stop(&mut signals, &mut tasks).await, (Trigger::TaskEnded, "fault"));
+        let mut background = JoinSet::new();
+        background.spawn(std::future::pending());
+        background.spawn(async { "prober" });
+        assert_eq!(why_stop(&mut signals, &mut background).await, (Trigger::BackgroundEnded, "fault"));
+        background.spawn(async { panic!("planted") });
+        assert_eq!(why_stop(&mut signals, &mut background).await, (Trigger::BackgroundEnded, "fault"));
 
         // The first signal asks for a drain, which has already begun; the second one cuts it short.
         let mut second = std::pin::pin!(signals.second());
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn end_of_a_task_is_a_fault_however_the_drain_goes() {
-        assert_eq!([true, false].map(|finished| exit(Trigger::TaskEnded, finished)), [Exit::Fault; 2]);
+        assert_eq!([true, false].map(|finished| exit(Trigger::BackgroundEnded, finished)), [Exit::Fault; 2]);
         assert_eq!(exit(Trigger::StopRequested, true), Exit::Clean);
         assert_eq!(exit(Trigger::StopRequested, false), Exit::DrainCutShort);
     }

@@ -1,4 +1,4 @@
-//! A read-through cache of tasks: concurrent misses share one load, and no read after a write returns an old value.
+//! A read-through cache of tasks: concurrent misses share one load, and no replica serves what its own write replaced.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,7 +158,7 @@ impl Cache {
     }
     //@ if redis
 
-    /// Runs for ever: invalidates what other replicas change.
+    /// Runs forever: invalidates what other replicas change.
     pub async fn follow(self) {
         let listen = async {
             loop {

@@ -93,7 +93,7 @@ pub fn load() -> Result<Loaded, Faults> {
         }
     }
     if variables.get("APP_ENV").is_none_or(|value| value.to_string() == "development") {
-        // Read in one go: reading line by line, a directory of this name would return the same error for ever.
+        // Read in one go: line by line, a directory of this name would yield the same error forever.
         let dotenv = std::fs::read(".env").unwrap_or_else(|why| {
             if why.kind() != ErrorKind::NotFound {
                 let allowed = format!("expected a file that can be read: {}", why.kind());
@@ -298,7 +298,7 @@ mod tests {
         for (name, _) in secrets {
             assert!(
                 is_secret(name),
-                "{name}: without a word of `is_secret` in its name `check-config` shows it"
+                "{name}: `check-config` shows it, as its name has no word that `is_secret` knows"
             );
         }
     }

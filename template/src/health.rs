@@ -110,7 +110,7 @@ impl Health {
         Self { lifecycle, config, seen: watch::Sender::new(seen) }
     }
 
-    /// Checks all dependencies at intervals, for ever.
+    /// Checks all dependencies at intervals, forever.
     pub async fn probe(self, checks: Vec<Check>) {
         loop {
             let results = join_all(checks.iter().map(|check| self.run_check(check))).await;
@@ -169,7 +169,7 @@ impl Health {
         }
     }
 
-    /// The status in a word, and whether any dependency, even an optional one, is missing.
+    /// The status in a word, and whether the results are stale or any dependency, even an optional one, is missing.
     fn readiness(&self, seen: &Snapshot) -> (&'static str, bool) {
         // If the prober has stopped, its last results no longer count.
         let stale = seen.at.elapsed() > (self.config.interval + self.config.timeout) * 3;
@@ -222,7 +222,7 @@ pub async fn healthcheck(admin: crate::server::AdminConfig) -> anyhow::Result<St
     let url = format!("http://{}/health/live", SocketAddr::new(host, admin.port));
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
     let answer = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
-    answer.map(|_| "ok".to_owned()).context("the service is not healthy")
+    answer.map(|_| "ok".to_owned()).context("the service does not respond as expected")
 }
 
 #[cfg(test)]

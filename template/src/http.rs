@@ -110,7 +110,7 @@ pub fn router(config: &Config, tasks: Tasks, layers: Layers) -> anyhow::Result<R
     let limits = Arc::new(layers.rate_limit);
     //@ end
     let observer = Arc::new(layers.observer);
-    // Bounds and limits guard all but probes, which answer even when the service is full. The last named is outermost.
+    // Limits guard all but probes, which answer even when the service is full. `observe` is outermost.
     let probes = observed(health::public_routes(layers.health), observer.clone());
     let api = api.merge(openapi::routes(document.to_pretty_json()?)).fallback(not_found);
     let api = layered(api, move |request, route| {
@@ -210,7 +210,7 @@ mod tests {
         assert!(body.contains("cause") && !body.contains("secret"), "{body}");
     }
 
-    /// Otherwise the gauge would climb for ever, and the fault would show nowhere.
+    /// Otherwise the gauge would climb forever, and the fault would show nowhere.
     #[test]
     fn body_that_panics_is_counted_as_a_fault_and_its_connection_as_gone() {
         let asked = async {

@@ -160,7 +160,7 @@ impl Runner {
         //@ if postgres
         // After so many unfinished runs, the job itself may be what kills the process: another run would do it again.
         let never_finishes = job.attempts > self.config.max_attempts.saturating_add(MAX_INTERRUPTED_RUNS);
-        let failure = || Failure { reason: "no run of it ever finished".to_owned(), retry: false };
+        let failure = || Failure { reason: "too many runs never finished".to_owned(), retry: false };
         let run = async move { if never_finishes { Err(failure()) } else { run.await } };
         //@ end
         let run = async {

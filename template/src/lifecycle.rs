@@ -36,12 +36,12 @@ pub enum State {
 pub enum Trigger {
     /// All required dependencies are up.
     DependenciesUp,
-    /// A required dependency was not up in time, or a task ended during startup.
+    /// A required dependency was not up in time, or a background task ended during startup.
     StartFailed,
     /// A signal asked the process to stop.
     StopRequested,
     /// A task ended that should have run as long as the process.
-    TaskEnded,
+    BackgroundEnded,
     /// All accepted work is finished, or the drain deadline has passed.
     DrainEnded,
 }
@@ -52,9 +52,9 @@ impl State {
         match (self, trigger) {
             (Self::Starting, Trigger::DependenciesUp) => Some(Self::Ready),
             // The service was never ready, so there is nothing to drain.
-            (Self::Starting, Trigger::StartFailed | Trigger::StopRequested | Trigger::TaskEnded)
+            (Self::Starting, Trigger::StartFailed | Trigger::StopRequested | Trigger::BackgroundEnded)
             | (Self::Draining, Trigger::DrainEnded) => Some(Self::Stopped),
-            (Self::Ready, Trigger::StopRequested | Trigger::TaskEnded) => Some(Self::Draining),
+            (Self::Ready, Trigger::StopRequested | Trigger::BackgroundEnded) => Some(Self::Draining),
             _ => None,
         }
     }
@@ -158,7 +158,7 @@ mod tests {
         Trigger::DependenciesUp,
         Trigger::StartFailed,
         Trigger::StopRequested,
-        Trigger::TaskEnded,
+        Trigger::BackgroundEnded,
         Trigger::DrainEnded,
     ];
 

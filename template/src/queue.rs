@@ -24,7 +24,7 @@ pub type Permit = OwnedSemaphorePermit;
 #[derive(Debug)]
 pub struct Queue {
     store: Store,
-    /// How long a job may stay claimed but unsettled. After that its worker counts as dead and it is claimed again.
+    /// How long a job may stay claimed but unsettled. Then its worker counts as dead and the job is claimed again.
     lease: Duration,
     /// Jobs in the queue, of all replicas, as of the last measurement.
     depth: AtomicUsize,
@@ -92,20 +92,20 @@ impl Queue {
         }
     }
 
-    /// Measures the queue at intervals, for ever.
+    /// Measures the queue at intervals, forever.
     pub async fn measure(self: Arc<Self>) {
         loop {
             if let Ok((count, waited)) = self.store.count_jobs().await {
                 self.set_depth(|_| count);
                 gauge!("jobs_queue_oldest_seconds").set(waited.as_secs_f64());
             }
-            // This also closes idle connections, so it must happen even if nobody scrapes the metrics.
+            // This also closes connections idle for too long, so it must happen even if nobody scrapes the metrics.
             self.store.observe();
             tokio::time::sleep(MEASURE_INTERVAL).await;
         }
     }
 
-    /// Gives up on the jobs that are left, and returns those that are lost: none.
+    /// The jobs that are lost with this process: none, since all are in the database.
     pub fn abandon(&self) -> Vec<Kind> {
         Vec::new()
     }

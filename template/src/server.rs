@@ -237,7 +237,7 @@ fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
     if PREFACE.starts_with(first) { builder } else { builder.http1_only() }
 }
 
-/// Prepares a response for sending, with `active` held until it has been sent.
+/// Prepares a response for sending; its body holds `active` until the connection has the last frame.
 fn outgoing(
     mut response: Response,
     version: Version,

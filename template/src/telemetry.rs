@@ -53,7 +53,7 @@ impl Telemetry {
         })
     }
 
-    /// Sends what is buffered, within `shutdown.flush_timeout`, and logs the outcome.
+    /// Sends what is buffered for export, if anything, within `shutdown.flush_timeout`, and logs the outcome.
     pub fn flush(&self) {
         let status = "disabled";
         //@ if otlp

@@ -98,7 +98,7 @@ impl Webhook {
     }
 
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
-        // Retried: another replica may have the URL already, as in a rollout.
+        // Retried: where the job runs next, the URL may be set, as in a rollout.
         let switched_off = || Failure { reason: "webhook.url is not set".to_owned(), retry: true };
         let Self { client, url, key, last } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();
@@ -187,7 +187,7 @@ impl Resolve for Resolver {
 }
 
 /// Addresses not used on the public internet (IANA's special-purpose address registries). Of IPv6 only `2000::/3` is
-/// allocated, minus what embeds an IPv4 address (Teredo, 6to4) or is reserved for documentation.
+/// public, minus what embeds an IPv4 address (Teredo, 6to4) or is reserved for documentation.
 static NOT_PUBLIC: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
     let networks = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 \
               192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 \

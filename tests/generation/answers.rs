@@ -94,7 +94,7 @@ fn an_answer_that_cannot_be_used_is_refused() {
 }
 
 #[test]
-fn what_is_as_long_as_it_may_be_is_taken() {
+fn answers_of_the_maximum_length_are_accepted() {
     let folder = tempfile::tempdir().unwrap();
     let [description, owner] = [("description", 120), ("owner", 39)]
         .map(|(question, length)| format!("{question}={}", "x".repeat(length)));

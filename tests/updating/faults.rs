@@ -146,7 +146,7 @@ fn a_kill_at_every_step() {
 }
 
 #[test]
-fn who_comes_meanwhile_waits_for_its_turn() {
+fn a_second_run_waits_for_the_first() {
     let service = Service::generate(&[]);
     let steps = steps(&service);
     let mut first = broken_off(&service, steps - 2, "sleep 1").stdout(Stdio::null()).spawn().unwrap();

@@ -94,7 +94,7 @@ fn a_record_that_is_newer_than_the_template() {
 }
 
 #[test]
-fn answers_that_there_are_not() {
+fn unknown_or_invalid_answers() {
     let service = Service::generate(&[]);
     let known = "allowed are description, owner, postgres, redis, rate_limit, otlp";
     service.refuses(&["set", "rediss=true"], &format!("there is no question \"rediss\"; {known}"));

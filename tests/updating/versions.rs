@@ -61,7 +61,7 @@ fn releases() -> &'static Path {
         release(root, "0.2.0");
 
         version_is("0.2.0", "0.3.0");
-        replace(&template.join("slipway.toml.liquid"), "# What this service was", "# What the service was");
+        replace(&template.join("slipway.toml.liquid"), "# How this service was", "# How the service was");
         replace(&template.join("src/http/sender.rs"), "//! Who sent a request", "//! Who has sent a request");
         replace(
             &template.join("README.md.liquid"),

@@ -50,7 +50,7 @@ fn a_dry_run_shows_the_difference_and_makes_none() {
 }
 
 #[test]
-fn the_way_back_is_git_s() {
+fn git_reset_merge_undoes_a_change() {
     let service = Service::generate(&["postgres=true"]);
     let before = service.state();
     service.run(&["set", "postgres=false", "redis=true"], 0);
@@ -76,7 +76,7 @@ fn status_says_what_is_recorded() {
 
 /// On an idle machine it takes a quarter of this; on a shared one, the bounds grow with the load.
 #[test]
-fn it_answers_before_one_looks_away() {
+fn status_and_dry_run_are_fast() {
     let service = Service::generate(&[]);
     let best = |arguments: &[&str]| {
         let run = |_| {

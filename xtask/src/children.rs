@@ -143,7 +143,7 @@ pub fn killed_with_parent(program: &Path) -> Command {
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
-    /// Stops a process and its children (Linux): the parent first, so that it can't start any more.
+    /// Stops a process and its children (Linux): the parent first, so that it can't start others.
     ///
     /// # Errors
     /// When one of them is gone, or not ours.

@@ -52,7 +52,7 @@ pub fn warn_if_disk_is_low(folder: &Path) -> Result<()> {
     let free = free(&statvfs(folder)?);
     if free < NEEDED {
         let (free, needed) = (free / 1_000_000, NEEDED / 1_000_000);
-        eprintln!("warning: {free} MB are free at {}: a run from nothing takes {needed}", folder.display());
+        eprintln!("warning: {free} MB are free at {}: a run from scratch takes {needed}", folder.display());
     }
     Ok(())
 }
@@ -133,5 +133,5 @@ pub fn reserve_core() -> Result<[usize; 2]> {
 /// Always: only Linux can pin a thread to a core.
 #[cfg(not(target_os = "linux"))]
 pub fn reserve_core() -> Result<[usize; 2]> {
-    bail!("only Linux keeps what is measured to a core of its own: run this there")
+    bail!("only Linux can pin what is measured to a core of its own: run this there")
 }

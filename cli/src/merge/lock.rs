@@ -25,7 +25,7 @@ struct Package {
     needs: BTreeSet<CompatKey>,
 }
 
-/// A lockfile: its packages by class.
+/// A lockfile: its packages by compatibility key.
 #[derive(Debug)]
 struct Lock {
     head: String,
@@ -59,7 +59,7 @@ pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
     Some(Lock { head: ours.head, packages }.to_text())
 }
 
-/// The package that the merged lockfile gets for a class that it needs.
+/// The package that the merged lockfile gets for a key that it needs.
 fn chosen(compat_key: &CompatKey, base: &Lock, ours: &Lock, theirs: &Lock) -> Option<(Id, Package)> {
     let [base, ours, theirs] = [base, ours, theirs].map(|lock| lock.packages.get(compat_key));
     let (ours, theirs) = match (ours, theirs) {

@@ -1,5 +1,5 @@
-//! Migrations may have run: those that the service has are never edited, and are only removed along with the
-//! database; a new one never takes a number that is in use.
+//! Migrations may have run: those that the service has are never edited, and are only removed when `postgres` is
+//! switched off; a new one never takes a number that is in use.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<Strin
 }
 
 /// Refuses a merge that edits a migration of the service, and keeps those that an older version doesn't have yet.
-/// If `wanted` has no database, the merge may remove them.
+/// If `wanted` has no migrations at all (`postgres` is off), the merge may remove them.
 pub fn keep(merged: &mut Merged, service: &Service, wanted: &Files) -> Result<()> {
     if migrations(wanted).next().is_none() {
         return Ok(());

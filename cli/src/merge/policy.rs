@@ -177,8 +177,8 @@ fn merge_file(
         merged.notes.push(format!("{}: where the template changed your lines, yours stay", path.display()));
         return favouring_ours(merged, bytes.each_ref()).map(Some);
     }
-    let crlf_files = endings::is_crlf(&bytes[1]);
-    Ok(text.map(|text| if crlf_files { endings::to_crlf(&text) } else { text }.into_bytes()))
+    let crlf = endings::is_crlf(&bytes[1]);
+    Ok(text.map(|text| if crlf { endings::to_crlf(&text) } else { text }.into_bytes()))
 }
 
 /// Whether both record the same version and answers.

@@ -1,4 +1,4 @@
-//! The connection to Redis: no command waits longer than `redis.timeout`, and none is sent while Redis keeps failing.
+//! The connection to Redis: no script waits longer than `redis.timeout`, and few are sent while Redis keeps failing.
 
 use std::mem::take;
 use std::sync::Arc;
@@ -148,8 +148,8 @@ impl Redis {
             }
             return;
         };
-        // The server became a replica, and its name may resolve to another by now. The look-ups that it still answers
-        // would hide that for ever. Before Redis 7, a script's error quotes the error of its command.
+        // The server became a replica, and its name may resolve to another by now. The lookups that it still answers
+        // would hide that forever. Before Redis 7, a script's error quotes the error of its command.
         let demoted = reason.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
             || reason.detail().is_some_and(|detail| detail.contains("-READONLY "));
         state.failures = if demoted { BREAKER_FAILURES.max(state.failures + 1) } else { state.failures + 1 };
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Otherwise its connection would stay, and each look-up that it answers would close the breaker.
+    /// Otherwise its connection would stay, and each lookup that it answers would close the breaker.
     #[tokio::test]
     async fn server_that_became_a_replica_is_left_at_once() {
         let in_script =

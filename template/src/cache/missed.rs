@@ -22,7 +22,7 @@ struct Known {
 #[derive(Debug, Default)]
 pub(super) struct Missed {
     tasks: HashMap<Uuid, Known>,
-    /// Set when more was missed than is remembered: nothing is believed until then, when whatever is old has expired.
+    /// Set when more was missed than is remembered: until then nothing is believed; by then, all old entries expire.
     distrusted_until: Option<Instant>,
 }
 
@@ -37,7 +37,7 @@ impl Missed {
         }
     }
 
-    /// Records a version that was not stored. Entries in Redis live for `ttl`, or up to a tenth longer.
+    /// Records a version that was not stored. Entries in Redis live for at most `ttl` and a tenth.
     pub(super) fn add(&mut self, id: Uuid, version: i64, written: bool, ttl: Duration) {
         if self.tasks.len() >= MAX_TASKS && !self.tasks.contains_key(&id) {
             // Versions that were only read go first: no other replica need be told of them.
@@ -53,7 +53,7 @@ impl Missed {
         known.uncertain |= written && version == NO_VERSION;
     }
 
-    /// What Redis has yet to be told. A doubt comes first: a version that was read before it does not settle it.
+    /// What Redis has yet to be told. An unknown outcome comes first: no version read before that write settles it.
     pub(super) fn pending(&self) -> Vec<(Uuid, i64)> {
         let version = |known: &Known| if known.uncertain { NO_VERSION } else { known.version };
         self.tasks.iter().map(|(id, known)| (*id, version(known))).collect()

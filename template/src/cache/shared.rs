@@ -33,20 +33,20 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Between two attempts to store what could not be stored at first.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
-/// Bumped when tasks are stored in another shape: two releases share their marks, but read none of the other's tasks.
+/// Bumped when tasks are stored in another shape: two releases share their marks, but neither reads the other's tasks.
 const SHAPE: &str = "v1";
 const TASK: &str = "task";
 const CHANGES: &str = "task:changes";
 
 /// What is stored: `version:`, the shape and the JSON; or, instead of shape and JSON, a mark left by the write of that
-/// version. A look-up that finds nothing leaves a mark of its own, under [`NO_VERSION`].
+/// version. A lookup that finds nothing leaves a mark of its own, under [`NO_VERSION`].
 static LOOK_UP: LazyLock<Script> = LazyLock::new(|| Script::new(LOOK_UP_LUA));
 const LOOK_UP_LUA: &str = "local found = redis.pcall('GET', KEYS[1])
     if type(found) == 'string' then return found end
     redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
     return ARGV[1]";
 
-/// Replaces what the look-up found with the task that was loaded since, or with a mark that there is none, and replaces
+/// Replaces what the lookup found with the task that was loaded since, or with a mark that there is none, and replaces
 /// nothing else: a fill must not win if it raced a write, comes after a flush, or was read from a server that lags.
 /// Returns whether this version or a later one is there.
 static FILL: LazyLock<Script> = LazyLock::new(|| Script::new(FILL_LUA));
@@ -58,8 +58,8 @@ const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
     end
     return there and version >= tonumber(ARGV[2])";
 
-/// Stores a mark unless a newer version is there, and tells the other replicas. Version 0 means a doubt: it replaces
-/// any version, but stores nothing if there is no entry, since nothing old can come back then.
+/// Stores a mark unless a newer version is there, and tells the other replicas. Version 0 means an unknown outcome:
+/// it replaces any version, but stores nothing if there is no entry, since nothing old can come back then.
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| Script::new(SUPERSEDE_LUA));
 const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
     local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
@@ -73,7 +73,7 @@ const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
 #[derive(Debug)]
 pub(super) enum Found {
     Task(Rendered),
-    /// Something other than a task that may be believed.
+    /// No task that may be believed, but something in its place: a mark, or a task that is too old.
     Instead(String),
     /// Redis was not asked, or did not answer.
     Unknown,
@@ -109,7 +109,7 @@ impl Shared {
         found
     }
 
-    /// Stores what was loaded after a look-up that `found` no task, or remembers that Redis does not have it.
+    /// Stores what was loaded after a lookup that `found` no task, or remembers that Redis does not have it.
     pub(super) async fn fill(&self, id: Uuid, loaded: &Result<Rendered, Error>, found: &Found) {
         let (version, json, lifetime) = match loaded {
             Ok(task) => (task.version, task.json.clone(), self.lifetime()),
@@ -127,7 +127,7 @@ impl Shared {
         self.missed.lock().add(id, version, false, self.ttl);
     }
 
-    /// Replaces whatever is stored with a mark that only `version` and later ones overwrite, and tells the
+    /// Stores a mark that only `version` and later ones overwrite, as [`SUPERSEDE`] does, and tells the
     /// other replicas. If that fails now, it is done later.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
         if !self.superseded(id, version).await {
@@ -135,7 +135,7 @@ impl Shared {
         }
     }
 
-    /// Runs for ever: retries to supersede what could not be superseded when it was written.
+    /// Runs forever: retries to supersede what could not be superseded when it was written.
     pub(super) async fn catch_up(&self) {
         loop {
             tokio::time::sleep(CATCH_UP).await;

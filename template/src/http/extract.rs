@@ -1,4 +1,4 @@
-//! Extractors: bodies, parameters and preconditions. What they reject becomes a problem that names the field.
+//! Extractors: bodies, parameters and preconditions. What they reject becomes a problem that names the field, if any.
 
 use std::time::Duration;
 

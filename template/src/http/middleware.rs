@@ -44,8 +44,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// For a request to the admin listener: a client that sends half a body must not occupy connections that probes need.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Hands each request to `routes`, and the route that it matched, to `pass`. The layers are composed there, from plain
-/// functions: each axum `Layer` would clone and box everything below it for each request.
+/// Hands each request for `routes`, with the route that it matched, to `pass`. The layers are composed there, from
+/// plain functions: each axum `Layer` would clone and box everything below it for each request.
 pub fn layered<A: Future<Output = Response> + Send + 'static>(
     routes: Router,
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
@@ -157,7 +157,7 @@ pub fn observe<A: Future<Output = Response>>(
     //@ end
     answering.map(move |mut response| {
         //@ if otlp
-        // Signed, or it would be exported as text.
+        // A signed integer: an unsigned one would be exported as text.
         span.record("http.response.status_code", i64::from(response.status().as_u16()));
         if response.status().is_server_error() {
             crate::telemetry::otlp::failed(&span);

@@ -127,7 +127,7 @@ impl From<tasks::Error> for Problem {
         match &*error {
             Error::NotFound => Self::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id."),
             Error::VersionMismatch => {
-                let detail = "It has changed. Read it again and retry with its new ETag.";
+                let detail = "The resource has changed. Read it again and retry with its new ETag.";
                 Self::new(Category::Conflict, StatusCode::PRECONDITION_FAILED, detail)
             }
             //@ if postgres

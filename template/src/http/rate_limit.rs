@@ -128,7 +128,7 @@ impl RateLimit {
         })
     }
 
-    /// Runs for ever: evicts idle clients, so that memory grows with the active ones and not with all ever seen.
+    /// Runs forever: evicts idle clients, so that memory grows with the active ones and not with all ever seen.
     pub async fn sweep(self) {
         loop {
             tokio::time::sleep(SWEEP).await;

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 /// The metrics of requests, each looked up once: finding one by its labels costs more than everything else in here.
 #[derive(Debug, Default)]
 pub struct RequestMetrics {
-    /// By route; overall, one entry per series.
+    /// By route: in all, one entry per combination of labels.
     by_route: RwLock<HashMap<String, Kinds>>,
 }
 
@@ -16,7 +16,7 @@ pub struct RequestMetrics {
 type Kinds = HashMap<(&'static str, u16), (Counter, Histogram)>;
 
 impl RequestMetrics {
-    /// Counts a response that took `seconds`.
+    /// Counts a request that took `seconds`.
     pub fn record(&self, method: &'static str, route: &str, status: u16, seconds: f64) {
         let kind = (method, status);
         let count = |(total, duration): &(Counter, Histogram)| {

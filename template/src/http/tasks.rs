@@ -129,7 +129,7 @@ async fn delete_task(State(tasks): Shared, Id(id): Id, IfMatch(version): IfMatch
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Complete a task; repeating it changes nothing, and `if-match` must then name the new `ETag`
+/// Complete a task; repeating it changes nothing, and an `if-match` must then name the new `ETag`
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/complete", tag = "tasks",
     params(("id" = Uuid, Path), IfMatch),

@@ -12,7 +12,7 @@ const TRIM_ABOVE: usize = 250;
 /// Once this few of a crowd are left, their memory may stay.
 const TRIM_UNTIL: usize = 10;
 
-/// Watches `connections` for ever.
+/// Watches `connections` forever.
 pub(super) async fn trim_after_peaks(connections: TaskTracker) {
     let (mut peak, mut trimming) = (0, false);
     loop {

@@ -14,19 +14,19 @@ use super::{Client, SLICE};
 
 /// In slices: 64 MiB of responses, which may occupy twice that if their buffers have grown by doubling.
 const TOTAL: u32 = 4096;
-/// The last of them, reserved for clients that hold fewer than this: one that takes just enough of its responses to
-/// keep them alive must not keep others from reading.
+/// The last of the total, reserved for clients that hold fewer slices than this: one that takes just enough of its
+/// responses to keep them alive must not keep others from reading.
 const RESERVED: u32 = TOTAL / 4;
 
-/// Clones share the same room.
+/// Clones share one budget.
 #[derive(Clone, Debug)]
 pub struct ResponseBudget {
     free: Arc<Semaphore>,
-    /// What is left of each network's share. Requests that came over no connection have one in common.
+    /// What is left of each network's share. Requests without a client address have one in common.
     shares: Arc<Mutex<HashMap<ArrayString<19>, Arc<Semaphore>>>>,
 }
 
-/// What a response holds until it has left, of the room and (if enough is left) its client's share; an extension of it.
+/// A response's extension: what it holds of the budget and (if enough is left) its client's share, until it has left.
 pub(super) type Permits = Arc<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)>;
 
 impl Default for ResponseBudget {
@@ -87,7 +87,7 @@ mod tests {
         assert!(kept.iter_mut().all(|answer| budget.try_reserve(answer, ONE, clients.next())));
         assert!(!budget.try_reserve(&mut answer(SLICE), ONE, None), "there is no more room");
         assert!(budget.try_reserve(&mut answer(SLICE - 1), ONE, None), "a small one needs none");
-        assert!(!budget.try_reserve(&mut answer(1), MANY, None), "but of many");
+        assert!(!budget.try_reserve(&mut answer(1), MANY, None), "over HTTP/2 it needs some");
         kept.pop();
         assert!(budget.try_reserve(&mut answer(1 << 20), ONE, None));
         kept.clear();

@@ -22,7 +22,7 @@ impl Store {
         let both = try_join(PgConnection::connect_with(&options), PgConnection::connect_with(&options));
         let both = tokio::time::timeout(connector.acquire_timeout, both).await;
         let (mut holder, mut connection) = both.context("the database does not answer")??;
-        // The lock is a transaction's, since a pooler in between would keep a session's for ever; and the transaction
+        // The lock is a transaction's, since a pooler in between would keep a session's forever; and the transaction
         // has a connection of its own, since an index can't be built CONCURRENTLY within one.
         let turn = loop {
             let mut turn = holder.begin().await?;

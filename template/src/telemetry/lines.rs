@@ -1,4 +1,4 @@
-//! Log lines are queued and written to stdout by our own thread. The one of tracing-appender is woken for each line:
+//! Log lines are queued and written to stdout by our own thread. That of tracing-appender is woken for each line:
 //! if it shares a core with the worker, that delays the very response that the line reports.
 
 use std::io::{self, Write as _, stdout};

@@ -49,7 +49,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Folds samples into buckets at intervals, for ever.
+    /// Folds samples into buckets at intervals, forever.
     pub async fn upkeep(self) {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -64,10 +64,10 @@ pub fn commit() -> &'static str {
 }
 
 fn describe() {
-    describe_counter!("http_requests_total", "Requests answered, by method, route and status");
+    describe_counter!("http_requests_total", "Requests that have ended, by method, route and status");
     describe_histogram!("http_request_duration_seconds", Unit::Seconds, "From request head to response end");
     describe_gauge!("http_requests_in_flight", "Requests whose response has not been sent completely");
-    describe_gauge!("http_requests_in_flight_max", "Limit of requests in flight; further ones are refused");
+    describe_gauge!("http_requests_in_flight_max", "Limit of requests handled at once; others are refused");
     describe_gauge!("http_connections", "Open connections, of both listeners");
     describe_gauge!("http_connections_max", "Limit of public connections; further ones wait");
     describe_counter!("errors_total", "Error responses, by category");
@@ -75,7 +75,7 @@ fn describe() {
     describe_gauge!("jobs_queue_depth", "Jobs in the queue");
     describe_gauge!("jobs_queue_depth_max", "Capacity of the job queue");
     describe_gauge!("jobs_queue_oldest_seconds", Unit::Seconds, "How long the oldest due job has waited");
-    describe_counter!("jobs_total", "Finished job runs, by outcome");
+    describe_counter!("jobs_total", "Job runs that have ended, by outcome");
     describe_histogram!("job_duration_seconds", Unit::Seconds, "Duration of one job run");
     describe_counter!("tasks_total", "Tasks created, completed and deleted");
     describe_counter!("cache_requests_total", "Cache lookups, by tier and outcome");
@@ -85,7 +85,7 @@ fn describe() {
     describe_counter!("log_lines_dropped_total", "Log lines lost to a slow reader of stdout");
     describe_gauge!("tokio_workers", "Threads that run tasks");
     describe_gauge!("tokio_alive_tasks", "Tasks that have not ended");
-    describe_gauge!("tokio_global_queue_depth", "Tasks waiting for a worker that were not woken by one");
+    describe_gauge!("tokio_global_queue_depth", "Tasks that wait for a worker and were not woken by one");
     describe_gauge!("tokio_busy_seconds", Unit::Seconds, "Total time that workers have been busy");
     //@ if postgres
     describe_gauge!("db_pool_connections", "Connections, by state");

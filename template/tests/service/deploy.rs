@@ -14,7 +14,7 @@ use crate::process::Launch;
 
 const NAME: &str = env!("CARGO_PKG_NAME");
 const FOLDER: &str = "deploy/kubernetes";
-/// For closing the pools and writing the last log lines, after the three configured phases of the shutdown.
+/// For closing what is left and writing the last log lines, besides the three configured phases of the shutdown.
 const CLOSING: Duration = Duration::from_secs(2);
 
 fn read(name: &str) -> String {
@@ -322,7 +322,7 @@ fn migration_is_a_job_that_comes_before_the_rollout() {
     assert_eq!(waves, [Some("-1".to_owned()), None], "its policy comes before the job");
     let labels = &job["spec"]["template"]["metadata"]["labels"];
     assert!(selects(&policy["spec"]["podSelector"]["matchLabels"], labels), "{policy}");
-    assert_eq!(let_out(&policy), [(53, "TCP"), (53, "UDP"), (5432, "TCP")].into());
+    assert_eq!(egress_ports(&policy), [(53, "TCP"), (53, "UDP"), (5432, "TCP")].into());
 }
 
 fn job_policy() -> Value {
@@ -332,7 +332,7 @@ fn job_policy() -> Value {
 //@ end
 
 /// The ports and protocols to which a policy allows egress.
-fn let_out(policy: &Value) -> BTreeSet<(u64, &str)> {
+fn egress_ports(policy: &Value) -> BTreeSet<(u64, &str)> {
     assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]));
     let ports = list(&policy["spec"]["egress"]).iter().flat_map(|rule| list(&rule["ports"]));
     ports.map(|port| (number(&port["port"]), port["protocol"].as_str().unwrap_or("TCP"))).collect()
@@ -350,7 +350,7 @@ fn policy_lets_out_only_to_what_is_there() {
             needed.insert((port.unwrap_or(443), "TCP"));
         }
     }
-    assert_eq!(let_out(&policy), needed);
+    assert_eq!(egress_ports(&policy), needed);
     let everywhere =
         list(&policy["spec"]["egress"]).iter().find(|rule| rule["to"][0]["ipBlock"]["cidr"] == "0.0.0.0/0");
     let inside = list(&everywhere.expect("a rule for the internet")["to"][0]["ipBlock"]["except"]);

@@ -94,7 +94,7 @@ fn fits(document: &Value, schema: &str, value: &Value) {
     }
 }
 
-/// A function that is documented to run for ever does so only if `app` starts it.
+/// A function that is documented to run forever does so only if `app` starts it.
 #[test]
 fn what_is_to_run_for_ever_is_started() {
     let code = sources(&root().join("src"));
@@ -103,7 +103,7 @@ fn what_is_to_run_for_ever_is_started() {
     for (before, after) in code.match_indices("pub async fn ").map(|(at, _)| code.split_at(at)) {
         let told = before.rsplit("\n\n").next().unwrap_or_default();
         let name = after["pub async fn ".len()..].split('(').next().unwrap_or_default();
-        if told.contains("for ever") {
+        if told.contains("forever") {
             assert!(app.contains(&format!(".{name}(")), "{name}");
             found += 1;
         }

@@ -109,7 +109,7 @@ impl Connection {
     }
 
     /// Reads to the end and answers pings, as a client should. Returns the last stream and the error of each GOAWAY.
-    async fn dismissed(&mut self) -> Vec<(u32, u32)> {
+    async fn read_goaways(&mut self) -> Vec<(u32, u32)> {
         let mut told = Vec::new();
         while let Some(frame) = self.frame().await {
             let number =
@@ -133,7 +133,7 @@ impl Connection {
 }
 
 /// `ENHANCE_YOUR_CALM`, which is expected unless the flood was absorbed.
-const CALM_DOWN: [u8; 4] = 11_u32.to_be_bytes();
+const ENHANCE_YOUR_CALM: [u8; 4] = 11_u32.to_be_bytes();
 
 /// The setting of this name, with the value 100.
 const MAX_CONCURRENT_STREAMS: [u8; 6] = [0, 3, 0, 0, 0, 100];
@@ -236,7 +236,7 @@ async fn streams_that_are_opened_and_reset_harm_nobody() {
         }
     }
     if let Some(goodbye) = hostile.frame_of(GOAWAY).await {
-        assert_eq!(goodbye.payload[4..8], CALM_DOWN, "{goodbye:?}");
+        assert_eq!(goodbye.payload[4..8], ENHANCE_YOUR_CALM, "{goodbye:?}");
     }
     assert_unharmed(&app, before).await;
     assert_eq!(app.stop().await.code, Some(0));
@@ -264,7 +264,7 @@ async fn client_is_told_to_go_and_goes() {
     let app = TestApp::spawn(&[]).await;
     let mut idle = Connection::open(&app).await;
     assert_eq!(idle.get(1, "/health").await, Some(OK));
-    let (ended, told) = tokio::join!(app.stop(), idle.dismissed());
+    let (ended, told) = tokio::join!(app.stop(), idle.read_goaways());
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     // The first GOAWAY announces the shutdown; the second, a round trip later, names the last request (RFC 9113, 6.8).
     assert_eq!(told, [(0x7fff_ffff, 0), (1, 0)]);
@@ -330,7 +330,7 @@ async fn client_that_opens_no_window_for_its_answer_is_dropped() {
         let began = Instant::now();
         stingy.send(&[windows, request(1, "/v1/tasks")].concat()).await;
         // Other requests on the same connection get the same time again.
-        assert!(!stingy.dismissed().await.is_empty(), "it says goodbye");
+        assert!(!stingy.read_goaways().await.is_empty(), "it says goodbye");
         let took = Duration::from_millis(600)..Duration::from_secs(3);
         assert!(took.contains(&began.elapsed()), "{:?}", began.elapsed());
     }

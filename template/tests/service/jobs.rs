@@ -41,7 +41,7 @@ fn is_signed(call: &Call) -> bool {
 }
 
 #[tokio::test]
-async fn completed_task_is_told_once_with_id_time_signature_and_trace() {
+async fn completed_task_is_announced_once_with_id_time_signature_and_trace() {
     let receiver = Receiver::start().await;
     let mut app = calling(&format!("{}/hook?token=1", receiver.url), &[]).await;
     let task = app.create("a").await;
@@ -234,7 +234,7 @@ async fn queue_tells_how_long_it_is_and_how_old() {
 }
 
 #[tokio::test]
-async fn as_many_jobs_run_at_once_as_may() {
+async fn jobs_run_up_to_the_concurrency_limit() {
     let receiver = Receiver::start().await;
     receiver.answers(None);
     let slow = [("APP__WEBHOOK__TIMEOUT", "20s"), ("APP__JOBS__CONCURRENCY", "2")];

@@ -1,7 +1,7 @@
 //! The service from outside: each test starts the real binary and talks to it as clients, proxies and
 //! orchestrators do. One file per subject, but a single test program, so that it is linked only once.
 //!
-//! A test waits for a condition, with a deadline; none sleeps and hopes.
+//! A test waits for a condition, with a deadline; it sleeps only where time itself has to pass.
 
 #![allow(unreachable_pub, reason = "modules of a test program share what they like")]
 

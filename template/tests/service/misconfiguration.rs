@@ -170,7 +170,7 @@ async fn faults_in_a_file_are_named_with_the_file() {
 }
 
 #[tokio::test]
-async fn values_that_contradict_each_other_are_named_both() {
+async fn both_of_two_contradicting_values_are_named() {
     let cases: [(Variables, &[&str]); 2] = [
         (&[("APP__HTTP__PORT", "8080"), ("APP__ADMIN__PORT", "8080")], &["admin.port ", "http.port "]),
         (
@@ -233,7 +233,7 @@ async fn values_that_are_no_text_are_faults() {
 }
 
 #[tokio::test]
-async fn all_faults_are_told_at_once() {
+async fn all_faults_are_reported_at_once() {
     let file = "[http]\nport = 70000\ncolour = \"red\"\n[jobs]\nconcurrency = 0\n";
     let launch = Launch::new(&[("APP__CACHE__TTL", "soon"), ("APP__ADMIN__HOST", "somewhere")]);
     let faults = refused(launch.without("APP__HTTP__PORT").file("config/production.toml", file)).await;

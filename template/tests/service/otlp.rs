@@ -165,7 +165,7 @@ async fn second_signal_is_heard_while_spans_are_flushed() {
     app.create("a").await;
     app.process.signal(Signal::TERM);
     app.process.event("shutdown.drain_complete").await;
-    // The flush begins once the pools are closed.
+    // The flush begins once everything else is closed.
     collector.calls(1).await;
     app.process.signal(Signal::TERM);
     let ended = app.process.ended().await;
@@ -200,7 +200,7 @@ async fn flush_in_which_some_spans_are_refused_is_no_success() {
     }
     app.process.signal(Signal::TERM);
     app.process.event("shutdown.drain_complete").await;
-    // Closing the pools comes before the flush and may take a second.
+    // Closing what is left comes before the flush and may take a second.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     collector.answers(400);
     collector.calls(100).await;

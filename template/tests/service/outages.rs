@@ -17,7 +17,7 @@ use crate::proxy::Proxy;
 use crate::receiver::Receiver;
 
 /// Frequent checks and short deadlines, so that a test need not wait long.
-pub const WATCHFUL: [(&str, &str); 4] = [
+pub const FREQUENT_CHECKS: [(&str, &str); 4] = [
     ("APP__HEALTH__INTERVAL", "100ms"),
     ("APP__HEALTH__TIMEOUT", "100ms"),
     ("APP__DATABASE__ACQUIRE_TIMEOUT", "400ms"),
@@ -31,7 +31,7 @@ const PATIENT: [(&str, &str); 3] = [
     ("APP__SHUTDOWN__DRAIN_TIMEOUT", "30s"),
 ];
 
-/// What a busy machine may add to a deadline: less than the default deadlines, which must not be the ones in force.
+/// What a busy machine may add to a deadline: too little for the default deadline to pass for the one that was set.
 const SLACK: Duration = Duration::from_millis(1500);
 
 pub fn assert_unavailable(answer: &Answer) {
@@ -40,8 +40,8 @@ pub fn assert_unavailable(answer: &Answer) {
 }
 
 /// A service with frequent checks and additional `variables`.
-async fn watchful(variables: Variables<'_>) -> TestApp {
-    TestApp::launch(Launch::new(&WATCHFUL).set(variables)).await
+async fn with_frequent_checks(variables: Variables<'_>) -> TestApp {
+    TestApp::launch(Launch::new(&FREQUENT_CHECKS).set(variables)).await
 }
 
 async fn turns_ready(app: &TestApp, status: u16) {
@@ -52,7 +52,7 @@ async fn turns_ready(app: &TestApp, status: u16) {
 async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
     let database = Database::create().await;
     let (url, proxy) = database.behind_proxy().await;
-    let mut app = TestApp::launch(Launch::new(&WATCHFUL).set(&[("DATABASE_URL", &url)])).await;
+    let mut app = TestApp::launch(Launch::new(&FREQUENT_CHECKS).set(&[("DATABASE_URL", &url)])).await;
     let task = app.create("a").await;
 
     proxy.cut();
@@ -85,24 +85,24 @@ async fn server_that_goes_is_told_in_time_and_one_that_comes_back_is_used() {
     assert!(!shown.contains(&url), "the URL may hold a password");
 }
 
-/// What a machine may add that has to carry the load as well.
+/// What a machine that carries the load as well may add to a deadline.
 const BUSY: Duration = Duration::from_secs(2);
 /// Two rounds of checks.
 const NOTICED: Duration = Duration::from_millis(2 * (100 + 500));
 
 #[tokio::test]
-async fn outage_under_load_is_told_in_time_and_leaves_nothing_behind() {
+async fn outage_under_load_is_reported_in_time_and_leaves_nothing_behind() {
     for outage in ["gone", "silent", "full", "restarted", "read-only"] {
         let database = Database::create().await;
         let (by_proxy, proxy) = database.behind_proxy().await;
-        let url = if outage == "full" { database.owned().await } else { by_proxy };
+        let url = if outage == "full" { database.url_as_owner().await } else { by_proxy };
         let limits = [
             ("APP__DATABASE__STATEMENT_TIMEOUT", "400ms"),
             ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
             // The checks compete with the clients' queries.
             ("APP__HEALTH__TIMEOUT", "500ms"),
         ];
-        let app = watchful(&[&[("DATABASE_URL", url.as_str())][..], &limits].concat()).await;
+        let app = with_frequent_checks(&[&[("DATABASE_URL", url.as_str())][..], &limits].concat()).await;
         let over = AtomicBool::new(false);
         let clients = join_all((0..8).map(|_| client(&app, &over)));
         let script = async {
@@ -165,7 +165,7 @@ async fn client(app: &TestApp, over: &AtomicBool) -> Vec<(u16, Duration)> {
 }
 
 #[tokio::test]
-async fn connection_that_the_server_has_ended_is_not_lent() {
+async fn connection_that_the_server_has_ended_is_not_leased() {
     let app = TestApp::spawn(&[]).await;
     let task = app.create("a").await;
     app.process.database().end_connections().await;
@@ -186,7 +186,7 @@ async fn connection_that_fell_silent_while_it_was_idle_costs_no_request() {
     .await;
     let lock = database.lock("tasks").await;
     let unlocked = async {
-        database.blocked("tasks", 14).await;
+        database.wait_until_blocked("tasks", 14).await;
         lock.close().await.expect("the lock is given back");
     };
     let (pages, ()) = tokio::join!(join_all((0..14).map(|_| app.get("/v1/tasks"))), unlocked);
@@ -236,7 +236,7 @@ async fn completion_that_changes_nothing_leaves_no_transaction() {
     // Otherwise a worker that looks for jobs would get the connection, and thereby end the transaction.
     let _lock = database.lock("jobs").await;
     // The job runner and the queue's watcher.
-    database.blocked("jobs", 2).await;
+    database.wait_until_blocked("jobs", 2).await;
     assert_eq!(app.complete(&task).await.status, 200, "it is completed already");
     eventually(async || database.open_transactions().await, |count| *count == 0).await;
 }
@@ -248,7 +248,7 @@ async fn request_waits_for_a_server_that_starts() {
     // Nobody listens on this port yet, and nobody else can: it is bound here.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
-    let url = database.by_way_of(socket.local_addr().expect("an address"));
+    let url = database.via(socket.local_addr().expect("an address"));
     let patient = [("APP__DATABASE__ACQUIRE_TIMEOUT", "8s"), ("APP__HTTP__REQUEST_TIMEOUT", "9s")];
     let app = TestApp::starting(Launch::new(&patient).set(&[("DATABASE_URL", &url)])).await;
     let start = async {
@@ -264,8 +264,8 @@ async fn schema_is_migrated_once_the_server_is_there() {
     let database = Database::create().await;
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
-    let url = database.by_way_of(socket.local_addr().expect("an address"));
-    let mut app = TestApp::starting(Launch::new(&WATCHFUL).set(&[("DATABASE_URL", &url)])).await;
+    let url = database.via(socket.local_addr().expect("an address"));
+    let mut app = TestApp::starting(Launch::new(&FREQUENT_CHECKS).set(&[("DATABASE_URL", &url)])).await;
     assert_eq!(app.sample("service_state{state=\"starting\"}").await, Some(1.0));
     app.process.event("schema.migration_failed").await;
     let _proxy = Proxy::on(socket.listen(16).expect("a listener"), &database.server());
@@ -278,15 +278,17 @@ async fn schema_is_migrated_once_the_server_is_there() {
 
 #[tokio::test]
 async fn exhausted_pool_turns_requests_away_in_time() {
-    let app =
-        TestApp::spawn(&[&WATCHFUL[..], &[("APP__DATABASE__MAX_CONNECTIONS", "1")], &PATIENT].concat()).await;
+    let app = TestApp::spawn(
+        &[&FREQUENT_CHECKS[..], &[("APP__DATABASE__MAX_CONNECTIONS", "1")], &PATIENT].concat(),
+    )
+    .await;
     let (path, change) = (path_of(&app.create("a").await), json!({ "title": "b" }));
     let database = app.process.database();
     let lock = database.lock("tasks").await;
     let waiting = app.patch(&path, &change);
     let refused = async {
         // The only connection waits for the lock; any other request waits for the connection.
-        database.blocked("tasks", 1).await;
+        database.wait_until_blocked("tasks", 1).await;
         for (series, expected) in
             [("db_pool_connections{state=\"used\"}", 1.0), ("db_pool_connections_max", 1.0)]
         {
@@ -319,21 +321,21 @@ async fn statement_that_takes_too_long_is_ended() {
     let answer = app.get("/v1/tasks").await;
     assert_eq!((answer.status, &answer.json()["category"]), (503, &json!("unavailable")));
     // By the server: a statement that nobody waits for must not go on waiting for locks, or holding them.
-    app.process.database().blocked("tasks", 0).await;
+    app.process.database().wait_until_blocked("tasks", 0).await;
     for word in ["statement", "canceling", "sql", "tasks\""] {
         assert!(!answer.body.to_lowercase().contains(word), "{word} in {}", answer.body);
     }
 }
 
 #[tokio::test]
-async fn slow_query_is_told_of_by_its_name_and_without_its_values() {
+async fn slow_query_is_logged_by_name_without_its_values() {
     let slow = Duration::from_millis(200);
     let mut app = TestApp::spawn(&[("APP__DATABASE__SLOW_QUERY_THRESHOLD", "200ms")]).await;
     let path = path_of(&app.create("canary").await);
     let (database, change) = (app.process.database(), json!({ "title": "another canary" }));
     let lock = database.lock("tasks").await;
     let unlocked = async {
-        database.blocked("tasks", 1).await;
+        database.wait_until_blocked("tasks", 1).await;
         tokio::time::sleep(slow).await;
         lock.close().await.expect("the lock is given back");
     };
@@ -366,7 +368,7 @@ async fn what_is_given_up_with_its_request_is_measured() {
 async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_nor_jobs() {
     let (database, receiver) = (Database::create().await, Receiver::start().await);
     let (url, proxy) = database.behind_proxy().await;
-    let app = watchful(&[
+    let app = with_frequent_checks(&[
         ("DATABASE_URL", &url),
         ("APP__DATABASE__STATEMENT_TIMEOUT", "2s"),
         ("APP__HTTP__REQUEST_TIMEOUT", "1s"),
@@ -377,7 +379,7 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
     let lock = database.lock("jobs, tasks").await;
     let frozen = async {
         // A worker waits on one connection, the request on the other: the pool has no more.
-        database.blocked("jobs, tasks", 2).await;
+        database.wait_until_blocked("jobs, tasks", 2).await;
         proxy.freeze();
         lock.close().await.expect("the locks are given back");
     };
@@ -401,7 +403,7 @@ async fn server_that_falls_silent_is_told_in_time_and_costs_neither_connections_
 
 #[tokio::test]
 async fn read_only_server_refuses_writes_and_goes_on_reading() {
-    let app = watchful(&[]).await;
+    let app = with_frequent_checks(&[]).await;
     let database = app.process.database();
     let task = app.create("a").await;
     database.set("default_transaction_read_only = on").await;
@@ -424,10 +426,10 @@ async fn read_only_server_refuses_writes_and_goes_on_reading() {
 #[tokio::test]
 async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     let database = Database::create().await;
-    let url = database.owned().await;
+    let url = database.url_as_owner().await;
     // Checking a password takes time before the server refuses.
     let patient = [("APP__HEALTH__TIMEOUT", "2s"), ("APP__DATABASE__ACQUIRE_TIMEOUT", "2s")];
-    let mut app = watchful(&[&[("DATABASE_URL", url.as_str())][..], &patient].concat()).await;
+    let mut app = with_frequent_checks(&[&[("DATABASE_URL", url.as_str())][..], &patient].concat()).await;
     let task = app.create("a").await;
     database.limit_connections(0).await;
     turns_ready(&app, 503).await;
@@ -451,18 +453,18 @@ async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
 #[tokio::test]
 async fn password_that_is_no_longer_taken_is_an_outage() {
     let database = Database::create().await;
-    let app = watchful(&[("DATABASE_URL", &database.owned().await)]).await;
-    database.shut_out_owner().await;
+    let app = with_frequent_checks(&[("DATABASE_URL", &database.url_as_owner().await)]).await;
+    database.forbid_login().await;
     assert_unavailable(&app.get("/v1/tasks").await);
 }
 
 #[tokio::test]
 async fn database_that_lets_nobody_in_is_unavailable() {
-    let app = watchful(&[]).await;
+    let app = with_frequent_checks(&[]).await;
     let database = app.process.database();
-    database.open_to_all(false).await;
+    database.allow_connections(false).await;
     assert_unavailable(&app.get("/v1/tasks").await);
-    database.open_to_all(true).await;
+    database.allow_connections(true).await;
     // Opening it has ended the connections that had just been made.
     eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
 }

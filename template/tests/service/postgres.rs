@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::app::{TestApp, eventually, path_of};
 use crate::misconfiguration::{Row, assert_refused};
 use crate::process::Launch;
-use crate::proxy::{Proxy, by_way_of, server_of};
+use crate::proxy::{Proxy, server_of, via};
 use crate::receiver::Receiver;
 //@ if redis
 use crate::redis;
@@ -44,15 +44,15 @@ impl Database {
     /// The URL of this database behind a proxy in front of its server.
     pub async fn behind_proxy(&self) -> (String, Proxy) {
         let proxy = Proxy::to(&self.server()).await;
-        (self.by_way_of(proxy.address), proxy)
+        (self.via(proxy.address), proxy)
     }
 
     pub fn server(&self) -> String {
         server_of(&self.url.parse().expect("a URL"), 5432)
     }
 
-    pub fn by_way_of(&self, address: SocketAddr) -> String {
-        by_way_of(self.url.parse().expect("a URL"), address)
+    pub fn via(&self, address: SocketAddr) -> String {
+        via(self.url.parse().expect("a URL"), address)
     }
 
     /// The same for a user who is created for this database and has a password.
@@ -69,7 +69,7 @@ impl Database {
     }
 
     /// The URL of this database for a user who owns it and has no other rights.
-    pub async fn owned(&self) -> String {
+    pub async fn url_as_owner(&self) -> String {
         let name = &self.name;
         administer(format!("CREATE ROLE {name} LOGIN PASSWORD '{name}'")).await.expect("a role");
         self.alter(&format!("OWNER TO {name}")).await;
@@ -87,7 +87,7 @@ impl Database {
     }
 
     /// Waits until `count` statements are waiting for a lock on `tables`.
-    pub async fn blocked(&self, tables: &str, count: i64) {
+    pub async fn wait_until_blocked(&self, tables: &str, count: i64) {
         let waiting = format!("pg_locks WHERE NOT granted AND relation = ANY ('{{{tables}}}'::regclass[])");
         eventually(async || self.count(&waiting).await, |now| *now == count).await;
     }
@@ -99,7 +99,7 @@ impl Database {
     }
 
     /// Stops the owner from logging in, and ends open connections.
-    pub async fn shut_out_owner(&self) {
+    pub async fn forbid_login(&self) {
         administer(format!("ALTER ROLE {} NOLOGIN", self.name)).await.expect("a role");
         self.end_connections().await;
     }
@@ -115,7 +115,7 @@ impl Database {
     }
 
     /// Lets everybody in or nobody, and ends open connections.
-    pub async fn open_to_all(&self, open: bool) {
+    pub async fn allow_connections(&self, open: bool) {
         self.alter(&format!("ALLOW_CONNECTIONS {open}")).await;
         self.end_connections().await;
     }
@@ -260,7 +260,7 @@ async fn replica_that_knows_no_receiver_leaves_the_job_to_one_that_does() {
 }
 
 #[tokio::test]
-async fn job_of_another_version_is_told_and_kept() {
+async fn job_of_another_version_is_reported_and_kept() {
     let database = Database::create().await;
     let variables = [("DATABASE_URL", database.url.as_str())];
     let mut app = TestApp::spawn(&variables).await;
@@ -302,7 +302,7 @@ async fn job_whose_runs_all_ended_their_process_is_not_run_again() {
     receiver.answers(410);
     app.complete(&app.create("a").await).await;
     let mut connection = database.connect().await;
-    for (runs, reason) in [(0, "answered 410"), (5, "answered 410"), (6, "no run of it ever finished")] {
+    for (runs, reason) in [(0, "answered 410"), (5, "answered 410"), (6, "too many runs never finished")] {
         let cut_off = format!("UPDATE jobs SET attempts = {runs}, run_at = now(), failed_at = NULL");
         if runs > 0 {
             connection.execute(sqlx::AssertSqlSafe(cut_off)).await.expect("a job");
@@ -364,7 +364,7 @@ async fn write_is_finished_during_the_drain_though_its_client_has_left() {
     let complete = app.request(reqwest::Method::POST, &format!("{}/complete", path_of(&task)));
     let lock = app.process.database().lock("tasks").await;
     let left = complete.timeout(Duration::from_millis(500)).send();
-    let blocked = async { app.process.database().blocked("tasks", 1).await };
+    let blocked = async { app.process.database().wait_until_blocked("tasks", 1).await };
     let (left, ()) = tokio::join!(left, blocked);
     left.expect_err("it is waited for");
     app.process.signal(Signal::TERM);
@@ -406,7 +406,7 @@ async fn readers_that_miss_together_share_one_query() {
     let app = TestApp::launch(launch).await;
     //@ if redis
     // A replica that begins to follow the others clears its cache, which would cause a second query.
-    redis::followed(&namespace, 1).await;
+    redis::wait_for_followers(&namespace, 1).await;
     //@ end
     let path = path_of(&app.create("a").await);
     let lock = app.process.database().lock("tasks").await;

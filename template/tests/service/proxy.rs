@@ -51,7 +51,7 @@ impl Proxy {
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(carry(client, server.clone(), states.clone()));
+                connections.spawn(forward(client, server.clone(), states.clone()));
             }
         });
         Self { address, state, accepting: accepting.abort_handle() }
@@ -80,7 +80,7 @@ impl Proxy {
     }
     //@ end
 
-    /// Forwards new connections again, and what was held.
+    /// Ends what the methods above began: new connections are forwarded again.
     pub fn mend(&self) {
         self.state.send_modify(|state| {
             state.cut = false;
@@ -107,7 +107,7 @@ pub fn server_of(url: &Url, port: u16) -> String {
 }
 
 /// The URL with `address` in place of its host and port.
-pub fn by_way_of(mut url: Url, address: SocketAddr) -> String {
+pub fn via(mut url: Url, address: SocketAddr) -> String {
     url.set_ip_host(address.ip()).expect("a host");
     url.set_port(Some(address.port())).expect("a port");
     url.into()
@@ -115,7 +115,7 @@ pub fn by_way_of(mut url: Url, address: SocketAddr) -> String {
 
 //@ end
 /// Forwards one connection until either end closes it or the proxy is cut.
-async fn carry(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
+async fn forward(mut client: TcpStream, server: String, mut states: watch::Receiver<State>) {
     let at_first = *states.borrow_and_update();
     if at_first.cut {
         return;

@@ -29,14 +29,14 @@ const THREE: [(&str, &str); 2] =
     [("APP__RATE_LIMIT__PER_CLIENT_PER_SECOND", "1"), ("APP__RATE_LIMIT__PER_CLIENT_BURST", "3")];
 
 /// The result of `ask`, unless that took a second: budgets have grown by then.
-async fn at_once<T>(ask: impl Future<Output = T>) -> Option<T> {
+async fn within_a_second<T>(ask: impl Future<Output = T>) -> Option<T> {
     let began = Instant::now();
     let answers = ask.await;
     (began.elapsed() < Duration::from_secs(1)).then_some(answers)
 }
 
 /// Retries if this machine stalled, each time with a budget that nothing was taken from.
-async fn tried<T>(ask: impl AsyncFn(usize) -> Option<T>) -> T {
+async fn retry_if_stalled<T>(ask: impl AsyncFn(usize) -> Option<T>) -> T {
     for round in 0..3 {
         if let Some(answers) = ask(round).await {
             return answers;
@@ -46,10 +46,10 @@ async fn tried<T>(ask: impl AsyncFn(usize) -> Option<T>) -> T {
 }
 
 /// A service with `variables`, and the result of `ask` if it came at once.
-async fn of_one<T>(variables: Variables<'_>, ask: impl AsyncFn(&TestApp) -> T) -> (TestApp, T) {
-    tried(async |_| {
+async fn with_service<T>(variables: Variables<'_>, ask: impl AsyncFn(&TestApp) -> T) -> (TestApp, T) {
+    retry_if_stalled(async |_| {
         let app = TestApp::spawn(variables).await;
-        let answers = at_once(ask(&app)).await?;
+        let answers = within_a_second(ask(&app)).await?;
         Some((app, answers))
     })
     .await
@@ -78,7 +78,7 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
         }
         (answers, app.metrics().await)
     };
-    let (app, (answers, metrics)) = of_one(&limits, ask).await;
+    let (app, (answers, metrics)) = with_service(&limits, ask).await;
     for (answer, left) in answers.iter().zip([2, 1, 0]) {
         assert_eq!((answer.status, answer.header("ratelimit-policy")), (200, r#""per_client";q=3;w=3"#));
         let limit = answer.header("ratelimit");
@@ -112,7 +112,7 @@ async fn forged_addresses_gain_nothing_behind_none_one_and_two_proxies() {
     {
         let variables = [&THREE[..], &[("APP__HTTP__TRUSTED_PROXIES", trusted)]].concat();
         let ask = async |app: &TestApp| burst(app, |number| format!("10.1.1.{number}{appended}")).await;
-        let (_, statuses) = of_one(&variables, ask).await;
+        let (_, statuses) = with_service(&variables, ask).await;
         assert_eq!(statuses, [200, 200, 200, 429, 429], "one client behind {trusted:?}");
     }
 }
@@ -126,7 +126,7 @@ async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
         let spread = burst(app, |number| format!("2001:db8:1:2:{number}::9")).await;
         (clients, spread, burst(app, |number| format!("2001:db8:1:{number}::9")).await)
     };
-    let (_, (clients, spread, others)) = of_one(&trusted, ask).await;
+    let (_, (clients, spread, others)) = with_service(&trusted, ask).await;
     assert_eq!(clients, [200; 5], "five clients");
     assert_eq!(spread, [200, 200, 200, 429, 429], "one network");
     assert_eq!(others, [200, 200, 429, 200, 200]);
@@ -134,7 +134,7 @@ async fn clients_behind_a_trusted_proxy_have_budgets_of_their_own() {
     // If all the addresses are those of proxies, the first one counts as the client.
     let trusted = [THREE.as_slice(), &[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")]].concat();
     let ask = async |app: &TestApp| burst(app, |number| format!("10.0.0.{number}, 10.9.9.9")).await;
-    assert_eq!(of_one(&trusted, ask).await.1, [200; 5]);
+    assert_eq!(with_service(&trusted, ask).await.1, [200; 5]);
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn writes_have_a_stricter_budget() {
         let other = app.request(Method::DELETE, &path).header("x-forwarded-for", "9.9.9.9");
         ([patched, deleted], read, Answer::to(other).await.status, app.metrics().await)
     };
-    let (_, (writes, read, other, metrics)) = of_one(&limits, ask).await;
+    let (_, (writes, read, other, metrics)) = with_service(&limits, ask).await;
     assert_eq!(writes, [200, 429]);
     assert_eq!(read, [200, 200], "reading goes on");
     assert_eq!(other, 204, "each client has a budget of its own");
@@ -168,7 +168,7 @@ async fn all_clients_together_have_a_budget() {
     ];
     let ask =
         async |app: &TestApp| (burst(app, |number| format!("10.0.0.{number}")).await, app.metrics().await);
-    let (_, (statuses, metrics)) = of_one(&limits, ask).await;
+    let (_, (statuses, metrics)) = with_service(&limits, ask).await;
     assert_eq!(statuses, [200, 200, 200, 429, 429]);
     assert!(metrics.contains("rate_limited_total{policy=\"global\"} 2\n"));
 }
@@ -219,18 +219,21 @@ async fn replicas_share_one_budget_and_have_their_own_when_redis_is_gone() {
         }
         statuses
     };
-    assert_eq!(tried(async |round| at_once(ask(round)).await).await, [200, 200, 200, 429, 429]);
+    assert_eq!(
+        retry_if_stalled(async |round| within_a_second(ask(round)).await).await,
+        [200, 200, 200, 429, 429]
+    );
     proxy.cut();
     for app in [&one, &other] {
-        let ask = async |round| at_once(burst(app, |_| format!("10.0.2.{round}"))).await;
-        assert_eq!(tried(ask).await, [200, 200, 200, 429, 429]);
+        let ask = async |round| within_a_second(burst(app, |_| format!("10.0.2.{round}"))).await;
+        assert_eq!(retry_if_stalled(ask).await, [200, 200, 200, 429, 429]);
     }
 }
 
 #[tokio::test]
 async fn replicas_share_the_budget_of_all_clients() {
     // Other replicas each time, with a budget that nothing was taken from.
-    let asked = tried(async |_| {
+    let asked = retry_if_stalled(async |_| {
         let (url, namespace) = (crate::redis::server(), uuid::Uuid::now_v7().to_string());
         let shared = [
             ("REDIS_URL", url.as_str()),
@@ -249,7 +252,7 @@ async fn replicas_share_the_budget_of_all_clients() {
             }
             answers
         };
-        let answers = at_once(ask).await?;
+        let answers = within_a_second(ask).await?;
         Some((answers, other.sample("rate_limited_total{policy=\"global\"}").await))
     });
     let (answers, counted) = asked.await;
@@ -300,7 +303,7 @@ async fn busy_client_is_served_from_what_was_taken_ahead_and_gets_no_more_by_tha
         for app in [&one, &other] {
             let asked = Instant::now();
             served += u64::from(app.get("/v1/tasks").await.status == 200);
-            // By then what each replica has taken ahead, one in 32 of the budget, may have lapsed.
+            // After half a second, what each replica has taken ahead, one in 32 of the budget, may have lapsed.
             lost += if asked.elapsed().as_millis() < 500 { 0 } else { 2 * 640 / 32 };
         }
     }

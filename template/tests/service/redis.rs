@@ -23,7 +23,7 @@ use crate::misconfiguration::{Row, assert_refused};
 use crate::postgres::Database;
 //@ end
 use crate::process::{Launch, Variables};
-use crate::proxy::{Proxy, by_way_of, server_of};
+use crate::proxy::{Proxy, server_of, via};
 
 /// The URL of the server that replicas share.
 #[expect(clippy::disallowed_methods, reason = "what the tests run against is no part of the service")]
@@ -32,7 +32,7 @@ pub fn server() -> String {
 }
 
 /// A URL of the server with a password that it rejects.
-pub fn refusing(password: &str) -> String {
+pub fn with_wrong_password(password: &str) -> String {
     as_user("nobody", password)
 }
 
@@ -53,14 +53,14 @@ pub async fn connected() -> redis::aio::MultiplexedConnection {
 pub async fn behind_proxy() -> (String, Proxy) {
     let url: Url = server().parse().expect("REDIS_URL is a URL");
     let proxy = Proxy::to(&server_of(&url, 6379)).await;
-    (by_way_of(url, proxy.address), proxy)
+    (via(url, proxy.address), proxy)
 }
 
 /// For replicas that must not bypass Redis when the machine stalls.
 pub const PATIENT: (&str, &str) = ("APP__REDIS__TIMEOUT", "5s");
 
 /// Waits until `replicas` replicas follow what others in this namespace write: each clears its cache as it begins.
-pub async fn followed(namespace: &str, replicas: u32) {
+pub async fn wait_for_followers(namespace: &str, replicas: u32) {
     let redis = connected().await;
     let followers = async || -> (String, u32) {
         let mut numsub = redis::cmd("PUBSUB");
@@ -98,7 +98,7 @@ async fn service_without_redis_is_ready_and_degraded() {
 
     proxy.mend();
     eventually(ready, |answer| answer.json()["degraded"] == false).await;
-    used_again(&app).await;
+    wait_until_breaker_closes(&app).await;
 }
 
 #[tokio::test]
@@ -138,12 +138,12 @@ async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
     assert!(app.process.has("cache.breaker_open") && !app.process.has("cache.breaker_closed"));
 
     acl(&["SETUSER", &name, "+@write"]).await;
-    used_again(&app).await;
+    wait_until_breaker_closes(&app).await;
     acl(&["DELUSER", &name]).await;
 }
 
 /// Waits until requests go to Redis again.
-async fn used_again(app: &TestApp) {
+async fn wait_until_breaker_closes(app: &TestApp) {
     let read = async || {
         app.get(&path_of(&app.create("b").await)).await;
         app.process.has("cache.breaker_closed")
@@ -161,12 +161,12 @@ async fn replicas(variables: Variables<'_>) -> (TestApp, TestApp) {
     let launch = launch.set(&[("DATABASE_URL", &one.process.database().url)]);
     //@ end
     let two = TestApp::launch(launch).await;
-    followed(&namespace, 2).await;
+    wait_for_followers(&namespace, 2).await;
     (one, two)
 }
 
 /// Waits until a replica no longer answers with the old `title`. Returns how long that took.
-async fn forgotten(replica: &TestApp, path: &str, title: &str) -> Duration {
+async fn wait_until_forgotten(replica: &TestApp, path: &str, title: &str) -> Duration {
     let began = Instant::now();
     eventually(async || replica.get(path).await, |answer| answer.json()["title"] != title).await;
     began.elapsed()
@@ -186,7 +186,7 @@ async fn replica_forgets_at_once_what_another_has_written() {
     assert_eq!(missed, Some(1.0), "which is no error");
 
     assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
-    let took = forgotten(&two, &path, "a").await;
+    let took = wait_until_forgotten(&two, &path, "a").await;
     // That is before its own copy expires.
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(one.get(&path).await.json()["title"], "b");
@@ -221,7 +221,7 @@ async fn change_that_was_missed_while_redis_was_gone_is_not_hidden() {
         // The second replica caches the task before it listens again; then the first one changes it.
         two.get(&path).await;
         assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
-        let took = forgotten(&two, &path, "a").await;
+        let took = wait_until_forgotten(&two, &path, "a").await;
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
 }
@@ -237,13 +237,13 @@ async fn change_that_was_missed_while_redis_had_vanished_is_not_hidden() {
     proxy.freeze();
     assert_eq!(one.patch(&path, &json!({ "title": "b" })).await.status, 200);
     // No connection was closed: only silence tells the second replica that it may miss changes.
-    let took = forgotten(&two, &path, "a").await;
+    let took = wait_until_forgotten(&two, &path, "a").await;
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 //@ if postgres
 #[tokio::test]
-async fn task_that_was_told_to_be_gone_does_not_come_back_with_redis() {
+async fn deleted_task_does_not_come_back_with_redis() {
     let (ones_url, ones_proxy) = behind_proxy().await;
     let (url, proxy) = behind_proxy().await;
     let namespace = uuid::Uuid::now_v7().to_string();
@@ -272,13 +272,13 @@ fn key(namespace: &str, path: &str) -> String {
     format!("{namespace}:task:{}", path.rsplit('/').next().expect("an id"))
 }
 
-/// Loads a task whose version is 2, while `other` replaces what the look-up has found in Redis. Waits until Redis has
+/// Loads a task whose version is 2, while `other` replaces what the lookup has found in Redis. Waits until Redis has
 /// what is `wanted`.
-async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
+async fn load_while_replaced(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let namespace = uuid::Uuid::now_v7().to_string();
     let app = TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str()), PATIENT]).await;
     // Any change that it hears of while it loads, even one of its own, makes it load again.
-    followed(&namespace, 1).await;
+    wait_for_followers(&namespace, 1).await;
     let path = path_of(&app.create("a").await);
     let change = "UPDATE tasks SET title = 'b', version = 2";
     app.process.database().connect().await.execute(change).await.expect("a change that nobody hears of");
@@ -287,7 +287,7 @@ async fn overtaken(other: Option<&str>, wanted: impl Fn(&str) -> bool) {
     let database = app.process.database();
     let lock = database.lock("tasks").await;
     let meddle = async {
-        database.blocked("tasks", 1).await;
+        database.wait_until_blocked("tasks", 1).await;
         let deleted: u32 = redis.clone().del(&key).await.expect("an answer");
         assert_eq!(deleted, 1, "the look-up has left something, or found it");
         if let Some(other) = other {
@@ -334,30 +334,30 @@ async fn release_with_another_shape_shares_marks_and_reads_no_task_of_this_one()
 #[tokio::test]
 async fn what_was_loaded_is_stored_only_where_no_write_can_be_hidden() {
     let later = "3:write";
-    overtaken(Some(later), |stored| stored == later).await;
-    // Redis was flushed, and the mark of a write perhaps with it; another look-up came; an earlier write was caught up.
+    load_while_replaced(Some(later), |stored| stored == later).await;
+    // Redis was flushed, and the mark of a write perhaps with it; another lookup came; an earlier write was made up.
     // What was answered is remembered: nothing older is believed, and Redis is told.
     for other in [None, Some("0:look-up"), Some("1:write")] {
-        overtaken(other, |stored| stored.starts_with("2:")).await;
+        load_while_replaced(other, |stored| stored.starts_with("2:")).await;
     }
 }
 
 #[tokio::test]
-async fn task_that_was_told_to_be_gone_is_not_had_from_who_loaded_it_before() {
+async fn deleted_task_is_not_restored_by_an_earlier_load() {
     for stored in [true, false] {
         let namespace = uuid::Uuid::now_v7().to_string();
         let app = TestApp::spawn(&[("APP__REDIS__NAMESPACE", namespace.as_str()), PATIENT]).await;
-        followed(&namespace, 1).await;
+        wait_for_followers(&namespace, 1).await;
         let task = app.create("a").await;
         let path = path_of(&task);
         let key = key(&namespace, &path);
         let database = app.process.database();
         let mut redis = connected().await;
-        // The mark that another replica's look-up has left, which loads the task before it is deleted.
+        // The mark left by the lookup of another replica, which loads the task before it is deleted.
         let () = redis.set_ex(&key, "0:look-up", 60).await.expect("an answer");
         let mut lock = database.lock("tasks").await;
         let meddle = async {
-            database.blocked("tasks", 1).await;
+            database.wait_until_blocked("tasks", 1).await;
             if stored {
                 let () = redis.set_ex(&key, format!("1:{task}"), 60).await.expect("an answer");
             }
@@ -404,7 +404,7 @@ async fn write_whose_outcome_is_lost_is_not_hidden() {
     let lock = database.lock("tasks").await;
     let change = json!({ "title": "c" });
     let meddle = async {
-        database.blocked("tasks", 1).await;
+        database.wait_until_blocked("tasks", 1).await;
         proxy.freeze();
         lock.close().await.expect("the lock is let go");
     };

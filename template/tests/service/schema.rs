@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
 use tokio::time::timeout;
 
 use crate::app::{TestApp, eventually, path_of};
-use crate::outages::{WATCHFUL, assert_unavailable};
+use crate::outages::{FREQUENT_CHECKS, assert_unavailable};
 use crate::postgres::Database;
 use crate::process::Launch;
 use crate::receiver::Receiver;
@@ -42,7 +42,7 @@ async fn migration_takes_the_time_that_it_needs() {
     lock.execute("BEGIN; LOCK TABLE jobs").await.expect("the lock");
     let impatient = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__STATEMENT_TIMEOUT", "50ms")];
     let unlocked = async {
-        database.blocked("jobs", 1).await;
+        database.wait_until_blocked("jobs", 1).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         lock.close().await.expect("the lock is given back");
     };
@@ -161,7 +161,7 @@ async fn schema_that_is_behind_is_not_ready_until_it_is_migrated() {
         let database = Database::create().await;
         migrate(&database, sqlx::migrate!(), version).await;
         let by_hand = [("DATABASE_URL", database.url.as_str()), ("APP__DATABASE__MIGRATE_ON_START", "false")];
-        let app = TestApp::starting(Launch::new(&WATCHFUL).set(&by_hand)).await;
+        let app = TestApp::starting(Launch::new(&FREQUENT_CHECKS).set(&by_hand)).await;
         let checked = async || app.admin("/health/ready").await;
         let behind = eventually(checked, |answer| answer.json()["checks"][0]["status"] == "down").await;
         assert_eq!((behind.status, &behind.json()["status"]), (503, &json!("starting")));

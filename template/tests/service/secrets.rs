@@ -18,7 +18,7 @@ fn url(server: &str) -> String {
 }
 
 /// A service with every secret set, `server` behind each URL that it calls by HTTP, and every line logged.
-fn secretive(server: &str) -> Launch {
+fn with_all_secrets(server: &str) -> Launch {
     let secret = format!("whsec_{CANARY}");
     let launch = Launch::new(&[("APP__WEBHOOK__URL", &url(server)), ("APP__WEBHOOK__SECRET", &secret)]);
     //@ if postgres
@@ -26,7 +26,7 @@ fn secretive(server: &str) -> Launch {
     let launch = launch.set(&[("DATABASE_URL", &database)]);
     //@ end
     //@ if redis
-    let launch = launch.set(&[("REDIS_URL", &crate::redis::refusing(CANARY))]);
+    let launch = launch.set(&[("REDIS_URL", &crate::redis::with_wrong_password(CANARY))]);
     //@ end
     //@ if otlp
     let launch = launch.set(&[
@@ -37,7 +37,7 @@ fn secretive(server: &str) -> Launch {
     launch.set(&[("RUST_LOG", "trace")])
 }
 
-fn assert_unsaid(ended: &Ended) {
+fn assert_not_output(ended: &Ended) {
     let said = ended.out.iter().chain(&ended.err);
     let found: Vec<_> = said.filter(|line| line.contains(CANARY)).collect();
     assert!(found.is_empty(), "{found:#?}");
@@ -45,7 +45,7 @@ fn assert_unsaid(ended: &Ended) {
 
 #[tokio::test]
 async fn secrets_are_not_explained() {
-    let text = explained(secretive("host")).await;
+    let text = explained(with_all_secrets("host")).await;
     assert!(!text.contains(CANARY), "{text}");
     assert_line(&text, "webhook.secret = [redacted]  # environment APP__WEBHOOK__SECRET");
     assert_line(&text, "webhook.url = [redacted]  # environment APP__WEBHOOK__URL");
@@ -82,7 +82,7 @@ async fn secrets_that_are_refused_are_not_repeated() {
 async fn secrets_are_shown_nowhere() {
     let receiver = Receiver::start().await;
     receiver.answers(500);
-    let launch = secretive(&receiver.address);
+    let launch = with_all_secrets(&receiver.address);
     //@ if postgres
     let database = crate::postgres::Database::create().await;
     let (address, proxy) = database.behind_proxy_with_password(CANARY).await;
@@ -108,22 +108,22 @@ async fn secrets_are_shown_nowhere() {
         let answer = app.admin(path).await;
         assert!(!format!("{answer:?}").contains(CANARY), "{path}: {answer:?}");
     }
-    assert_unsaid(&app.stop().await);
+    assert_not_output(&app.stop().await);
 }
 
 #[tokio::test]
-async fn secrets_are_not_told_of_servers_that_are_not_there() {
-    let launch = secretive("127.0.0.1:1");
+async fn errors_about_absent_servers_show_no_secrets() {
+    let launch = with_all_secrets("127.0.0.1:1");
     //@ if postgres
     let ended = launch.run("migrate").await;
     assert_eq!(ended.code, Some(1), "{ended:#?}");
-    assert_unsaid(&ended);
-    let launch = secretive("127.0.0.1:1").set(&[("DATABASE_URL", crate::postgres::NOWHERE)]);
+    assert_not_output(&ended);
+    let launch = with_all_secrets("127.0.0.1:1").set(&[("DATABASE_URL", crate::postgres::NOWHERE)]);
     //@ end
     let mut app = TestApp::launch(launch).await;
     app.complete(&app.create("a").await).await;
     app.process.event("job.retry").await;
-    assert_unsaid(&app.stop().await);
+    assert_not_output(&app.stop().await);
 }
 
 #[tokio::test]

@@ -94,9 +94,9 @@ impl Load {
         let used = server.cpu()? - before;
         let said = std::fs::read_to_string(&output)?;
         ensure!(status.is_some_and(|status| status.success()), "wrk failed: {said}");
-        let line = said.lines().find_map(|line| line.strip_prefix("SEEN ")).context("wrk told nothing")?;
-        let seen: Value = serde_json::from_str(line).with_context(|| format!("wrk told {line}"))?;
-        let number = |name: &str| seen[name].as_f64().with_context(|| format!("wrk told no {name}"));
+        let line = said.lines().find_map(|line| line.strip_prefix("SEEN ")).context("wrk gave no data")?;
+        let seen: Value = serde_json::from_str(line).with_context(|| format!("wrk gave {line}"))?;
+        let number = |name: &str| seen[name].as_f64().with_context(|| format!("wrk gave no {name}"));
         ensure!(number("failed")? == 0.0, "requests failed: {line}");
         Ok(Seen {
             requests: number("requests")?,

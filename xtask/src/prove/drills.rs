@@ -272,7 +272,7 @@ fn run_times(drill: &Drill, site: &Site<'_>, times: u32) -> Result<String, Strin
     Ok(if times == 1 { seen } else { format!("{times} runs, the last: {seen}") })
 }
 
-/// Runs a drill, and runs it again if a timing comparison in it was spoilt.
+/// Runs a drill, and runs it again if a timing comparison in it failed.
 fn with_retries(run: impl Fn() -> Result<String>) -> Result<String> {
     let mut missed: Vec<String> = Vec::new();
     loop {
@@ -283,7 +283,7 @@ fn with_retries(run: impl Fn() -> Result<String>) -> Result<String> {
             result if missed.is_empty() => return result,
             result => {
                 let before = missed.join("; ");
-                let seen = result.with_context(|| format!("spoilt before: {before}; then"))?;
+                let seen = result.with_context(|| format!("missed before: {before}; then"))?;
                 return Ok(format!("{seen}; measured again after: {before}"));
             }
         }

@@ -35,7 +35,7 @@ pub fn run(work: &mut Work<'_>) -> Result<String> {
     let there = dump["recipes"].as_object().context("no recipes")?;
     let known = |name: &str| DOCKER.contains(&name) || ORDER.contains(&name) || name == SERVES;
     let unknown: Vec<_> = there.keys().filter(|name| !known(name)).collect();
-    ensure!(unknown.is_empty(), "nobody runs {unknown:?}");
+    ensure!(unknown.is_empty(), "recipes that this step does not know: {unknown:?}");
     let before = recipes.tracked_files()?;
     let ran: Vec<&str> = ORDER.into_iter().filter(|name| there.contains_key(*name)).collect();
     for name in &ran {

@@ -74,7 +74,7 @@ fn check_query(query: &str, unit: &str, legend: &str) -> Result<()> {
         ensure!(unit == "s", "a duration in {unit}");
         let named = legend.strip_prefix('p').map_or(Ok(99.0), str::parse::<f64>)?;
         let asked = quantile.parse::<f64>()? * 100.0;
-        ensure!((named - asked).abs() < 1e-6, "{legend} shows {asked} of a hundred");
+        ensure!((named - asked).abs() < 1e-6, "{legend} shows the {asked}th percentile");
     }
     let counted = ["rate(", "changes("].iter().any(|of| query.contains(of)) && quantile.is_none();
     let share = query.contains(" / ");

@@ -122,7 +122,7 @@ impl Step {
 }
 
 /// How long generation may take. The cargo-generate that people install does it in 0.2 s; the one that the proof
-/// builds is mostly unoptimised, which takes a third of the build time, and CI's machines are up to three times as
+/// builds is mostly unoptimised, which takes much less time to build, and CI's machines are up to three times as
 /// slow. The best of a few runs counts: chance can make a run slow, but not fast. The report has the time.
 const GENERATION_BOUND: Duration = Duration::from_secs(1);
 const GENERATIONS: u32 = 10;

@@ -285,7 +285,7 @@ mod tests {
     use super::compiled;
 
     #[test]
-    fn those_that_are_compiled_are_as_many_as_they_are_different() {
+    fn compiled_transitions_are_distinct() {
         let all: std::collections::BTreeSet<_> = compiled().collect();
         assert_eq!(all.len(), 12);
         assert!(all.iter().all(|(from, to)| from != to && (to.has("postgres") || !from.has("postgres"))));

@@ -20,7 +20,7 @@ pub const ALL: &str = "clippy-all.json";
 pub fn check(work: &mut Work<'_>) -> Result<String> {
     let read = |name: &str| -> Result<Findings> {
         let path = work.log.with_file_name(name);
-        Ok(Findings::of(&fs::read_to_string(path).context("clippy failed, so there is nothing to weigh")?))
+        Ok(Findings::of(&fs::read_to_string(path).context("clippy failed, so there is nothing to evaluate")?))
     };
     let (service, all) = (read(SERVICE)?, read(ALL)?);
     ensure!(service.targets > 0 && all.tests > 0, "clippy's messages name no target");

@@ -50,11 +50,11 @@ type Reply = (usize, u64, u64);
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     redis: Redis,
-    batches: Arc<Mutex<HashMap<BudgetKey, Batch>>>,
+    batches: Arc<Mutex<HashMap<BatchKey, Batch>>>,
 }
 
 /// A client, and the name of the first limiter that its request passes.
-type BudgetKey = (IpAddr, &'static str);
+type BatchKey = (IpAddr, &'static str);
 
 /// A batch: requests that were taken from all their budgets before they arrived.
 #[derive(Debug, Default)]
@@ -160,7 +160,7 @@ impl Shared {
     }
 
     /// Runs `look` on the batch of `key`, with the map locked.
-    fn with_batch<T>(&self, key: BudgetKey, look: impl FnOnce(&mut Batch) -> T) -> T {
+    fn with_batch<T>(&self, key: BatchKey, look: impl FnOnce(&mut Batch) -> T) -> T {
         look(self.batches.lock().entry(key).or_default())
     }
 }

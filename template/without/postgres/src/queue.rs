@@ -94,7 +94,7 @@ impl Queue {
         }
     }
 
-    /// Measures at intervals how long jobs wait, for ever.
+    /// Measures at intervals how long jobs wait, forever.
     pub async fn measure(self: Arc<Self>) {
         loop {
             let oldest = self.state.lock().waiting.iter().map(|(due, _)| *due).min();

@@ -107,10 +107,10 @@ fn incidents(
     let mut raised = fires(prometheus, &["RequestsSaturated", "AvailabilityBudgetBurns"])?;
     for mut connection in held {
         connection.send(TASK)?;
-        ensure!(connection.response()?.status == 201, "a request that was taken was not answered");
+        ensure!(connection.response()?.status == 201, "an accepted request was not answered");
     }
 
-    let (receiver, dependencies) = proxies.split_first().context("no way")?;
+    let (receiver, dependencies) = proxies.split_first().context("no proxy")?;
     receiver.1.cut();
     raised.extend(fires(prometheus, &[receiver.0])?);
     for (_, proxy) in dependencies {
@@ -134,7 +134,7 @@ fn hold(address: SocketAddr) -> Result<Connection> {
         if !connection.answers_within(REFUSED)? {
             return Ok(connection);
         }
-        ensure!(Instant::now() < deadline, "no place was free within {BOUND:.0?}");
+        ensure!(Instant::now() < deadline, "no slot was free within {BOUND:.0?}");
     }
 }
 

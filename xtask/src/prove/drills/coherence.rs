@@ -57,7 +57,7 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
     ensure!(seen.judged > history.len() / 100, "only {} reads were judged: too many faults", seen.judged);
     Ok(format!(
         "{} operations in {:.0?}, {} faults and {flushes} flushes; {} reads judged while healthy; \
-         a version was read at most {:.0?} after it was overtaken, {:.0?} with faults",
+         a version was read at most {:.0?} after it was superseded, {:.0?} with faults",
         history.len(),
         scene.start.elapsed(),
         faults.len(),

@@ -24,7 +24,7 @@ const FEW: f64 = 32.0;
 /// How long the clients stay.
 const HOLD: Duration = Duration::from_secs(1);
 /// A listener that can't accept pauses for 10 ms, then twice as long each time, up to a second. There are two, which
-/// fail for as long as the siege lasts and a busy machine takes to connect and disconnect the clients.
+/// fail for as long as the clients stay and a busy machine takes to connect and disconnect them.
 const LINES: usize = 60;
 /// The second that the service may pause between two attempts, and what a busy machine adds.
 const BOUND: Duration = Duration::from_secs(5);

@@ -22,7 +22,7 @@ const SETTINGS: [(&str, &str); 5] = [
     ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
 ];
 /// With these, running jobs end long before the drain's deadline, and too late for others to start: nothing is cut. The
-/// gaps between the last call, the end of these jobs and that of the drain allow for a machine that stalls for a while.
+/// gaps between the last claim, the end of these jobs and that of the drain allow for a machine that stalls briefly.
 const UNCUT: [(&str, &str); 2] =
     [("APP__SHUTDOWN__DRAIN_TIMEOUT", "2500ms"), ("APP__WEBHOOK__TIMEOUT", "1700ms")];
 /// The drain, the flush, and what a busy machine adds: less than the 5 s of any longer wait that a stop might sit out.
@@ -117,7 +117,7 @@ pub fn receiver(site: &Site<'_>) -> Result<String> {
     let failed = count("\"job.failed\"");
     ensure!(
         lost + failed == JOBS as u64,
-        "of {JOBS}, {lost} are told to be abandoned and {failed} to have failed"
+        "of {JOBS} jobs, {lost} are reported as abandoned and {failed} as failed"
     );
     let counted = exit.event("shutdown.drain_timeout").map(|event| event["jobs_lost"].clone());
     ensure!(counted == Some(lost.into()), "{cut}: {lost} jobs were lost");

@@ -124,7 +124,7 @@ fn fresh(answers: &[Answer], faults: &[Fault], promise: &Promise, seen: &mut See
         let age =
             writes.superseded_at(read.version).map_or(Duration::ZERO, |at| read.began.saturating_sub(at));
         let excused = faults.iter().any(|fault| fault.excuses(read.began));
-        ensure!(age <= promise.always || excused, "overtaken {age:.1?} before it was read: {read:?}");
+        ensure!(age <= promise.always || excused, "superseded {age:.1?} before it was read: {read:?}");
         seen.oldest = seen.oldest.max(age);
         let Some(healthy_since) = healthy_since(faults, read.began) else { continue };
         if read.began.saturating_sub(age) >= healthy_since {
@@ -192,7 +192,7 @@ mod tests {
         for fault in [(900, 1100), (1100, 1200), (1100, 9000)] {
             assert!(judge(&history(3000), &[fault]).is_ok(), "{fault:?}");
             let said = judge(&history(3011), &[fault]);
-            assert!(said.is_err_and(|said| said.contains("overtaken 2.0s")), "{fault:?}");
+            assert!(said.is_err_and(|said| said.contains("superseded 2.0s")), "{fault:?}");
         }
         let said = judge(&history(1300), &[(400, 990), (1400, 1500)]);
         assert!(said.is_err(), "neither the fault before nor the one after excuses it");

@@ -215,7 +215,7 @@ impl FaultProxy {
         let set =
             command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value?.to_str());
         let url = set.context("the server has no URL")?.to_owned();
-        let from = url.find("127.0.0.1").context("the server is elsewhere")?;
+        let from = url.find("127.0.0.1").context("the server is not on 127.0.0.1")?;
         let server = url[from..].split('/').next().unwrap_or_default();
         let proxy = Self::to(server)?;
         command.env(variable, url.replace(server, &proxy.address().to_string()));

@@ -155,7 +155,7 @@ fn roll(site: &Site<'_>, replicas: &mut [Replica], proxy: &Proxy, sent: impl Fn(
 impl Replica {
     /// Stops the service, which must exit cleanly, and starts the next one.
     fn restart(&mut self, site: &Site<'_>) -> Result<()> {
-        let service = self.service.take().context("it runs no more")?;
+        let service = self.service.take().context("it is not running")?;
         service.signal();
         clean(&site.end(service, UP)?)?;
         let service = Service::launch(&mut self.command)?;

@@ -167,7 +167,7 @@ fn complete(collector: &Collector, receiver: &Receiver) -> Result<usize> {
         let told = spans.iter().all(|(span, _)| span.text.contains(&format!("STATUS_CODE_{code}\n")));
         ensure!(
             !spans.is_empty() && told,
-            "of {} spans of {status} not each has the status {code}",
+            "not all of the {} spans of {status} have the status {code}",
             spans.len()
         );
     }

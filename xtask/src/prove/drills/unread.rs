@@ -16,7 +16,7 @@ use super::{Site, ensure_timing};
 const REQUESTS: usize = 40_000;
 const CLIENTS: usize = 4;
 /// The ratio of the 99th percentile without the reader to that with it, and what a shared machine may add: a request
-/// that waited for the reader would wait for ever.
+/// that waited for the reader would wait forever.
 const FACTOR: f64 = 3.0;
 const NOISE: Duration = Duration::from_millis(5);
 /// In MiB: the queue, full of lines.

@@ -17,14 +17,14 @@ use crate::http::{get, request};
 use crate::prove::check::Work;
 use crate::prove::service::Service;
 
-/// What a runtime sets up before the program starts: a root that can't be written to, /proc, the devices that the runtime
-/// specification of the OCI promises (those that have a file to be mounted on), and no rights.
+/// What a container runtime sets up before the program starts: a read-only root, /proc, the devices that the OCI
+/// runtime specification promises (those that have a file to be mounted on), and no privileges.
 const ENTER: &str = r#"
 mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && mount -t proc proc "$0/proc" &&
 for device in "$0"/dev/*; do mount --bind "/dev/${device##*/}" "$device" || exit; done &&
 exec setpriv --no-new-privs chroot --userspec=65532:65532 "$0" /service "$@"
 "#;
-/// Who answers for names within the container. On an address of its own, since the port can't be chosen.
+/// The container's DNS server. It has an address of its own, since its port can't be chosen.
 const NAMESERVER: &str = "127.0.0.77";
 const RECEIVER: &str = "receiver.test";
 const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
@@ -70,8 +70,8 @@ impl Container {
         Ok(command)
     }
 
-    /// A task is created and completed, and told of to a receiver that has to be found by name and trusted by its root:
-    /// once without that root, once with it.
+    /// Creates and completes a task, whose webhook goes to a receiver that has to be found by name and trusted by its
+    /// root certificate: once without that root, once with it.
     pub fn run(&self, work: &Work<'_>) -> Result<String> {
         let peers = Peers::start(work)?;
         for (file, text) in
@@ -96,7 +96,7 @@ impl Container {
         let told_why = service.event("job.retry")?.1.to_string();
         ensure!(
             told_why.contains("ertificate") || told_why.contains("UnknownIssuer"),
-            "not for its root: {told_why}"
+            "it failed for another reason than the unknown root: {told_why}"
         );
         ensure!(peers.told.try_recv().is_err(), "a receiver without a known root was trusted");
         self.stop(work, service, &settings)?;
@@ -105,8 +105,8 @@ impl Container {
         roots += &fs::read_to_string(peers.folder.path().join("ca.pem"))?;
         fs::write(self.root.join(ROOTS), roots)?;
         let service = self.serve(work, &settings)?;
-        let path = peers.told.recv_timeout(PATIENCE).context("the receiver was not told")?;
-        ensure!(path == "/hook", "the receiver was told at {path}");
+        let path = peers.told.recv_timeout(PATIENCE).context("the receiver got no webhook")?;
+        ensure!(path == "/hook", "the receiver was called at {path}");
         self.stop(work, service, &settings)?;
         Ok("a name resolved, TLS verified, drained".to_owned())
     }

@@ -12,15 +12,15 @@ use serde_json::Value;
 use crate::children::Scratch;
 use crate::prove::check::Work;
 
-/// What the official image has of Debian's, as far as a build needs it.
+/// The Debian packages of the official image that a build needs.
 const PACKAGES: &str = "ca-certificates,gcc,libc6-dev";
-/// All dependencies, optimised across crates: minutes on a machine of one's own, many on one that others share.
+/// Builds all dependencies with link-time optimisation: minutes on a dedicated machine, many more on a shared one.
 const BOUND: Duration = Duration::from_hours(1);
 const ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 
 pub struct Store {
     folder: PathBuf,
-    /// How layers lie on each other: by overlayfs, or as copies where the system allows no mounts of it.
+    /// How layers are stored: with overlayfs, or as copies where the system doesn't allow overlayfs mounts.
     driver: &'static str,
     /// The name of the image that is built.
     tag: String,
@@ -76,7 +76,7 @@ impl Store {
         for part in ["bin", "lib"] {
             work.run(&mut copy(&toolchain.join(part), &root.join("usr/local")))?;
         }
-        // Behind a proxy the roots of this machine are those that its registry is known by.
+        // Behind a proxy, only this machine's root certificates can verify the registry.
         work.run(&mut copy(&Path::new("/").join(ROOTS), &root.join(ROOTS)))?;
         let container = work.run(self.buildah().args(["from", "scratch"]))?;
         let container = container.trim();
