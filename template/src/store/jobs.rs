@@ -29,9 +29,9 @@ impl Store {
         loop {
             let query = sqlx::query!(
                 "UPDATE jobs SET attempts = attempts + 1, run_at = now() + make_interval(secs => $1)
-             WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
-                         ORDER BY run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-             RETURNING id, job, attempts",
+                 WHERE id = (SELECT id FROM jobs WHERE failed_at IS NULL AND run_at <= now()
+                             ORDER BY run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+                 RETURNING id, job, attempts",
                 lease.as_secs_f64()
             );
             let take = async |connection: &mut PgConnection| query.fetch_optional(connection).await;
