@@ -10,9 +10,9 @@ use crate::record::Answers;
 use crate::signals;
 use crate::template::Checkout;
 
-const INSTALL_HINT: &str = "cargo-generate can't be run: install it with `cargo install cargo-generate --version 0.23.14 --locked` \
-                    (which needs pkg-config and libssl-dev on Linux, or --features vendored-openssl), or name the \
-                    program in CARGO_GENERATE";
+const INSTALL_HINT: &str = "cargo-generate can't be run: install it with `cargo install cargo-generate --version \
+                            0.23.14 --locked` (which needs pkg-config and libssl-dev on Linux, or --features \
+                            vendored-openssl), or name the program in CARGO_GENERATE";
 
 /// Generates `name` from `template` below `parent`, with defaults for missing answers; returns its folder.
 pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Path) -> Result<PathBuf> {

@@ -201,7 +201,7 @@ impl Store {
         Ok(if let Some(status) = status {
             let query = sqlx::query_as!(
                 Task,
-                // Compared as rows, an order the primary key lacks: a scan of that key might have to skip half of the table.
+                // Compared as rows, an order the primary key lacks: a scan of that key could skip half of the table.
                 "SELECT id, title, description, status, version, created_at, updated_at, completed_at FROM tasks
                  WHERE (status, id) > ($1, $2) AND (status, id) <= ($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
                  ORDER BY status, id LIMIT $3",

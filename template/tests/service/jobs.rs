@@ -18,7 +18,7 @@ use crate::receiver::{Call, Receiver};
 const KEY: [u8; 32] = [7; 32];
 
 /// A service that calls `url`, with additional `variables`.
-async fn calling(url: &str, variables: Variables<'_>) -> TestApp {
+pub async fn calling(url: &str, variables: Variables<'_>) -> TestApp {
     let secret = format!("whsec_{}", BASE64.encode(KEY));
     let calling = [("APP__WEBHOOK__URL", url), ("APP__WEBHOOK__SECRET", secret.as_str())];
     TestApp::spawn(&[&calling, variables].concat()).await

@@ -8,11 +8,14 @@ use serde_json::json;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
 use crate::configuration::{assert_line, explained};
+use crate::jobs::calling;
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::process::Launch;
 use crate::receiver::{Call, Receiver};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+/// The field `status` of an exported span, with the code 2 for an error.
+const ERROR: [u8; 4] = [0x7a, 2, 0x18, 2];
 
 /// A service that exports every trace to `endpoint`, and waits for it for at most `flush` at shutdown.
 async fn traced(endpoint: &str, flush: &str) -> TestApp {
@@ -62,13 +65,8 @@ async fn webhook_is_called_in_a_span_that_tells_when_it_fails() {
     let (collector, receiver) = (Receiver::start().await, Receiver::start().await);
     collector.answers(200);
     receiver.answers(403);
-    let variables = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
-        ("APP__OTLP__SAMPLE_RATIO", "1.0"),
-        ("APP__WEBHOOK__URL", receiver.url.as_str()),
-        ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
-    ];
-    let mut app = TestApp::spawn(&variables).await;
+    let all = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()), ("APP__OTLP__SAMPLE_RATIO", "1.0")];
+    let mut app = calling(&receiver.url, &all).await;
     let task = app.create("a").await;
     app.complete(&task).await;
     app.process.event("job.failed").await;
@@ -81,7 +79,7 @@ async fn webhook_is_called_in_a_span_that_tells_when_it_fails() {
     let after_parent = &sent[at + id.len() + 8..];
     assert!(after_parent.starts_with(b"\x2a\x04POST\x30\x03"), "{after_parent:x?}");
     assert!(holds(after_parent, b"server.address") && holds(after_parent, b"127.0.0.1"));
-    let errors = sent.windows(4).filter(|part| part == &[0x7a, 2, 0x18, 2]).count();
+    let errors = sent.windows(ERROR.len()).filter(|part| *part == ERROR).count();
     assert_eq!(errors, 2, "the call failed, and so did the job");
 }
 
@@ -102,13 +100,8 @@ async fn caller_that_does_not_sample_is_followed() {
 async fn what_is_not_sampled_makes_no_spans() {
     let (collector, receiver) = (Receiver::start().await, Receiver::start().await);
     collector.answers(200);
-    let variables = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
-        ("APP__OTLP__SAMPLE_RATIO", "0.0"),
-        ("APP__WEBHOOK__URL", receiver.url.as_str()),
-        ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
-    ];
-    let mut app = TestApp::spawn(&variables).await;
+    let none = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()), ("APP__OTLP__SAMPLE_RATIO", "0.0")];
+    let mut app = calling(&receiver.url, &none).await;
     let task = app.create("a").await;
     let path = path_of(&task);
     assert_eq!(app.get(&path).await.status, 200);
@@ -270,8 +263,7 @@ async fn query_that_is_given_up_is_an_error_in_its_trace() {
     impatient.send().await.expect_err("nobody answers");
     assert_eq!(app.stop().await.code, Some(0));
     let sent = exported(&collector.calls(1).await);
-    // The field `status` of a span, with the code 2 for an error.
-    assert!(holds(&sent, b"list_tasks") && holds(&sent, &[0x7a, 2, 0x18, 2]), "no error");
+    assert!(holds(&sent, b"list_tasks") && holds(&sent, &ERROR), "no error");
 }
 
 //@ end

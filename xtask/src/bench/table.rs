@@ -25,7 +25,9 @@ const END: &str = "<!-- end -->\n";
 /// So is the whole section with this heading in a service's guide; `NEXT` is the heading that follows it.
 const HEADING: &str = "## Measured\n";
 const NEXT: &str = "## Find out where it goes\n";
-const LIMITED: &str =
+/// Marks requests/s that something other than the server's core limited.
+const LIMITED: &str = "†";
+const LEGEND: &str =
     "† Its core was not saturated: the load generator or the database was the bottleneck. Compare the CPU.\n";
 const PLOT: &str = "![Requests per CPU time, bare axum = 1](bench/plot.svg)";
 
@@ -53,9 +55,8 @@ impl Report {
              rate for every server, in requests/s {}. In brackets: the ratio to bare axum.",
             paces.join(", ")
         );
-        let limited = self.rows.iter().flat_map(|row| &row.figures).any(|figures| figures.busy < 0.9);
-        if limited {
-            text += LIMITED;
+        if text.contains(LIMITED) {
+            text += LEGEND;
         }
         let lost: f64 = self.rows.iter().flat_map(|row| &row.figures).map(|figures| figures.lost_lines).sum();
         let _ = writeln!(text, "Access log lines dropped: {lost:.0}.\n");
@@ -163,8 +164,8 @@ impl Report {
                 to.push('\n');
             }
         }
-        if fenced.contains('†') {
-            fenced = format!("{fenced}\n{LIMITED}");
+        if fenced.contains(LIMITED) {
+            fenced = format!("{fenced}\n{LEGEND}");
         }
         let _ =
             write!(text, "<!--@ if postgres and redis and rate_limit and otlp -->\n{fenced}<!--@ end -->\n");
@@ -177,7 +178,7 @@ fn line(figures: &Figures, bare: &Figures) -> String {
     let of = |value: f64, reference: f64| {
         if figures.label == bare.label { String::new() } else { format!(" ({:.2})", value / reference) }
     };
-    let limited = if figures.busy < 0.9 { "†" } else { "" };
+    let limited = if figures.busy < 0.9 { LIMITED } else { "" };
     format!(
         "{} | {}{limited}{} | {:.1} µs{} | {:.2} ms{} | {:.2} ms{} | {:.0} MiB{} |",
         figures.label,
