@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span, span::SpanKind, status::StatusCode};
+use prost::Message;
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
@@ -14,8 +18,6 @@ use crate::process::Launch;
 use crate::receiver::{Call, Receiver};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-/// The field `status` of an exported span, with the code 2 for an error.
-const ERROR: [u8; 4] = [0x7a, 2, 0x18, 2];
 
 /// A service that exports every trace to `endpoint`, and waits for it for at most `flush` at shutdown.
 async fn traced(endpoint: &str, flush: &str) -> TestApp {
@@ -47,16 +49,23 @@ async fn spans_reach_the_collector_before_the_exit() {
     // user:p@ss
     assert!(calls.iter().all(|call| call.header("authorization") == "Basic dXNlcjpwQHNz"), "{calls:#?}");
     assert!(calls.iter().all(|call| call.header("content-type") == "application/x-protobuf"));
-    let sent = exported(&calls);
-    let span = line["span_id"].as_str().expect("a span");
-    for expected in [unhex(TRACE), unhex("b7ad6b7169203331"), unhex(span)] {
-        assert!(holds(&sent, &expected), "{expected:x?} was not exported");
-    }
-    let names =
-        ["named-by-the-test", "that-of-the-test", "service.version", "GET /v1/tasks", "POST /v1/tasks"];
-    let fields = ["http.request.method", "http.route", "http.response.status_code"];
-    for expected in names.into_iter().chain(fields) {
-        assert!(holds(&sent, expected.as_bytes()), "{expected} was not exported");
+    let spans = exported(&calls);
+    let span = named(&spans, "GET /v1/tasks");
+    let ids = [&span.trace_id, &span.parent_span_id, &span.span_id].map(|id| hex(id));
+    assert_eq!(ids, [TRACE, "b7ad6b7169203331", line["span_id"].as_str().expect("a span")]);
+    assert_eq!(span.kind(), SpanKind::Server);
+    let of = |key| attribute(&span.attributes, key);
+    assert_eq!(of("http.request.method"), Some(Value::StringValue("GET".to_owned())));
+    assert_eq!(of("http.route"), Some(Value::StringValue("/v1/tasks".to_owned())));
+    assert_eq!(of("http.response.status_code"), Some(Value::IntValue(200)));
+    // The one that had no caller.
+    assert!(named(&spans, "POST /v1/tasks").parent_span_id.is_empty());
+    for (key, value) in [
+        ("service.name", "named-by-the-test"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("deployment.environment.name", "that-of-the-test"),
+    ] {
+        assert_eq!(of_the_service(&calls, key), Some(Value::StringValue(value.to_owned())), "{key}");
     }
 }
 
@@ -71,16 +80,17 @@ async fn webhook_is_called_in_a_span_that_tells_when_it_fails() {
     app.complete(&task).await;
     app.process.event("job.failed").await;
     assert_eq!(app.stop().await.code, Some(0));
-    let sent = exported(&collector.calls(1).await);
-    let call = &receiver.calls(1).await[0];
-    // A span's id, as the receiver was given it, then that of its parent, its name, and the kind 3, a client's.
-    let id = [&[0x12, 8], &unhex(&call.header("traceparent")[36..52])[..], &[0x22, 8]].concat();
-    let at = sent.windows(id.len()).position(|part| part == id).expect("the span was exported");
-    let after_parent = &sent[at + id.len() + 8..];
-    assert!(after_parent.starts_with(b"\x2a\x04POST\x30\x03"), "{after_parent:x?}");
-    assert!(holds(after_parent, b"server.address") && holds(after_parent, b"127.0.0.1"));
-    let errors = sent.windows(ERROR.len()).filter(|part| *part == ERROR).count();
-    assert_eq!(errors, 2, "the call failed, and so did the job");
+    let spans = exported(&collector.calls(1).await);
+    let told = &receiver.calls(1).await[0];
+    let id = told.header("traceparent")[36..52].to_owned();
+    let call = spans.iter().find(|span| hex(&span.span_id) == id).expect("the span was exported");
+    assert_eq!((call.name.as_str(), call.kind()), ("POST", SpanKind::Client));
+    let of = |key| attribute(&call.attributes, key);
+    assert_eq!(of("server.address"), Some(Value::StringValue("127.0.0.1".to_owned())));
+    assert_eq!(of("http.response.status_code"), Some(Value::IntValue(403)));
+    let job = spans.iter().find(|span| span.span_id == call.parent_span_id).expect("a parent");
+    assert_eq!(job.name, "webhook");
+    assert!(failed(call) && failed(job), "{call:?} of {job:?}");
 }
 
 #[tokio::test]
@@ -92,8 +102,9 @@ async fn caller_that_does_not_sample_is_followed() {
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-00"))).await;
     app.create("a").await;
     assert_eq!(app.stop().await.code, Some(0));
-    let sent = exported(&collector.calls(1).await);
-    assert!(holds(&sent, b"POST /v1/tasks") && !holds(&sent, &unhex(TRACE)));
+    let spans = exported(&collector.calls(1).await);
+    assert!(spans.iter().all(|span| hex(&span.trace_id) != TRACE), "{spans:?}");
+    named(&spans, "POST /v1/tasks");
 }
 
 #[tokio::test]
@@ -116,8 +127,8 @@ async fn what_is_not_sampled_makes_no_spans() {
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
     assert!(!app.metrics().await.contains("spans_ended_total 0\n"), "that of a caller who samples");
     app.stop().await;
-    let sent = exported(&collector.calls(1).await);
-    assert!(holds(&sent, env!("CARGO_PKG_NAME").as_bytes()), "it has its own name where it is given none");
+    let name = of_the_service(&collector.calls(1).await, "service.name");
+    assert_eq!(name, Some(Value::StringValue(env!("CARGO_PKG_NAME").to_owned())), "it was given none");
 }
 
 #[tokio::test]
@@ -188,7 +199,7 @@ async fn flush_in_which_some_spans_are_refused_is_no_success() {
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str());
     let patient = ("APP__SHUTDOWN__FLUSH_TIMEOUT", "10s");
     let mut app = TestApp::spawn(&[endpoint, one_by_one, patient, ("APP__OTLP__SAMPLE_RATIO", "1.0")]).await;
-    for _ in 0..200 {
+    for _ in 0..40 {
         assert_eq!(app.get("/v1/tasks").await.status, 200);
     }
     app.process.signal(Signal::TERM);
@@ -196,7 +207,7 @@ async fn flush_in_which_some_spans_are_refused_is_no_success() {
     // Closing what is left comes before the flush and may take a second.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     collector.answers(400);
-    collector.calls(100).await;
+    collector.calls(20).await;
     collector.answers(200);
     let ended = app.process.ended().await;
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
@@ -262,21 +273,38 @@ async fn query_that_is_given_up_is_an_error_in_its_trace() {
     let impatient = app.request(Method::GET, "/v1/tasks").timeout(Duration::from_millis(300));
     impatient.send().await.expect_err("nobody answers");
     assert_eq!(app.stop().await.code, Some(0));
-    let sent = exported(&collector.calls(1).await);
-    assert!(holds(&sent, b"list_tasks") && holds(&sent, &ERROR), "no error");
+    let spans = exported(&collector.calls(1).await);
+    assert!(failed(named(&spans, "list_tasks")), "{spans:?}");
 }
 
 //@ end
 /// Everything that a collector was sent.
-fn exported(calls: &[Call]) -> Vec<u8> {
-    calls.iter().flat_map(|call| call.body.to_vec()).collect()
+fn requests(calls: &[Call]) -> impl Iterator<Item = ResourceSpans> {
+    let decoded = calls.iter().map(|call| ExportTraceServiceRequest::decode(call.body.clone()));
+    decoded.flat_map(|request| request.expect("an export").resource_spans)
 }
 
-fn holds(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
+fn exported(calls: &[Call]) -> Vec<Span> {
+    requests(calls).flat_map(|it| it.scope_spans).flat_map(|it| it.spans).collect()
 }
 
-fn unhex(text: &str) -> Vec<u8> {
-    let digits = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
-    digits.collect::<Result<_, _>>().expect("hexadecimal digits")
+/// An attribute of the resource, which is the service.
+fn of_the_service(calls: &[Call], key: &str) -> Option<Value> {
+    attribute(&requests(calls).next()?.resource?.attributes, key)
+}
+
+fn attribute(attributes: &[KeyValue], key: &str) -> Option<Value> {
+    attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value
+}
+
+fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+    spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no {name} in {spans:?}"))
+}
+
+fn failed(span: &Span) -> bool {
+    span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error)
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
