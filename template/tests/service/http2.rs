@@ -75,6 +75,9 @@ impl Connection {
         let settings = connection.frame().await.expect("a frame");
         assert_eq!((settings.kind, settings.flags), (SETTINGS, 0), "{settings:?}");
         assert!(settings.payload.chunks(6).any(|one| one == MAX_CONCURRENT_STREAMS), "{settings:?}");
+        // The service sends its own preface first, and closes without a GOAWAY until it has read the client's.
+        let acknowledged = connection.frame_of(SETTINGS).await.expect("a frame");
+        assert_eq!(acknowledged.flags, ACK, "{acknowledged:?}");
         connection
     }
 
