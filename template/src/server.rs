@@ -50,7 +50,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Concurrent requests per HTTP/2 connection, each with a response in memory: the least that RFC 9113 (5.1.2) advises.
 const MAX_STREAMS: u32 = 100;
-/// Bytes of a response handed on at a time: HTTP/2 would buffer what the client does not take, out of our sight.
+/// Bytes of a response handed on at a time: HTTP/2 takes the next only when these are being written.
 const SLICE: usize = 16 * 1024;
 /// In bytes: the largest HTTP/1 request head, and the most that is read at once.
 const MAX_HEAD: usize = 96 * 1024;
@@ -231,7 +231,10 @@ fn protocols(first: &[u8], limits: Limits) -> Builder<TokioExecutor> {
     // `Activity` sets the deadlines: hyper's own can't tell an idle connection from a half-sent head.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(limits.idle / 2);
-    builder.http2().max_concurrent_streams(MAX_STREAMS);
+    // While a client stalls, the ping waits behind what it has not taken.
+    builder.http2().keep_alive_timeout(limits.stalled_write.max(Duration::from_secs(20)));
+    // Otherwise it would buffer 400 KB per response, out of our sight.
+    builder.http2().max_concurrent_streams(MAX_STREAMS).max_send_buf_size(1);
     // The builder could detect the protocol itself, but passes on the bytes it read for that as a read of their own.
     // hyper would then grow its buffer, and keep 16 KiB per connection instead of 8.
     if PREFACE.starts_with(first) { builder } else { builder.http1_only() }
@@ -264,7 +267,12 @@ fn outgoing(
 /// once the client has taken everything before it, and drops the body only then.
 fn sliced(body: Body) -> Body {
     let slices = |mut frame: Bytes| {
-        let next = move || (!frame.is_empty()).then(|| frame.split_to((frame.len() - 1).clamp(1, SLICE)));
+        let next = move || match frame.len() {
+            0 => None,
+            // Copied: it is written last, and would keep the whole body in memory until then.
+            1 => Some(Bytes::copy_from_slice(&frame.split_to(1))),
+            length => Some(frame.split_to((length - 1).min(SLICE))),
+        };
         stream::iter(iter::from_fn(next)).map(Ok::<_, axum::Error>)
     };
     Body::from_stream(body.into_data_stream().map_ok(slices).try_flatten())

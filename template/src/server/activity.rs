@@ -22,7 +22,9 @@ use super::response_budget::Permits;
 use super::{BodyGuard, InFlight, Limits};
 
 const RECHECK: Duration = Duration::from_secs(1);
-/// How long a client may go on sending a body after its response, before the connection is closed on it.
+/// How long a client that was told to go may take for that, or less if it may stall for less.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// How long a client may go on sending after its response, before the connection is closed on it.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// The state of one connection, shared by its stream, its service and its watcher.
@@ -64,8 +66,8 @@ struct State {
     permits: Vec<Permits>,
 }
 
-/// What is left of a request body after its response. It is read and discarded: if we closed the connection with
-/// data unread, the kernel would send a reset, which may overtake the response.
+/// What the client may yet send after its response. It is read and discarded: if we closed the connection with data
+/// unread, the kernel would send a reset, which may overtake the response.
 #[derive(Debug, Default)]
 enum BodyState {
     #[default]
@@ -159,7 +161,12 @@ pub(super) enum Deadline {
 impl State {
     fn deadline(&mut self, Shared { limits, .. }: &Shared, now: Instant) -> (Instant, Deadline) {
         if let BodyState::Awaited(since) = self.body {
-            (since + if self.closing { Duration::ZERO } else { LINGER }, Deadline::Lingering)
+            let limit = match (self.multiplexed, self.closing) {
+                (true, _) => limits.stalled_write.min(CLOSE_WAIT),
+                (false, true) => Duration::ZERO,
+                (false, false) => LINGER,
+            };
+            (since + limit, Deadline::Lingering)
         } else if let Some(since) = self.stalled_since {
             (since + limits.stalled_write, Deadline::StalledWrite)
         } else if let Some(since) = self.untaken.values().min() {
@@ -170,7 +177,7 @@ impl State {
         } else {
             let limit = if self.awaited == Deadline::Idle { limits.idle } else { limits.header_read };
             // The client was told to go: a live one reacts in this time, and takes what it was sent.
-            let limit = if self.closing { limit.min(limits.stalled_write) } else { limit };
+            let limit = if self.closing { limit.min(limits.stalled_write).min(CLOSE_WAIT) } else { limit };
             (*self.since.get_or_insert(now) + limit, self.awaited)
         }
     }
@@ -299,7 +306,9 @@ impl AsyncWrite for TrackedStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         let mut lingers = self.activity.update(|state| {
-            if let BodyState::Unread = state.body {
+            // While an HTTP/2 client that was told to go takes its last response, it sends frames of the connection.
+            let sends = matches!(state.body, BodyState::Unread) || state.multiplexed && state.closing;
+            if sends && !matches!(state.body, BodyState::Awaited(_)) {
                 state.body = BodyState::Awaited(Instant::now());
             }
             matches!(state.body, BodyState::Awaited(_))

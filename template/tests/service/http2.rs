@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::app::{TestApp, eventually};
@@ -21,6 +21,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const METHOD_GET: u8 = 0x82;
@@ -69,7 +70,22 @@ struct Connection(TcpStream);
 
 impl Connection {
     async fn open(app: &TestApp) -> Self {
-        let mut connection = Self(TcpStream::connect(app.address).await.expect("a connection"));
+        Self::over(TcpStream::connect(app.address).await.expect("a connection")).await
+    }
+
+    /// Opens one whose client takes little at a time, although its windows admit everything.
+    async fn open_slow(app: &TestApp) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(16 * 1024).expect("a small buffer");
+        let mut connection = Self::over(socket.connect(app.address).await.expect("a connection")).await;
+        let wide = encode(SETTINGS, 0, 0, &LARGEST_INITIAL_WINDOW);
+        let more = encode(WINDOW_UPDATE, 0, 0, &(0x7fff_ffff_u32 - 0xffff).to_be_bytes());
+        connection.send(&[wide, more].concat()).await;
+        connection
+    }
+
+    async fn over(stream: TcpStream) -> Self {
+        let mut connection = Self(stream);
         let opening = [PREFACE, &encode(SETTINGS, 0, 0, &[]), &encode(SETTINGS, ACK, 0, &[])].concat();
         connection.0.write_all(&opening).await.expect("the service takes the preface");
         let settings = connection.frame().await.expect("a frame");
@@ -145,6 +161,8 @@ const MAX_CONCURRENT_STREAMS: [u8; 6] = [0, 3, 0, 0, 0, 100];
 const NO_INITIAL_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
 /// The same setting, with the value 1.
 const SMALLEST_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 1];
+/// The same setting, with its largest value.
+const LARGEST_INITIAL_WINDOW: [u8; 6] = [0, 4, 0x7f, 0xff, 0xff, 0xff];
 
 /// `:status: 200` in the static table, and `:status: 400`.
 const OK: u8 = 0x88;
@@ -311,14 +329,63 @@ async fn client_that_heeds_no_goodbye_can_not_hold_up_the_exit() {
     assert!(deaf.frame_of(GOAWAY).await.is_some(), "it was told");
 }
 
+/// Creates tasks that take 200 KB when they are listed.
+async fn create_long_tasks(app: &TestApp) {
+    for _ in 0..20 {
+        app.post("/v1/tasks", &json!({ "title": "long", "description": "x".repeat(10_000) })).await;
+    }
+}
+
+/// Otherwise their memory would be given to others, and a drain would not wait for them.
+#[tokio::test]
+async fn answers_are_in_flight_until_a_client_with_wide_windows_has_taken_them() {
+    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "60s")]).await;
+    create_long_tasks(&app).await;
+    let mut greedy = Connection::open_slow(&app).await;
+    let requests = (0..100).map(|number| request(2 * number + 1, "/v1/tasks?limit=20"));
+    greedy.send(&requests.collect::<Vec<_>>().concat()).await;
+    // Frames of all of them come in turns, so none is at its end yet.
+    for _ in 0..50 {
+        assert!(greedy.frame_of(DATA).await.is_some(), "the answers come");
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let in_flight = app.sample("http_requests_in_flight").await;
+    assert!(in_flight >= Some(50.0), "{in_flight:?}");
+}
+
+#[tokio::test]
+async fn last_answer_before_the_exit_is_taken_whole() {
+    let app = TestApp::spawn(&[]).await;
+    create_long_tasks(&app).await;
+    let mut slow = Connection::open_slow(&app).await;
+    assert_eq!(slow.get(1, "/health").await, Some(OK));
+    app.process.signal(Signal::TERM);
+    slow.frame_of(GOAWAY).await.expect("it is told to go");
+    let ping = slow.frame_of(PING).await.expect("it is asked whether it knows");
+    let last = [request(3, "/v1/tasks?limit=20"), encode(PING, ACK, 0, &ping.payload)].concat();
+    slow.send(&last).await;
+    loop {
+        let frame = slow.frame().await.expect("it is taken to its end");
+        if (frame.kind, frame.stream) == (DATA, 3) && frame.flags & END_STREAM != 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        slow.try_send(&encode(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())).await;
+    }
+    drop(slow);
+    assert_eq!(app.process.ended().await.code, Some(0));
+}
+
 #[tokio::test]
 async fn client_that_says_nothing_does_not_cut_the_drain_short() {
-    let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "300ms")]).await;
-    let mut silent = Connection::open(&app).await;
-    assert_eq!(silent.get(1, "/health").await, Some(OK));
-    let ended = app.stop().await;
-    assert_eq!(ended.code, Some(0), "{ended:#?}");
-    drop(silent);
+    for timeout in ["300ms", "60s"] {
+        let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", timeout)]).await;
+        let mut silent = Connection::open(&app).await;
+        assert_eq!(silent.get(1, "/health").await, Some(OK));
+        let ended = app.stop().await;
+        assert_eq!(ended.code, Some(0), "{timeout}: {ended:#?}");
+        drop(silent);
+    }
 }
 
 #[tokio::test]
