@@ -1,5 +1,6 @@
 //! A read-through cache of tasks: concurrent misses share one load, and no replica serves what its own write replaced.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use garde::Validate;
 use metrics::{Counter, counter};
 use serde::Deserialize;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::value::{between, millis};
@@ -15,6 +17,7 @@ use crate::health::Check;
 //@ end
 use crate::store::{Error, Store};
 use crate::task::{Rendered, Task};
+use crate::telemetry::context::Context;
 
 //@ if redis
 pub mod connection;
@@ -95,9 +98,17 @@ impl Cache {
     async fn reload(&self, id: Uuid, count: u64, store: &Store) -> Result<Rendered, Arc<Error>> {
         // Three rounds at most: the cached entry may be stale, and the load in flight, but not the load after that.
         loop {
-            // Boxed by the caller that loads, so that those that wait for it don't carry its size.
-            let load = async { Box::pin(self.load(id, store)).await };
-            let entry = self.memory.try_get_with(id, load).await?;
+            let (cache, store) = (self.clone(), store.clone());
+            // In a task, so that it ends although its caller leaves: otherwise it is passed on to the next that waits, and
+            // moka panics when 200 have left.
+            let load = async move {
+                // Boxed by the caller that loads, so that those that wait for it don't carry its size.
+                let load = async { Box::pin(cache.load(id, &store)).await };
+                cache.memory.try_get_with(id, load).await
+            };
+            let load = Context::current().unwrap_or_default().scope(load).in_current_span();
+            let entry =
+                tokio::spawn(load).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))?;
             if entry.writes >= count {
                 return Ok(entry.task);
             }
@@ -161,8 +172,9 @@ impl Cache {
     /// Runs forever: invalidates what other replicas change.
     pub async fn follow(self) {
         let listen = async {
+            let mut told = false;
             loop {
-                self.shared.follow(&self).await;
+                self.shared.follow(&self, &mut told).await;
                 tokio::time::sleep(shared::RECONNECT).await;
             }
         };

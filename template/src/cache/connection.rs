@@ -11,8 +11,7 @@ use metrics::histogram;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, PubSub};
 use redis::{
-    AsyncCommands, Client, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
-    ServerErrorKind,
+    AsyncCommands, Client, ErrorKind, FromRedisValue, RedisResult, ScriptInvocation, ServerErrorKind,
 };
 use scopeguard::defer;
 use secrecy::{ExposeSecret, SecretString};
@@ -119,13 +118,13 @@ impl Redis {
     }
 
     /// A connection of its own that receives what is published on `channel`.
-    pub(super) async fn subscribe(&self, channel: &str) -> Option<PubSub> {
+    pub(super) async fn subscribe(&self, channel: &str) -> RedisResult<PubSub> {
         let subscription = async {
             let mut subscription = self.client.get_async_pubsub().await?;
             subscription.subscribe(self.key(channel)).await?;
-            Ok::<_, RedisError>(subscription)
+            Ok(subscription)
         };
-        timeout(COOLDOWN, subscription).await.ok()?.ok()
+        timeout(COOLDOWN, subscription).await.unwrap_or_else(|_| Err((ErrorKind::Io, "timed out").into()))
     }
 
     /// `None` during a pause.
@@ -177,6 +176,8 @@ fn lazy(client: &Client, timeout: Duration) -> anyhow::Result<ConnectionManager>
 
 #[cfg(test)]
 mod tests {
+    use redis::RedisError;
+
     use super::*;
 
     impl Redis {

@@ -1,5 +1,6 @@
 //! The cache tier that replicas share, in Redis.
 
+use std::mem::replace;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use metrics::counter;
 use parking_lot::Mutex;
 use redis::Script;
 use tokio::time::timeout;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::Cache;
@@ -149,9 +151,19 @@ impl Shared {
         }
     }
 
-    /// Invalidates in `cache` each task that another replica has written, until the connection breaks.
-    pub(super) async fn follow(&self, cache: &Cache) {
-        let Some(subscription) = self.redis.subscribe(CHANGES).await else { return };
+    /// Invalidates in `cache` each task that another replica has written, until the connection breaks. Logs why it can't,
+    /// unless this was `told` before.
+    pub(super) async fn follow(&self, cache: &Cache, told: &mut bool) {
+        let subscription = match self.redis.subscribe(CHANGES).await {
+            Ok(subscription) => subscription,
+            Err(reason) => {
+                if !replace(told, true) {
+                    warn!(%reason, category = "unavailable", "cache.follow_failed");
+                }
+                return;
+            }
+        };
+        *told = false;
         // Changes may have been missed while there was no connection, up to this moment.
         cache.invalidate_all();
         let (mut peer, mut messages) = subscription.split();
@@ -181,7 +193,8 @@ impl Shared {
 
     /// How long an entry is kept, in milliseconds, with jitter: entries stored together don't expire together.
     fn lifetime(&self) -> String {
-        self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().to_string()
+        // At least 1: Redis refuses to store for no time at all.
+        self.ttl.mul_f64(0.9 + 0.2 * fastrand::f64()).as_millis().max(1).to_string()
     }
 
     fn key(&self, id: Uuid) -> String {
@@ -201,4 +214,17 @@ fn believed(found: &str, min_version: i64) -> Option<Rendered> {
 /// Unique, so that a replaced mark is not mistaken for the one that replaced it.
 fn mark() -> String {
     Uuid::now_v7().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Redis refuses a lifetime of 0, and with it the message to other replicas.
+    #[tokio::test]
+    async fn shortest_lifetime_is_a_millisecond() {
+        let ttl = Duration::from_millis(1);
+        let shared = Shared { redis: Redis::nowhere(), missed: Arc::default(), ttl };
+        assert!((0..100).all(|_| shared.lifetime() == "1"));
+    }
 }

@@ -347,6 +347,22 @@ async fn slow_query_is_logged_by_name_without_its_values() {
     assert!(!told.to_string().contains("canary"), "{told}");
 }
 
+/// Otherwise each would pass the load on to the next, which begins it again, and the cache panics after 200 of them.
+#[tokio::test]
+async fn load_of_a_task_goes_on_although_those_that_wait_for_it_leave() {
+    let app = TestApp::spawn(&[]).await;
+    let path = path_of(&app.create("a").await);
+    let lock = app.process.database().lock("tasks").await;
+    let impatient = (0..20).map(|number| {
+        let patience = Duration::from_millis(300 + 30 * number);
+        app.request(Method::GET, &path).timeout(patience).send()
+    });
+    assert!(join_all(impatient).await.iter().all(Result::is_err), "nobody is answered");
+    lock.close().await.expect("the lock is given back");
+    assert_eq!(app.get(&path).await.status, 200);
+    assert_eq!(app.sample("db_query_duration_seconds_count{query=\"get_task\"}").await, Some(1.0));
+}
+
 /// Otherwise a database that blocks would look idle to whoever looks for the cause.
 #[tokio::test]
 async fn what_is_given_up_with_its_request_is_measured() {

@@ -142,6 +142,26 @@ async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
     acl(&["DELUSER", &name]).await;
 }
 
+#[tokio::test]
+async fn redis_that_lets_nobody_subscribe_is_told_once() {
+    let mut connection = connected().await;
+    let name = format!("test-{}", uuid::Uuid::now_v7());
+    let mut acl = async |arguments: &[&str]| {
+        redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
+    };
+    acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", "-subscribe"]).await;
+    let mut app = TestApp::spawn(&[("REDIS_URL", &as_user(&name, "secret"))]).await;
+    let told = app.process.event("cache.follow_failed").await;
+    assert!(told["reason"].as_str().is_some_and(|reason| reason.contains("subscribe")), "{told}");
+    // Long enough for it to be tried again.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let path = path_of(&app.create("a").await);
+    assert_eq!(app.get(&path).await.json()["title"], "a");
+    let ended = app.stop().await;
+    assert_eq!(ended.names().iter().filter(|name| *name == "cache.follow_failed").count(), 1, "{ended:#?}");
+    acl(&["DELUSER", &name]).await;
+}
+
 /// Waits until requests go to Redis again.
 async fn wait_until_breaker_closes(app: &TestApp) {
     let read = async || {
