@@ -140,8 +140,6 @@ impl Shared {
     /// `None` if Redis does not answer.
     async fn ask(&self, limiters: &[Limiter], client: IpAddr, waiting: usize, wanted: u32) -> Option<Reply> {
         let mut script = TAKE.prepare_invoke();
-        // At least 1: the script divides by it.
-        let micros = |limiter: &Limiter, requests| limiter.time_for(requests).as_micros().max(1);
         for limiter @ Limiter { name, per_second, burst, .. } in limiters {
             // The key includes rate and burst: what was stored under other settings would be misread.
             let budget = format!("rate:{name}:{per_second}:{burst}:{}", limiter.budget_key(client));
@@ -165,9 +163,16 @@ impl Shared {
     }
 }
 
+/// How long the rate takes to allow `requests`, in microseconds: rounded up, or a large rate would be exceeded, and at
+/// least 1, since the script divides by it.
+fn micros(limiter: &Limiter, requests: u32) -> u128 {
+    limiter.time_for(requests).as_nanos().div_ceil(1000).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::num::NonZeroU32;
 
     use super::*;
 
@@ -185,5 +190,14 @@ mod tests {
         shared.with_batch(key, |batch| batch.until = Some(Instant::now()));
         shared.forget_idle();
         assert!(shared.batches.lock().is_empty());
+    }
+
+    #[test]
+    fn no_rate_is_rounded_up() {
+        let micros_at = |per_second| {
+            let rate = NonZeroU32::new(per_second).expect("not zero");
+            micros(&Limiter::new("global", rate, NonZeroU32::MIN, false), 1)
+        };
+        assert_eq!([1, 175_000, 600_000, u32::MAX].map(micros_at), [1_000_000, 6, 2, 1]);
     }
 }
