@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::future::try_join;
 use sqlx::{Connection, Executor, PgConnection};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Store;
 
@@ -41,6 +41,15 @@ impl Store {
         migrator.set_ignore_missing(true).set_locking(false);
         migrator.run(&mut connection).await?;
         turn.rollback().await?;
+        // Left by a build CONCURRENTLY that was cut off: nothing uses it, but the next attempt takes it for the index.
+        let invalid = sqlx::query_scalar!(
+            r#"SELECT indexrelid::regclass::text AS "index!" FROM pg_index WHERE NOT indisvalid AND indrelid IN
+            (SELECT pg_class.oid FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE nspname = current_schema())"#
+        );
+        for index in invalid.fetch_all(&mut connection).await? {
+            warn!(index, category = "internal", "schema.index_invalid");
+        }
         info!(version = migrator.iter().map(|migration| migration.version).max(), "schema.current");
         Ok(())
     }

@@ -78,6 +78,21 @@ async fn replicas_that_start_together_migrate_once_and_share_their_tasks() {
     }
 }
 
+/// The next attempt finds an index of that name, so nothing else would tell.
+#[tokio::test]
+async fn index_whose_build_was_cut_off_is_told() {
+    let database = Database::create().await;
+    let start = async || TestApp::spawn(&[("DATABASE_URL", &database.url)]).await;
+    let app = start().await;
+    app.create("a").await;
+    app.create("a").await;
+    let build = "CREATE UNIQUE INDEX CONCURRENTLY unbuilt ON tasks (title)";
+    database.connect().await.execute(build).await.expect_err("two tasks have this title");
+    let mut next = start().await;
+    let told = next.process.event("schema.index_invalid").await;
+    assert_eq!(told["index"], "unbuilt");
+}
+
 #[tokio::test]
 async fn release_goes_on_while_later_ones_expand_and_contract_the_schema() {
     let (database, receiver) = (Database::create().await, Receiver::start().await);
