@@ -30,8 +30,8 @@ use crate::webhook::Webhook;
 
 /// Connections to the admin listener, which serves probes and scrapes, not the public.
 const ADMIN_CONNECTIONS: usize = 100;
-/// How long one of them may stay idle. A client that holds them all must not make probes fail.
-const ADMIN_IDLE: Duration = Duration::from_secs(5);
+/// How long one of them may wait for its client. One that holds them all must not make probes fail.
+const ADMIN_WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
@@ -230,7 +230,8 @@ impl Service {
         let limits = config.http.limits();
         let serving = server::serve(public, api, limits, service.in_flight.clone(), service.public.clone());
         running.spawn(serving.map(|()| "public listener"));
-        let limits = Limits { max_connections: ADMIN_CONNECTIONS, idle: ADMIN_IDLE, ..limits };
+        let (max_connections, wait) = (ADMIN_CONNECTIONS, ADMIN_WAIT);
+        let limits = Limits { header_read: wait, idle: wait, stalled_write: wait, max_connections };
         let serving = server::serve(admin, pages, limits, InFlight::default(), service.admin.clone());
         running.spawn(serving.map(|()| "admin listener"));
         let (runner, stop, ready) = (service.runner.clone(), service.jobs.clone(), service.lifecycle.clone());
@@ -269,6 +270,11 @@ impl Service {
         // Load balancers need a moment to notice; until then new requests are still served.
         tokio::time::sleep(config.shutdown.grace_delay).await;
         let deadline = Instant::now() + config.shutdown.drain_timeout;
+        //@ if postgres
+        // A run that starts after this might not finish in time, so its job is left to another replica.
+        let (late, stop_claiming) = (deadline - config.webhook.timeout, self.jobs.stop_claiming.clone());
+        tokio::spawn(tokio::time::sleep_until(late).map(move |()| stop_claiming.cancel()));
+        //@ end
         // Jobs come last: requests, and writes whose clients have disconnected, may still queue some.
         let ended = async {
             self.public.drain.cancel();
@@ -279,12 +285,6 @@ impl Service {
             self.writes.close();
             self.writes.wait().await;
             self.jobs.drain.cancel();
-            //@ if postgres
-            // A run that starts after this might not finish in time, so its job is left to another replica.
-            let late = deadline - config.webhook.timeout;
-            let _ = timeout_at(late, self.jobs.ended.cancelled()).await;
-            self.jobs.stop_claiming.cancel();
-            //@ end
             self.jobs.ended.cancelled().await;
         };
         let finished = timeout_at(deadline, ended).await.is_ok();
@@ -309,6 +309,8 @@ impl Service {
             stop.drain.cancel();
             stop.abort.cancel();
         }
+        // Of a process that was never ready, none has run.
+        self.runner.abandon();
         let closed = async {
             // Requests that were cut off are logged when they are dropped: wait for that.
             self.public.ended.cancelled().await;

@@ -40,6 +40,28 @@ fn is_signed(call: &Call) -> bool {
     signature.is_some_and(|signature| hmac::verify(&key, &message, &signature).is_ok())
 }
 
+//@ if postgres
+#[tokio::test]
+async fn job_that_might_not_end_before_the_deadline_is_not_started_however_long_requests_take() {
+    let receiver = Receiver::start().await;
+    receiver.answers(500);
+    let limits = [
+        ("APP__SHUTDOWN__DRAIN_TIMEOUT", "4s"),
+        ("APP__WEBHOOK__TIMEOUT", "4s"),
+        ("APP__HTTP__REQUEST_TIMEOUT", "3s"),
+    ];
+    let mut app = calling(&receiver.url, &limits).await;
+    app.complete(&app.create("a").await).await;
+    let mut slow = app.connect().await;
+    slow.send("POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{")
+        .await;
+    // The next attempt is due while that request is waited for.
+    app.process.event("job.retry").await;
+    let ended = app.stop().await;
+    assert_eq!((ended.code, receiver.calls(1).await.len()), (Some(0), 1), "{ended:#?}");
+}
+
+//@ end
 #[tokio::test]
 async fn completed_task_is_announced_once_with_id_time_signature_and_trace() {
     let receiver = Receiver::start().await;
