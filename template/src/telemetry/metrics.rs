@@ -98,7 +98,7 @@ fn describe() {
     //@ end
     //@ if otlp
     describe_counter!("spans_ended_total", "Sampled spans that have ended");
-    describe_counter!("spans_exported_total", "Spans accepted by the collector");
+    describe_counter!("spans_exported_total", "Spans in batches that the collector answered with success");
     //@ end
     //@ if rate_limit
     describe_counter!("rate_limited_total", "Requests refused, by policy");

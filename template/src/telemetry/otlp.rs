@@ -108,7 +108,7 @@ impl<S: Subscriber> Layer<S> for Ended {
     }
 }
 
-/// Counts spans that the collector has accepted.
+/// Counts spans in batches that the collector answered with success.
 #[derive(Debug)]
 struct CountingExporter {
     exporter: opentelemetry_otlp::SpanExporter,
