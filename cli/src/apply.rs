@@ -5,7 +5,7 @@
 //! lock on the index, which is held all the while, keeps everyone else from building on half a change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -329,7 +329,10 @@ fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &St
         let git = service.git.with_index(&staging.folder.join("index"));
         let lines: Vec<u8> = there().flat_map(|(path, entry)| tree::index_line(path, entry, 0)).collect();
         git.feed(&["update-index", "-z", "--index-info"], &lines)?;
-        git.run(&["checkout-index", "--all", "--quiet", &format!("--prefix={}/", new.display())])?;
+        let mut prefix = OsString::from("--prefix=");
+        // With a slash at the end: otherwise git takes it for the beginning of the files' names.
+        prefix.push(new.join(""));
+        git.run(&["checkout-index".as_ref(), "--all".as_ref(), "--quiet".as_ref(), &*prefix])?;
         for (path, _) in there() {
             fs::symlink_metadata(new.join(path))
                 .with_context(|| format!("{} was not written", path.display()))?;
@@ -354,8 +357,8 @@ fn stage(service: &Service, merged: &Merged, changes: &Changes<'_>, staging: &St
 /// Fails when a file that is to be replaced or removed is not as committed, or anything is staged: someone saved,
 /// staged or committed it while we worked, or git was told to ignore changes to it.
 fn unchanged(service: &Service, leaving: &BTreeSet<&Path>, staging: &Staging) -> Result<()> {
-    let head = format!("HEAD:{}", service.prefix.display());
-    if service.git.line(&["rev-parse", &head])? != service.tree {
+    let head = service::head(&service.prefix);
+    if service.git.line(&["rev-parse".as_ref(), &*head])? != service.tree {
         bail!("something was committed or checked out meanwhile: run this again");
     }
     let staged = service.git.run(&["diff-index", "--cached", "--name-only", "-z", "HEAD"])?;

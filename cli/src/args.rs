@@ -66,8 +66,9 @@ pub struct Template {
 
 #[derive(clap::Args)]
 pub struct From {
-    /// The branch or tag of the template that this service was generated from, if that was not a release
-    #[arg(long, value_name = "BRANCH|TAG")]
+    /// The branch or tag of the template that this service was generated from, if that was not a release; the full id
+    /// of the commit, if the branch has another version by now
+    #[arg(long, value_name = "BRANCH|TAG|COMMIT")]
     pub from: Option<String>,
 }
 

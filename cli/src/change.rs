@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use semver::Version;
 use tempfile::TempDir;
 
@@ -85,11 +85,26 @@ fn open(service: &Service, common: &Common) -> Result<Template> {
     Template::open(common.template.template.as_deref(), service.record.template.as_deref())
 }
 
-/// The state that the service records. Fails when its owners wrote invalid answers there.
+/// The state that the service records. Fails when its owners wrote invalid answers there, or `from` is another version.
 pub fn recorded(service: &Service, template: &Template, from: Option<&str>) -> Result<State> {
+    let version = &service.record.version;
     let template = match from {
-        Some(revision) => template.checkout_revision(revision)?,
-        None => template.recorded(&service.record.version)?,
+        Some(revision) => {
+            let checkout = template.checkout_revision(revision)?;
+            let cure = if template.versions().contains(&version) {
+                "leave out --from"
+            } else {
+                "name the commit that the service was generated from: --from COMMIT, with its full id"
+            };
+            // The branch may have gone on, and what it changed since then would be missing from the merge.
+            ensure!(
+                checkout.version == *version,
+                "{revision} is version {} of the template, but {FILE} records {version}: {cure}",
+                checkout.version
+            );
+            checkout
+        }
+        None => template.recorded(version)?,
     };
     let answers = service.record.answers.clone();
     template.accepts(&answers).context(FILE)?;

@@ -1,12 +1,16 @@
 //! Generates a service with the installed cargo-generate, so that the result is what cargo-generate itself makes.
 
+use std::collections::BTreeSet;
 use std::env;
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::record::Answers;
+use crate::say::complain;
 use crate::signals;
 use crate::template::Checkout;
 
@@ -46,11 +50,27 @@ pub fn interactive(template: &Checkout, name: &str, answers: &Answers, silent: b
     if silent {
         command.arg("--silent");
     }
+    let before = namesakes(name);
     let done = command.status().context(INSTALL_HINT)?.success();
     if !done {
+        // cargo-generate makes the folder before it asks, and would refuse it the next time. This only removes an empty
+        // one.
+        for made in namesakes(name).difference(&before) {
+            if fs::remove_dir(made).is_ok() {
+                complain!("slipway: the empty folder {} is removed again", made.display());
+            }
+        }
         signals::check()?;
     }
     Ok(done)
+}
+
+/// What is in the current folder under `name`, in any case and with any separators: cargo-generate changes both.
+fn namesakes(name: &str) -> BTreeSet<OsString> {
+    let letters = |name: &str| name.replace(|letter: char| !letter.is_alphanumeric(), "").to_lowercase();
+    let entries = fs::read_dir(".").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name());
+    names.filter(|other| other.to_str().map(letters) == Some(letters(name))).collect()
 }
 
 fn command(template: &Checkout, name: &str) -> Command {

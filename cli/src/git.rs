@@ -1,6 +1,6 @@
 //! Running git.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -57,17 +57,17 @@ impl Git {
     }
 
     /// Runs git and returns its standard output.
-    pub fn run(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+    pub fn run(&self, arguments: &[impl AsRef<OsStr>]) -> Result<Vec<u8>> {
         self.feed(arguments, &[])
     }
 
     /// Like [`Self::run`], for output of one line.
-    pub fn line(&self, arguments: &[&str]) -> Result<String> {
+    pub fn line(&self, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
         Ok(String::from_utf8_lossy(&self.run(arguments)?).trim_end().to_owned())
     }
 
     /// Like [`Self::run`], with `input` on its standard input.
-    pub fn feed(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+    pub fn feed(&self, arguments: &[impl AsRef<OsStr>], input: &[u8]) -> Result<Vec<u8>> {
         let output = self.output(arguments, input)?;
         if !output.status.success() {
             let said = error_summary(&output.stderr);
@@ -88,7 +88,7 @@ impl Git {
     }
 
     /// Runs git and returns its output and status, whether it succeeded or not.
-    pub fn output(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+    pub fn output(&self, arguments: &[impl AsRef<OsStr>], input: &[u8]) -> Result<Output> {
         let mut command = Command::new("git");
         // We parse the output, so the user's colour settings must not apply.
         command.args(["-c", "color.ui=false"]).args(arguments).current_dir(&self.folder);
@@ -147,10 +147,10 @@ pub fn new_enough() -> Result<()> {
     Ok(())
 }
 
-fn verb<'a>(arguments: &[&'a str]) -> &'a str {
-    let mut words = arguments.iter();
+fn verb(arguments: &[impl AsRef<OsStr>]) -> &str {
+    let mut words = arguments.iter().filter_map(|word| word.as_ref().to_str());
     while let Some(word) = words.next() {
-        match *word {
+        match word {
             "-c" => drop(words.next()),
             word if word.starts_with('-') => {}
             word => return word,

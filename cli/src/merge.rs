@@ -87,8 +87,8 @@ pub fn merge(service: &Service, sides: &Sides<'_>) -> Result<Merged> {
     let scratch = Scratch::new(service)?;
     let git = &scratch.git;
     endings::follow(git, service, &[sides.recorded, sides.wanted])?;
-    let recorded = tree::import(git, sides.recorded)?;
-    let mut wanted = tree::import(git, sides.wanted)?;
+    let (mut recorded, mut wanted) = (tree::import(git, sides.recorded)?, tree::import(git, sides.wanted)?);
+    migrations::follow(&service.files, &mut recorded, &mut wanted);
     let mut notes = migrations::renumber(&service.files, &recorded, &mut wanted);
     notes.extend(policy::drop_removed_example(sides.ownership, &service.files, &recorded, &mut wanted));
 

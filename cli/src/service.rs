@@ -1,8 +1,10 @@
 //! The service that we run in, and whether it is ready to be changed.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -49,27 +51,24 @@ impl Service {
         let git = Git::at(&here);
         let said = git.output(&["rev-parse", "--show-toplevel"], &[])?;
         if !said.status.success() {
-            bail!(
-                "{} is not in a git work tree, and slipway merges with git: run it inside a service; if there is no \
-                 repository yet, first run `git init`, `git add .` and `git commit` ({})",
-                here.display(),
-                crate::git::error_summary(&said.stderr)
-            );
+            bail!(no_work_tree(&here, &said.stderr));
         }
-        let top = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim_end());
-        let git = Git::at(&top);
-        let paths =
-            git.line(&["rev-parse", "--absolute-git-dir", "--git-path", "objects", "--show-object-format"])?;
-        let mut paths = paths.lines();
-        let git_folder = PathBuf::from(paths.next().context("git reported no folder")?);
+        let top = lines(&said.stdout).next().context("git reported no work tree")?;
+        let git = Git::at(top);
+        let said =
+            git.run(&["rev-parse", "--absolute-git-dir", "--git-path", "objects", "--show-object-format"])?;
+        let mut paths = lines(&said);
+        let git_folder = paths.next().context("git reported no folder")?.to_owned();
         let objects = top.join(paths.next().context("git reported no object folder")?);
-        let format = paths.next().context("git reported no object format")?.to_owned();
+        let format = paths.next().context("git reported no object format")?.display().to_string();
+        let top = top.to_owned();
         apply::recover(&top, &git_folder)?;
 
         let folder = recorded(&here, &top)?;
         let prefix = folder.strip_prefix(top.canonicalize()?)?.to_owned();
-        let head = format!("HEAD:{}", prefix.display());
-        let committed = git.output(&["rev-parse", "--verify", "--quiet", &head], &[])?;
+        let head = head(&prefix);
+        let committed =
+            git.output(&["rev-parse".as_ref(), "--verify".as_ref(), "--quiet".as_ref(), &*head], &[])?;
         if !committed.status.success() {
             bail!(
                 "nothing is committed yet: `git add .` and `git commit` the service as it is, then run this again"
@@ -112,6 +111,35 @@ impl Service {
         let apart = moved.is_err_and(|error| error.kind() == ErrorKind::CrossesDevices);
         Ok(if apart { far } else { near })
     }
+}
+
+/// Why there is no work tree at `here`, from what git said about it.
+fn no_work_tree(here: &Path, said: &[u8]) -> String {
+    let reason = String::from_utf8_lossy(said);
+    // Another reason, such as a repository that belongs to another user, comes with git's own advice: a second
+    // repository is no cure.
+    if !reason.contains("not a git repository") {
+        return format!("git can't be used in {}: {}", here.display(), reason.trim());
+    }
+    format!(
+        "{} is not in a git work tree, and slipway merges with git: run it inside a service; if there is no repository \
+         yet, first run `git init`, `git add .` and `git commit` ({})",
+        here.display(),
+        crate::git::error_summary(said)
+    )
+}
+
+/// The lines that git printed, each a path, which may end in a space and need not be UTF-8.
+fn lines(said: &[u8]) -> impl Iterator<Item = &Path> {
+    let line = |line| Path::new(OsStr::from_bytes(line));
+    said.strip_suffix(b"\n").unwrap_or(said).split(|byte| *byte == b'\n').map(line)
+}
+
+/// What git calls the tree of the folder `prefix` in the last commit.
+pub fn head(prefix: &Path) -> OsString {
+    let mut name = OsString::from("HEAD:");
+    name.push(prefix);
+    name
 }
 
 /// The folder in which changes to `top` are prepared, and the one for their files if the first is on another mount.

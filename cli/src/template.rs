@@ -114,7 +114,7 @@ impl Template {
         )
     }
 
-    /// Puts a branch or tag on disk, whatever version it records.
+    /// Puts a branch, tag or commit on disk, whatever version it records.
     pub fn checkout_revision(&self, revision: &str) -> Result<Checkout> {
         match &self.source {
             Source::Folder(_) => bail!("{} has no revisions to choose from: leave out --from", self.address),

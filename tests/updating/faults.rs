@@ -102,12 +102,21 @@ fn ctrl_c_at_every_step() {
 #[test]
 fn ctrl_c_at_the_questions_of_a_new_service() {
     let parent = tempfile::tempdir().unwrap();
-    wrap(parent.path(), "cargo-generate", &generator(), "kill -s INT 0; sleep 0.05");
-    let mut command = slipway();
-    command.args(["new", "orders", "--template"]).arg(template()).current_dir(&parent);
-    command.env("CARGO_GENERATE", parent.path().join("cargo-generate")).stdin(Stdio::null());
-    let said = said(command.process_group(0), 130);
-    assert!(said.contains("interrupted"), "{said}");
+    let (shims, there) = (parent.path().join("shims"), parent.path().join("there"));
+    fs::create_dir_all(&shims).unwrap();
+    fs::create_dir_all(there.join("berths")).unwrap();
+    // It makes the folder before it asks.
+    wrap(&shims, "cargo-generate", &generator(), "mkdir -p orders other; kill -s INT 0; sleep 0.05");
+    // Whatever the name's spelling.
+    for name in ["orders", "Orders", "berths"] {
+        let mut command = slipway();
+        command.args(["new", name, "--template"]).arg(template()).current_dir(&there);
+        command.env("CARGO_GENERATE", shims.join("cargo-generate")).stdin(Stdio::null());
+        let said = said(command.process_group(0), 130);
+        assert!(said.contains("interrupted; nothing was changed"), "{said}");
+        assert_eq!(there.join("orders").exists(), name == "berths", "{name}");
+        assert!(there.join("berths").exists() && there.join("other").exists(), "they are someone else's");
+    }
 }
 
 #[test]

@@ -114,13 +114,23 @@ fn unknown_or_invalid_answers() {
 #[test]
 fn a_new_service_that_cannot_be() {
     let parent = tempfile::tempdir().unwrap();
-    for (arguments, wanted) in
-        [(&["fn"][..], "fn"), (&["orders", "foo=1"], "there is no question \"foo\"; allowed are")]
-    {
+    for (arguments, wanted) in [
+        (&["fn"][..], "fn"),
+        (&["orders", "foo=1"], "there is no question \"foo\"; allowed are"),
+        (
+            &["orders", "owner=two words"],
+            "the owner \"two words\" is not a valid GitHub organisation or user",
+        ),
+    ] {
         let mut command = slipway();
         command.arg("new").args(arguments).arg("--template").arg(template()).current_dir(&parent);
         let said = said(command.stdin(Stdio::null()), 2);
         assert!(said.contains(wanted), "{said}");
+        assert_eq!(
+            said.contains("the empty folder orders is removed again"),
+            wanted.contains("owner"),
+            "{said}"
+        );
         assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
     }
 }
@@ -204,6 +214,18 @@ fn a_folder_that_git_does_not_know() {
     git(&service.folder, &["init", "--quiet"]);
     let said = said(&mut service.command(&["set", "redis=true"]), 2);
     assert!(said.contains("nothing is committed yet: `git add .` and `git commit`"), "{said}");
+}
+
+#[test]
+fn a_repository_of_someone_else() {
+    let service = Service::generate(&[]);
+    let mut command = service.command(&["set", "redis=true"]);
+    // Makes git take every repository for someone else's.
+    let said = said(command.env("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1"), 2);
+    for wanted in ["detected dubious ownership", "git config --global --add safe.directory"] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+    assert!(!said.contains("git init"), "{said}");
 }
 
 #[test]

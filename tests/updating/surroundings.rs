@@ -1,6 +1,8 @@
 //! Where services live: in monorepos and workspaces, with other line endings, next to files that aren't in git.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
@@ -56,6 +58,22 @@ fn a_conflict_in_a_monorepo() {
     assert!(service.read("src/app.rs").contains("<<<<<<< yours"));
     let unmerged = git(service.parent.path(), &["diff", "--name-only", "--diff-filter=U"]);
     assert_eq!(unmerged, "services/orders/src/app.rs");
+}
+
+#[test]
+fn a_folder_whose_name_is_no_text_or_ends_in_a_space() {
+    // Once as the top of the work tree, once below it.
+    for mut service in [Service::generate(&[]), in_a_monorepo()] {
+        for name in [&b"berths\xff"[..], b"berths "] {
+            let folder = service.folder.with_file_name(OsStr::from_bytes(name));
+            fs::rename(&service.folder, &folder).unwrap();
+            service.folder = folder;
+            commit(&service.folder, "renamed");
+            service.run(&["set", "redis=true"], 0);
+            service.is_generated(&["redis=true"]);
+            git(&service.folder, &["reset", "--quiet", "--merge"]);
+        }
+    }
 }
 
 #[test]

@@ -210,16 +210,37 @@ fn a_migration_that_may_have_run_stays_when_the_release_goes_back() {
 
 #[test]
 fn a_new_migration_takes_no_number_of_theirs() {
-    let service = service(&["postgres=true"]);
-    service.write("migrations/0003_berths.sql", "CREATE TABLE berths ();\n");
-    commit(&service.folder, "ours");
-    for to in ["0.2.0", "0.3.0"] {
-        service.run(&["update", "--to", to], 0);
-        assert_eq!(service.read("migrations/0003_berths.sql"), "CREATE TABLE berths ();\n");
-        assert!(service.read("migrations/0004_priorities.sql").contains("priority"));
-        assert!(!service.folder.join(MIGRATION).exists());
-        commit(&service.folder, to);
+    // Theirs may even have the same name.
+    for theirs in ["migrations/0003_berths.sql", MIGRATION] {
+        let service = service(&["postgres=true"]);
+        service.write(theirs, "CREATE TABLE berths ();\n");
+        commit(&service.folder, "ours");
+        // Under its new number, it also stays when the release goes back, and is not added again.
+        for to in ["0.2.0", "0.3.0", "0.1.0", "0.3.0"] {
+            let said = service.run(&["update", "--to", to], 0);
+            assert_eq!(said.contains("migrations/0004_priorities.sql stays"), to == "0.1.0", "{said}");
+            assert_eq!(service.read(theirs), "CREATE TABLE berths ();\n");
+            assert!(service.read("migrations/0004_priorities.sql").contains("priority"));
+            assert_eq!(fs::read_dir(service.folder.join("migrations")).unwrap().count(), 4);
+            commit(&service.folder, to);
+        }
+        service.run(&["set", "postgres=false"], 0);
+        let mut wanted = fresh("0.3.0", &[]);
+        wanted.insert(theirs.into(), (service.read(theirs), false));
+        is(&service, &wanted);
     }
+}
+
+#[test]
+fn a_migration_that_they_edited_stays_when_the_release_goes_back() {
+    let service = service(&["postgres=true"]);
+    service.run(&["update"], 0);
+    let edited = format!("-- Ours.\n{}", service.read(MIGRATION));
+    service.write(MIGRATION, &edited);
+    commit(&service.folder, "ours");
+    let said = service.run(&["update", "--to", "0.1.0"], 0);
+    assert!(said.contains(&format!("{MIGRATION} stays")), "{said}");
+    assert_eq!(service.read(MIGRATION), edited);
 }
 
 #[test]
@@ -313,14 +334,13 @@ fn what_was_no_release_is_named_by_its_branch() {
     let clone = tempfile::tempdir().unwrap();
     git(clone.path(), &["clone", "--quiet", releases().to_str().unwrap(), "."]);
     git(clone.path(), &["checkout", "--quiet", "-b", "early", "v0.2.0"]);
-    for file in ["slipway.toml", "slipway.toml.liquid"] {
-        replace(
-            &clone.path().join("template").join(file),
-            "version = \"0.2.0\"",
-            "version = \"0.3.0-early\"",
-        );
-    }
-    commit(clone.path(), "early");
+    let version_is = |from: &str, to: &str| {
+        for file in ["slipway.toml", "slipway.toml.liquid"] {
+            replace(&clone.path().join("template").join(file), from, to);
+        }
+        commit(clone.path(), to);
+    };
+    version_is("version = \"0.2.0\"", "version = \"0.3.0-early\"");
     let parent = tempfile::tempdir().unwrap();
     let folder = generated(clone.path(), parent.path(), &[]);
     git(&folder, &["init", "--quiet"]);
@@ -332,10 +352,20 @@ fn what_was_no_release_is_named_by_its_branch() {
         service.refuses(command, cause);
     }
     assert!(said(&mut service.command(&["status"]), 2).contains(cause));
-    service.run(&["update", "--from", "early"], 0);
+    service.run(&["update", "--from", "early", "--dry-run"], 0);
+    // Or by its commit, once the branch has another version.
+    let from = git(clone.path(), &["rev-parse", "early"]);
+    version_is("version = \"0.3.0-early\"", "version = \"0.3.1-early\"");
+    let cause = "early is version 0.3.1-early of the template, but slipway.toml records 0.3.0-early: name the commit that \
+                 the service was generated from: --from COMMIT";
+    for command in [&["update", "--from", "early"][..], &["set", "redis=true", "--from", "early"]] {
+        service.refuses(command, cause);
+    }
+    service.run(&["update", "--from", &from], 0);
     is(&service, &fresh("0.3.0", &[]));
     // Also when the record already has the newest version.
     commit(&service.folder, "update");
-    let said = service.run(&["update", "--from", "early"], 0);
+    let said = service.run(&["update", "--from", "v0.3.0"], 0);
     assert!(said.contains("Update to slipway 0.3.0: nothing changes"), "{said}");
+    service.refuses(&["update", "--from", "early"], "slipway.toml records 0.3.0: leave out --from");
 }

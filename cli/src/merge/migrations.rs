@@ -1,7 +1,7 @@
 //! Migrations may have run: those that the service has are never edited, and are only removed when `postgres` is
 //! switched off; a new one never takes a number that is in use.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
@@ -12,12 +12,30 @@ use crate::tree::Files;
 
 const FOLDER: &str = "migrations";
 
+/// Gives the template's migrations the names that they have in the service, where some were renumbered. git would take
+/// that for a rename by the owner, which conflicts once the template removes the file, and would add the same migration
+/// a second time to a service that went back and comes forward again.
+pub fn follow(ours: &Files, recorded: &mut Files, wanted: &mut Files) {
+    let renumbered = |files: &Files| -> BTreeMap<PathBuf, PathBuf> {
+        let moved = migrations(files).filter(|path| ours.get(*path) != files.get(*path));
+        let found = |path: &PathBuf| migrations(ours).find(|other| ours[*other] == files[path]).cloned();
+        moved.filter_map(|path| Some((path.clone(), found(path)?))).collect()
+    };
+    let mut names = renumbered(wanted);
+    names.extend(renumbered(recorded));
+    for files in [recorded, wanted] {
+        let moved: Files =
+            names.iter().filter_map(|(from, to)| Some((to.clone(), files.remove(from)?))).collect();
+        files.extend(moved);
+    }
+}
+
 /// Renumbers the migrations that `wanted` adds, where the service has a migration of its own with the same number, or
 /// where they would come before one that they have to follow.
 pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<String> {
     let mut notes = Vec::new();
     let new: Vec<PathBuf> = migrations(wanted)
-        .filter(|path| !recorded.contains_key(*path) && !ours.contains_key(*path))
+        .filter(|path| !recorded.contains_key(*path) && ours.get(*path) != wanted.get(*path))
         .cloned()
         .collect();
     // The highest number of those that came from the template, which may have been renumbered.
@@ -58,19 +76,21 @@ pub fn keep(merged: &mut Merged, service: &Service, wanted: &Files) -> Result<()
     }
     for path in migrations(&service.files) {
         let ours = &service.files[path];
+        let conflict = merged.conflicts.get(path);
         match merged.files.get(path) {
-            Some(entry) if entry == ours && !merged.conflicts.contains_key(path) => {}
+            Some(entry) if entry == ours && conflict.is_none() => continue,
+            // The owner edited or renamed what the template no longer has.
+            Some(entry) if entry == ours && conflict.is_some_and(|stages| stages.theirs.is_none()) => {}
             Some(_) => bail!(
                 "the template edits {}, which may have run on a database: its maintainers have to add a migration \
                  instead",
                 path.display()
             ),
-            None => {
-                merged.conflicts.remove(path);
-                merged.files.insert(path.clone(), ours.clone());
-                merged.notes.push(format!("{} stays, since it may have run", path.display()));
-            }
+            None => {}
         }
+        merged.conflicts.remove(path);
+        merged.files.insert(path.clone(), ours.clone());
+        merged.notes.push(format!("{} stays, since it may have run", path.display()));
     }
     Ok(())
 }
