@@ -67,7 +67,7 @@ pub struct Template {
 #[derive(clap::Args)]
 pub struct From {
     /// The branch or tag of the template that this service was generated from, if that was not a release; the full id
-    /// of the commit, if the branch has another version by now
+    /// of the commit, if the branch has moved on since
     #[arg(long, value_name = "BRANCH|TAG|COMMIT")]
     pub from: Option<String>,
 }

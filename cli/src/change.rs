@@ -92,7 +92,7 @@ pub fn recorded(service: &Service, template: &Template, from: Option<&str>) -> R
         Some(revision) => {
             let checkout = template.checkout_revision(revision)?;
             let cure = if template.versions().contains(&version) {
-                "leave out --from"
+                "leave out --from if the service comes from that release, or name its commit: --from COMMIT"
             } else {
                 "name the commit that the service was generated from: --from COMMIT, with its full id"
             };

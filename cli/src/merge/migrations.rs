@@ -17,16 +17,23 @@ const FOLDER: &str = "migrations";
 /// a second time to a service that went back and comes forward again.
 pub fn follow(ours: &Files, recorded: &mut Files, wanted: &mut Files) {
     let renumbered = |files: &Files| -> BTreeMap<PathBuf, PathBuf> {
-        let moved = migrations(files).filter(|path| ours.get(*path) != files.get(*path));
-        let found = |path: &PathBuf| migrations(ours).find(|other| ours[*other] == files[path]).cloned();
-        moved.filter_map(|path| Some((path.clone(), found(path)?))).collect()
+        let same = |path: &Path, other: &Path| {
+            let known = title(path).is_some_and(|known| title(other) == Some(known));
+            known && files[path].id == ours[other].id
+        };
+        let found =
+            |path: &Path| migrations(ours).find(|other| !files.contains_key(*other) && same(path, other));
+        let absent = migrations(files).filter(|path| !ours.contains_key(*path));
+        absent.filter_map(|path| Some((path.clone(), found(path)?.clone()))).collect()
     };
     let mut names = renumbered(wanted);
     names.extend(renumbered(recorded));
     for files in [recorded, wanted] {
-        let moved: Files =
-            names.iter().filter_map(|(from, to)| Some((to.clone(), files.remove(from)?))).collect();
-        files.extend(moved);
+        for (from, to) in names.iter().filter(|(_, to)| !files.contains_key(*to)).collect::<Vec<_>>() {
+            if let Some(entry) = files.remove(from) {
+                files.insert(to.clone(), entry);
+            }
+        }
     }
 }
 
@@ -35,12 +42,12 @@ pub fn follow(ours: &Files, recorded: &mut Files, wanted: &mut Files) {
 pub fn renumber(ours: &Files, recorded: &Files, wanted: &mut Files) -> Vec<String> {
     let mut notes = Vec::new();
     let new: Vec<PathBuf> = migrations(wanted)
-        .filter(|path| !recorded.contains_key(*path) && ours.get(*path) != wanted.get(*path))
+        .filter(|path| !recorded.contains_key(*path) && !ours.contains_key(*path))
         .cloned()
         .collect();
     // The highest number of those that came from the template, which may have been renumbered.
     let last = migrations(ours)
-        .filter(|path| recorded.values().any(|entry| entry == &ours[*path]))
+        .filter(|path| recorded.values().chain(wanted.values()).any(|entry| entry.id == ours[*path].id))
         .filter_map(|path| number(path))
         .max();
     let mut moved = false;
@@ -76,21 +83,19 @@ pub fn keep(merged: &mut Merged, service: &Service, wanted: &Files) -> Result<()
     }
     for path in migrations(&service.files) {
         let ours = &service.files[path];
-        let conflict = merged.conflicts.get(path);
         match merged.files.get(path) {
-            Some(entry) if entry == ours && conflict.is_none() => continue,
-            // The owner edited or renamed what the template no longer has.
-            Some(entry) if entry == ours && conflict.is_some_and(|stages| stages.theirs.is_none()) => {}
+            Some(entry) if entry == ours && !merged.conflicts.contains_key(path) => {}
             Some(_) => bail!(
                 "the template edits {}, which may have run on a database: its maintainers have to add a migration \
                  instead",
                 path.display()
             ),
-            None => {}
+            None => {
+                merged.conflicts.remove(path);
+                merged.files.insert(path.clone(), ours.clone());
+                merged.notes.push(format!("{} stays, since it may have run", path.display()));
+            }
         }
-        merged.conflicts.remove(path);
-        merged.files.insert(path.clone(), ours.clone());
-        merged.notes.push(format!("{} stays, since it may have run", path.display()));
     }
     Ok(())
 }
@@ -103,6 +108,12 @@ fn migrations(files: &Files) -> impl Iterator<Item = &PathBuf> {
 fn number(path: &Path) -> Option<u64> {
     let (number, _) = path.file_name()?.to_str()?.split_once('_')?;
     number.parse().ok()
+}
+
+/// What a migration's name has after its number.
+fn title(path: &Path) -> Option<&str> {
+    let (number, title) = path.strip_prefix(FOLDER).ok()?.to_str()?.split_once('_')?;
+    number.parse::<u64>().is_ok().then_some(title)
 }
 
 #[cfg(test)]
@@ -120,6 +131,26 @@ mod tests {
             (PathBuf::from(path), Entry { mode: "100644".into(), id: (*id).to_owned() })
         };
         paths.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn only_what_was_renumbered_is_followed() {
+        let (b, c, mine) = ("migrations/0002_b.sql", "migrations/0003_c.sql", "migrations/0002_mine.sql");
+        let ours = [("migrations/0003_b.sql", b), (mine, mine), ("migrations/archive/0001_c.sql", c)];
+        let followed = |there: &[(&str, &str)]| {
+            let (mut recorded, mut wanted) = (Files::new(), brought(there));
+            follow(&brought(&ours), &mut recorded, &mut wanted);
+            wanted
+        };
+        assert_eq!(followed(&[(b, b)]), brought(&[("migrations/0003_b.sql", b)]));
+        // Not one that is new and has the same content, nor one that its owner has put aside, nor into one that is there.
+        for there in [
+            &[("migrations/0004_again.sql", b)][..],
+            &[(c, c)],
+            &[(b, b), ("migrations/0003_b.sql", "other")],
+        ] {
+            assert_eq!(followed(there), brought(there));
+        }
     }
 
     #[test]
