@@ -309,17 +309,19 @@ impl Service {
             stop.drain.cancel();
             stop.abort.cancel();
         }
-        // Of a process that was never ready, none has run.
-        self.runner.abandon();
         let closed = async {
             // Requests that were cut off are logged when they are dropped: wait for that.
             self.public.ended.cancelled().await;
             self.in_flight.close();
             self.in_flight.wait().await;
+            self.writes.close();
+            self.writes.wait().await;
             self.store.close().await;
         };
         // Bounded, like everything from here on: a peer that does not respond must not keep the process from exiting.
         let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+        // Of a process that was never ready, no job has run.
+        self.runner.abandon();
     }
 }
 

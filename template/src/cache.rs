@@ -8,6 +8,7 @@ use std::time::Duration;
 use garde::Validate;
 use metrics::{Counter, counter};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -25,6 +26,9 @@ mod missed;
 mod shared;
 
 //@ end
+/// Loads at once, including callers that wait for the same one.
+const MAX_LOADS: usize = 1000;
+
 #[derive(Clone, Copy, Debug, Deserialize, Validate)]
 #[garde(allow_unvalidated)]
 pub struct Config {
@@ -42,6 +46,8 @@ pub struct Cache {
     misses: Counter,
     /// Counts writes by the end of the task's id, which is random: tasks that share a counter cost an extra load.
     writes: Arc<[AtomicU64]>,
+    /// Bounds the loads, which go on without their callers.
+    loads: Arc<Semaphore>,
     //@ if redis
     shared: shared::Shared,
     //@ end
@@ -68,6 +74,7 @@ impl Cache {
             misses: requests("miss"),
             // Counted per process.
             writes: (0..1024).map(|_| AtomicU64::new(0)).collect(),
+            loads: Arc::new(Semaphore::new(MAX_LOADS)),
             //@ if redis
             shared: shared::Shared::open(&config.redis)?,
             //@ end
@@ -98,10 +105,12 @@ impl Cache {
     async fn reload(&self, id: Uuid, count: u64, store: &Store) -> Result<Rendered, Arc<Error>> {
         // Three rounds at most: the cached entry may be stale, and the load in flight, but not the load after that.
         loop {
+            let turn = self.loads.clone().acquire_owned().await.expect("the semaphore is never closed");
             let (cache, store) = (self.clone(), store.clone());
             // In a task, so that it ends although its caller leaves: otherwise it is passed on to the next that waits, and
             // moka panics when 200 have left.
             let load = async move {
+                let _turn = turn;
                 // Boxed by the caller that loads, so that those that wait for it don't carry its size.
                 let load = async { Box::pin(cache.load(id, &store)).await };
                 cache.memory.try_get_with(id, load).await

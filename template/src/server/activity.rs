@@ -39,6 +39,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of one another")]
 struct State {
     /// Requests being handled or answered; HTTP/2 has many at once.
     requests: usize,
@@ -58,6 +59,8 @@ struct State {
     body: BodyState,
     /// Whether the connection is shutting down, and waits are cut short.
     closing: bool,
+    /// Whether a response came after the client was told to go: it may not have taken it yet.
+    answered_late: bool,
     /// Whether a finished response may still be waiting in a buffer.
     unsent: bool,
     /// Held while the client does not take such a response: the request is still in flight.
@@ -229,7 +232,7 @@ impl Drop for ActiveRequest {
             state.requests -= 1;
             self.stream.map(|stream| state.untaken.remove(&stream));
             state.wait_for(Deadline::Idle);
-            state.unsent = true;
+            (state.unsent, state.answered_late) = (true, state.closing);
             state.permits.extend(self.permits.take());
         });
     }
@@ -306,8 +309,8 @@ impl AsyncWrite for TrackedStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         let mut lingers = self.activity.update(|state| {
-            // While an HTTP/2 client that was told to go takes its last response, it sends frames of the connection.
-            let sends = matches!(state.body, BodyState::Unread) || state.multiplexed && state.closing;
+            // While an HTTP/2 client takes its last response, it sends frames of the connection.
+            let sends = matches!(state.body, BodyState::Unread) || state.multiplexed && state.answered_late;
             if sends && !matches!(state.body, BodyState::Awaited(_)) {
                 state.body = BodyState::Awaited(Instant::now());
             }

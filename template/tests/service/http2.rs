@@ -332,7 +332,8 @@ async fn client_that_heeds_no_goodbye_can_not_hold_up_the_exit() {
 /// Creates tasks that take 200 KB when they are listed.
 async fn create_long_tasks(app: &TestApp) {
     for _ in 0..20 {
-        app.post("/v1/tasks", &json!({ "title": "long", "description": "x".repeat(10_000) })).await;
+        let task = json!({ "title": "long", "description": "x".repeat(10_000) });
+        assert_eq!(app.post("/v1/tasks", &task).await.status, 201);
     }
 }
 
@@ -342,15 +343,15 @@ async fn answers_are_in_flight_until_a_client_with_wide_windows_has_taken_them()
     let app = TestApp::spawn(&[("APP__HTTP__BODY_TIMEOUT", "60s")]).await;
     create_long_tasks(&app).await;
     let mut greedy = Connection::open_slow(&app).await;
-    let requests = (0..100).map(|number| request(2 * number + 1, "/v1/tasks?limit=20"));
+    let requests = (0..60).map(|number| request(2 * number + 1, "/v1/tasks?limit=20"));
     greedy.send(&requests.collect::<Vec<_>>().concat()).await;
-    // Frames of all of them come in turns, so none is at its end yet.
+    // Frames of them come in turns, so most are not at their end yet.
     for _ in 0..50 {
         assert!(greedy.frame_of(DATA).await.is_some(), "the answers come");
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let in_flight = app.sample("http_requests_in_flight").await;
-    assert!(in_flight >= Some(50.0), "{in_flight:?}");
+    assert!(in_flight >= Some(20.0), "{in_flight:?}");
 }
 
 #[tokio::test]

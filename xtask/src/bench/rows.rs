@@ -197,6 +197,9 @@ impl Runner {
             peak: self.server.memory("VmHWM")?,
             lost_lines: self.server.lost_lines()?,
         };
+        // One that works around Redis is measured without it.
+        let failed = self.server.failed_lookups()?;
+        ensure!(failed < figures.per_second / 100.0, "{}: {failed} lookups in Redis failed", figures.label);
         println!(
             "  {:18} {:8.0}/s  {:6.1} µs  core {:3.0} %  {:.2} ms  {:.2} ms  {:5.1} MiB",
             figures.label,

@@ -66,6 +66,13 @@ impl Server {
         metric(admin, "log_lines_dropped_total")?.context("no count of lost lines")
     }
 
+    /// Lookups for which it got no answer from Redis, or did not ask.
+    pub fn failed_lookups(&self) -> Result<f64> {
+        let Some(admin) = self.admin else { return Ok(0.0) };
+        let failed = metric(admin, r#"cache_requests_total{tier="redis",outcome="error"}"#)?;
+        Ok(failed.unwrap_or_default())
+    }
+
     /// Creates tasks, and returns their paths.
     pub fn populate(&self, count: usize) -> Result<Vec<String>> {
         let mut client = Connection::open(self.address)?;

@@ -144,7 +144,8 @@ impl Shared {
             // The key includes rate and burst: what was stored under other settings would be misread.
             let budget = format!("rate:{name}:{per_second}:{burst}:{}", limiter.budget_key(client));
             script.key(self.redis.key(&budget));
-            script.arg(micros(limiter, 1)).arg(micros(limiter, burst.get()));
+            let cost = cost(limiter);
+            script.arg(cost).arg(cost * u128::from(burst.get()));
         }
         script.arg(waiting).arg(wanted);
         self.redis.run("rate_limit", script).await
@@ -163,10 +164,10 @@ impl Shared {
     }
 }
 
-/// How long the rate takes to allow `requests`, in microseconds: rounded up, or a large rate would be exceeded, and at
-/// least 1, since the script divides by it.
-fn micros(limiter: &Limiter, requests: u32) -> u128 {
-    limiter.time_for(requests).as_nanos().div_ceil(1000).max(1)
+/// The time that a request takes of a budget, in microseconds: rounded up, or a large rate would be exceeded, and at least
+/// 1, since the script divides by it.
+fn cost(limiter: &Limiter) -> u128 {
+    limiter.time_for(1).as_nanos().div_ceil(1000).max(1)
 }
 
 #[cfg(test)]
@@ -194,10 +195,10 @@ mod tests {
 
     #[test]
     fn no_rate_is_rounded_up() {
-        let micros_at = |per_second| {
+        let cost_at = |per_second| {
             let rate = NonZeroU32::new(per_second).expect("not zero");
-            micros(&Limiter::new("global", rate, NonZeroU32::MIN, false), 1)
+            cost(&Limiter::new("global", rate, NonZeroU32::MIN, false))
         };
-        assert_eq!([1, 175_000, 600_000, u32::MAX].map(micros_at), [1_000_000, 6, 2, 1]);
+        assert_eq!([1, 175_000, 600_000, u32::MAX].map(cost_at), [1_000_000, 6, 2, 1]);
     }
 }
