@@ -120,14 +120,8 @@ async fn memory_serves_on_while_redis_is_gone() {
 
 #[tokio::test]
 async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
-    let mut connection = connected().await;
-    let name = format!("test-{}", uuid::Uuid::now_v7());
-    let mut acl = async |arguments: &[&str]| {
-        redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
-    };
     // Like a replica of Redis that has yet to become the primary: it can be read from, and answers pings.
-    acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", "-@write"]).await;
-    let url = as_user(&name, "secret");
+    let (name, url) = user_without("-@write").await;
     let app = TestApp::spawn(&[("REDIS_URL", url.as_str()), ("APP__HEALTH__INTERVAL", "100ms")]).await;
     let path = path_of(&app.create("a").await);
     let began = Instant::now();
@@ -144,13 +138,8 @@ async fn redis_that_refuses_writes_is_left_alone_until_it_takes_them() {
 
 #[tokio::test]
 async fn redis_that_lets_nobody_subscribe_is_told_once() {
-    let mut connection = connected().await;
-    let name = format!("test-{}", uuid::Uuid::now_v7());
-    let mut acl = async |arguments: &[&str]| {
-        redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
-    };
-    acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", "-subscribe"]).await;
-    let mut app = TestApp::spawn(&[("REDIS_URL", &as_user(&name, "secret"))]).await;
+    let (name, url) = user_without("-subscribe").await;
+    let mut app = TestApp::spawn(&[("REDIS_URL", &url)]).await;
     let told = app.process.event("cache.follow_failed").await;
     assert!(told["reason"].as_str().is_some_and(|reason| reason.contains("subscribe")), "{told}");
     // Long enough for it to be tried again.
@@ -160,6 +149,20 @@ async fn redis_that_lets_nobody_subscribe_is_told_once() {
     let ended = app.stop().await;
     assert_eq!(ended.names().iter().filter(|name| *name == "cache.follow_failed").count(), 1, "{ended:#?}");
     acl(&["DELUSER", &name]).await;
+}
+
+/// Changes the users of Redis, by the arguments of `ACL`.
+async fn acl(arguments: &[&str]) {
+    let mut connection = connected().await;
+    redis::cmd("ACL").arg(arguments).exec_async(&mut connection).await.expect("Redis has users");
+}
+
+/// Creates a user who may do everything but what `rule` takes away. Returns its name, and the URL that it logs in by.
+async fn user_without(rule: &str) -> (String, String) {
+    let name = format!("test-{}", uuid::Uuid::now_v7());
+    acl(&["SETUSER", &name, "on", ">secret", "~*", "&*", "+@all", rule]).await;
+    let url = as_user(&name, "secret");
+    (name, url)
 }
 
 /// Waits until requests go to Redis again.
