@@ -300,7 +300,10 @@ async fn replicas_do_not_use_up_the_database() {
     let pool: u64 = settings["database.max_connections"].parse().expect("a number");
     let (scaler, deployment) = (manifest("HorizontalPodAutoscaler"), manifest("Deployment"));
     let surge = number(&deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]);
-    let replicas = number(&scaler["spec"]["maxReplicas"]) + surge;
+    // And one that drains. The next one is not told to before that is over.
+    let drain = &deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"];
+    assert!(number(&deployment["spec"]["minReadySeconds"]) >= number(drain), "{drain}");
+    let replicas = number(&scaler["spec"]["maxReplicas"]) + surge + 1;
     // One more for the health check. PostgreSQL's default is 100, of which it reserves three for superusers.
     assert!(replicas * (pool + 1) <= 97, "{replicas} replicas take {pool} connections each");
 }
