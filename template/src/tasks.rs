@@ -40,9 +40,12 @@ pub struct Tasks {
 
 impl Tasks {
     pub async fn create(&self, new: NewTask) -> Result<Task, Error> {
-        let task = self.store.create(new).await.map_err(Arc::new)?;
-        counter!("tasks_total", "event" => "created").increment(1);
-        Ok(task)
+        self.run_to_completion(|this| async move {
+            let task = this.store.create(new).await.map_err(Arc::new)?;
+            counter!("tasks_total", "event" => "created").increment(1);
+            Ok(task)
+        })
+        .await
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Rendered, Error> {

@@ -82,6 +82,8 @@ impl Webhook {
         let Some(url) = config.url.clone() else { return Ok(None) };
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
+            // Shared by all addresses of the receiver: a silent one leaves the others time.
+            .connect_timeout(config.timeout / 2)
             // A redirect could send our signed request anywhere. Standard Webhooks counts it as a failure.
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()

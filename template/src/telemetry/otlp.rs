@@ -15,6 +15,7 @@ use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter};
+use reqwest::Url;
 use reqwest::blocking::Client;
 use scopeguard::{ScopeGuard, guard};
 use secrecy::{ExposeSecret, SecretString};
@@ -64,7 +65,9 @@ where
     let client =
         Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().context("otlp client")?;
     // Credentials in the URL become a header: the exporter would not send them, and the client would log them.
-    let url = format!("{}/v1/traces", endpoint.expose_secret().trim_end_matches('/'));
+    let mut url: Url = endpoint.expose_secret().parse().context("otlp endpoint")?;
+    // A query may hold a token, and stays at the end.
+    url.path_segments_mut().expect("http").pop_if_empty().extend(["v1", "traces"]);
     let model = client.post(url).build().context("otlp endpoint")?;
     let headers = model.headers().iter();
     let headers = headers.filter_map(|(name, it)| Some((name.to_string(), it.to_str().ok()?.to_owned())));

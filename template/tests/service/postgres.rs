@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use reqwest::Url;
+use reqwest::{Method, Url};
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::app::{TestApp, eventually, path_of};
+use crate::app::{TestApp, eventually, json_body, path_of};
 use crate::misconfiguration::{Row, assert_refused};
 use crate::process::Launch;
 use crate::proxy::{Proxy, server_of, via};
@@ -359,23 +359,30 @@ async fn dead_letters_are_listed_and_run_again_under_their_ids() {
 #[tokio::test]
 async fn write_is_finished_during_the_drain_though_its_client_has_left() {
     let patient = [("APP__DATABASE__STATEMENT_TIMEOUT", "20s"), ("APP__HTTP__REQUEST_TIMEOUT", "20s")];
-    let mut app = TestApp::spawn(&patient).await;
-    let task = app.create("a").await;
-    let complete = app.request(reqwest::Method::POST, &format!("{}/complete", path_of(&task)));
-    let lock = app.process.database().lock("tasks").await;
-    let left = complete.timeout(Duration::from_millis(500)).send();
-    let blocked = async { app.process.database().wait_until_blocked("tasks", 1).await };
-    let (left, ()) = tokio::join!(left, blocked);
-    left.expect_err("it is waited for");
-    app.process.signal(Signal::TERM);
-    app.process.event("shutdown.begin").await;
-    // Longer than closing everything may take at the end.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!app.process.has("shutdown.drain_complete"));
-    lock.close().await.expect("the lock is given back");
-    app.process.event("shutdown.drain_complete").await;
-    assert_eq!(app.process.database().count("tasks WHERE completed_at IS NOT NULL").await, 1);
-    assert_eq!(app.process.ended().await.code, Some(0));
+    for creates in [false, true] {
+        let mut app = TestApp::spawn(&patient).await;
+        let complete = format!("{}/complete", path_of(&app.create("a").await));
+        let write = if creates {
+            json_body(app.request(Method::POST, "/v1/tasks"), &json!({ "title": "b" }))
+        } else {
+            app.request(Method::POST, &complete)
+        };
+        let lock = app.process.database().lock("tasks").await;
+        let left = write.timeout(Duration::from_millis(500)).send();
+        let blocked = async { app.process.database().wait_until_blocked("tasks", 1).await };
+        let (left, ()) = tokio::join!(left, blocked);
+        left.expect_err("it is waited for");
+        app.process.signal(Signal::TERM);
+        app.process.event("shutdown.begin").await;
+        // Longer than closing everything may take at the end.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!app.process.has("shutdown.drain_complete"));
+        lock.close().await.expect("the lock is given back");
+        app.process.event("shutdown.drain_complete").await;
+        let written = "tasks WHERE completed_at IS NOT NULL OR title = 'b'";
+        assert_eq!(app.process.database().count(written).await, 1);
+        assert_eq!(app.process.ended().await.code, Some(0));
+    }
 }
 
 #[tokio::test]
