@@ -81,9 +81,14 @@ fn is_origin(origin: &str, (): &()) -> garde::Result {
     check(fits, "expected origins such as \"https://app.example.com\", without a path")
 }
 
-/// Networks in CIDR notation, or single addresses.
+/// Networks in CIDR notation, or single addresses; IPv4 may be written as IPv6, as `ss` shows it.
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
-    let network = |text: &String| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let canonical = |it: IpNet| match it.addr().to_canonical() {
+        IpAddr::V4(v4) if it.prefix_len() >= 96 => IpNet::new_assert(v4.into(), it.prefix_len() - 96),
+        _ => it,
+    };
+    let parse = |text: &String| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = |text| parse(text).map(canonical);
     let networks: Result<_, _> = Vec::deserialize(deserializer)?.iter().map(network).collect();
     networks.map_err(|_| D::Error::custom("expected networks such as \"10.0.0.0/8\", or addresses"))
 }
@@ -110,7 +115,8 @@ pub fn router(config: &Config, tasks: Tasks, layers: Layers) -> anyhow::Result<R
     let limits = Arc::new(layers.rate_limit);
     //@ end
     let observer = Arc::new(layers.observer);
-    // Limits guard all but probes, which answer even when the service is full. `observe` is outermost.
+    // Limits guard all but probes, which answer even when the service is full, and preflights, which `observe`, the
+    // outermost, answers itself.
     let probes = observed(health::public_routes(layers.health), observer.clone());
     let api = api.merge(openapi::routes(document.to_pretty_json()?)).fallback(not_found);
     let api = layered(api, move |request, route| {
@@ -178,6 +184,7 @@ mod tests {
     use futures_util::stream;
     use metrics::with_local_recorder;
     use metrics_exporter_prometheus::PrometheusBuilder;
+    use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::runtime::Builder;
@@ -186,6 +193,15 @@ mod tests {
     use super::*;
     use crate::lifecycle::Stop;
     use crate::server::InFlight;
+
+    #[test]
+    fn networks_are_read_in_every_form() {
+        let written = ["10.0.0.0/8", "10.0.0.7", "::ffff:10.0.0.7", "::ffff:10.0.0.0/104", "2001:db8::/32"];
+        let read = networks(json!(written)).expect("networks");
+        let forms: Vec<_> = read.iter().map(ToString::to_string).collect();
+        assert_eq!(forms, ["10.0.0.0/8", "10.0.0.7/32", "10.0.0.7/32", "10.0.0.0/8", "2001:db8::/32"]);
+        assert!(networks(json!(["10.0.0.0/33"])).is_err());
+    }
 
     #[tokio::test]
     async fn handler_that_panics_is_answered_for_and_says_nothing_of_the_cause() {

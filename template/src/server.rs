@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use arrayvec::ArrayString;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::HeaderValue;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
 use hyper::Version;
@@ -252,6 +252,10 @@ fn outgoing(
         // The rest of the request body is in the way of the next request, which should use another connection.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if response.status() == StatusCode::NO_CONTENT {
+        // Set by axum, taken back by hyper over HTTP/1 only: RFC 9110, 8.6, forbids it.
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
     let length = response.body().size_hint().exact();
     if version == Version::HTTP_2 && length != Some(0) {
         // A sliced body no longer knows its length.
@@ -280,7 +284,20 @@ fn sliced(body: Body) -> Body {
 
 #[cfg(test)]
 mod tests {
-    use super::Client;
+    use super::*;
+
+    #[test]
+    fn answer_without_content_has_no_length() {
+        let long = Duration::from_secs(10);
+        let limits = Limits { header_read: long, idle: long, stalled_write: long, max_connections: 1 };
+        let activity = Activity::new(limits, InFlight::default());
+        for (status, has) in [(StatusCode::OK, true), (StatusCode::NO_CONTENT, false)] {
+            let response = Response::builder().status(status).header(CONTENT_LENGTH, 0);
+            let response = response.body(Body::empty()).expect("a response");
+            let sent = outgoing(response, Version::HTTP_2, activity.begin_request(Version::HTTP_2));
+            assert_eq!(sent.headers().contains_key(CONTENT_LENGTH), has, "{status}");
+        }
+    }
 
     #[test]
     fn client_is_logged_as_its_network() {

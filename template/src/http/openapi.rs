@@ -16,6 +16,9 @@ pub(super) enum Failures<'a> {
     /// The request is malformed
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(Body<'a>),
+    /// The body is too large
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(Body<'a>),
     //@ if rate_limit
     /// Too many requests; `retry-after` says how long to wait
     #[response(status = 429, content_type = "application/problem+json", headers(("retry-after" = u64)))]
@@ -40,9 +43,6 @@ pub(super) enum BodyRefused<'a> {
     #[response(status = 409, content_type = "application/problem+json")]
     Conflict(Body<'a>),
     //@ end
-    /// The body is too large
-    #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(Body<'a>),
     /// The body was not sent as plain JSON
     #[response(status = 415, content_type = "application/problem+json")]
     MediaType(Body<'a>),

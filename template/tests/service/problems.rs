@@ -3,6 +3,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::app::{Answer, TestApp, path_of};
 use crate::wire::{NEW_TASK_HEAD, Wire};
@@ -126,6 +127,15 @@ async fn bodies_that_are_no_json_are_refused() {
         .send(&format!("{NEW_TASK_HEAD}transfer-encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n", large.len()))
         .await;
     problem(&chunked.answer().await, 413, "too_large");
+
+    // Routes that take no body refuse a large one as well, and say so in the document.
+    let complete = format!("/v1/tasks/{}/complete", Uuid::now_v7());
+    problem(&Answer::to(app.request(Method::POST, &complete).body(large)).await, 413, "too_large");
+    let document = app.get("/openapi.json").await.json();
+    let paths = document["paths"].as_object().expect("paths").values();
+    for operation in paths.flat_map(|path| path.as_object().expect("operations").values()) {
+        assert!(operation["responses"]["413"].is_object(), "{}", operation["operationId"]);
+    }
 }
 
 #[tokio::test]
