@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::FutureExt;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::cache::Cache;
-use crate::config::{Config, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::health::Health;
 use crate::http::{self, middleware::Observer};
 use crate::jobs::{Failure, Job, Kind, Runner};
@@ -41,10 +42,14 @@ enum Exit {
 }
 
 /// Serves until told to stop. Returns the exit code.
-pub fn serve(loaded: &Loaded) -> Result<ExitCode> {
+pub fn serve() -> Result<ExitCode> {
+    let runtime = runtime()?;
+    // First of all: process 1 of a container, unlike others, is not ended by a signal that it does not listen for.
+    let signals = runtime.block_on(async { StopSignals::listen() }).context("signals")?;
+    let loaded = config::load()?;
     let telemetry = Telemetry::install(&loaded.config)?;
-    in_runtime(async {
-        let exit = Box::pin(catch_panic(run(loaded, &telemetry))).await.unwrap_or_else(|error| {
+    run_in(runtime, async {
+        let exit = Box::pin(catch_panic(run(&loaded, &telemetry, signals))).await.unwrap_or_else(|error| {
             error!(cause = format!("{error:#}"), category = "internal", "service.failed");
             Exit::Fault
         });
@@ -63,8 +68,22 @@ pub fn migrate(loaded: &Loaded) -> Result<()> {
 }
 //@ end
 
+/// Runs a command to its end, or until a signal.
 pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
+    run_in(runtime()?, async {
+        let mut signals = StopSignals::listen().context("signals")?;
+        tokio::select! {
+            done = work => done,
+            signal = signals.next() => bail!("stopped by {signal}"),
+        }
+    })
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")
+}
+
+fn run_in<T>(runtime: Runtime, work: impl Future<Output = Result<T>>) -> Result<T> {
     let result = runtime.block_on(catch_panic(work));
     // Aborted work may still be blocking a thread; the process does not wait for it.
     runtime.shutdown_background();
@@ -77,9 +96,8 @@ async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 /// Runs the service, from binding the listeners until everything but telemetry is closed.
-async fn run(loaded: &Loaded, telemetry: &Telemetry) -> Result<Exit> {
+async fn run(loaded: &Loaded, telemetry: &Telemetry, mut signals: StopSignals) -> Result<Exit> {
     let config = &loaded.config;
-    let mut signals = StopSignals::listen().context("signals")?;
     let public = server::listen(SocketAddr::new(config.http.host, config.http.port))?;
     let admin = server::listen(SocketAddr::new(config.admin.host, config.admin.port))?;
     info!(
@@ -271,8 +289,10 @@ impl Service {
         tokio::time::sleep(config.shutdown.grace_delay).await;
         let deadline = Instant::now() + config.shutdown.drain_timeout;
         //@ if postgres
-        // A run that starts after this might not finish in time, so its job is left to another replica.
-        let (late, stop_claiming) = (deadline - config.webhook.timeout, self.jobs.stop_claiming.clone());
+        // A run that starts after this might not finish in time, so its job is left to another replica. The second is
+        // for recording how it ended.
+        let late = deadline - config.webhook.timeout - Duration::from_secs(1);
+        let stop_claiming = self.jobs.stop_claiming.clone();
         tokio::spawn(tokio::time::sleep_until(late).map(move |()| stop_claiming.cancel()));
         //@ end
         // Jobs come last: requests, and writes whose clients have disconnected, may still queue some.

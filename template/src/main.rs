@@ -37,7 +37,8 @@ fn main() -> ExitCode {
     // Clients look up the process-wide TLS provider and panic if there is none. The first install can't fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     run(Arguments::parse().command.unwrap_or(Command::Serve)).unwrap_or_else(|error| {
-        eprintln!("{error:#}");
+        // `eprintln!` would panic if nobody reads it.
+        let _ = writeln!(io::stderr(), "{error:#}");
         // 78 is EX_CONFIG from sysexits.h: a restart won't help until the configuration changes.
         ExitCode::from(if error.is::<config::Faults>() { 78 } else { 1 })
     })
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     let text = match command {
         Command::Openapi => http::openapi_document()?,
-        Command::Serve => return app::serve(&config::load()?),
+        Command::Serve => return app::serve(),
         //@ if postgres
         Command::Migrate => app::migrate(&config::load()?).map(|()| "the schema is up to date".to_owned())?,
         Command::DeadLetters(command) => app::in_runtime(command.run(config::load()?.config))?,

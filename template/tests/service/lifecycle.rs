@@ -1,12 +1,16 @@
 //! From the first event to the exit code: what a shutdown promises to orchestrators and load balancers.
 
 use std::cell::Cell;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use crate::app::{TestApp, eventually};
 use crate::process::Launch;
@@ -244,6 +248,27 @@ async fn second_signal_ends_the_process_at_once() {
 }
 
 #[tokio::test]
+async fn signal_is_heard_before_the_configuration_is_read() {
+    let pipe = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.toml", Uuid::now_v7()));
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let launch = Launch::new(&[]).set_bytes("APP_CONFIG_FILE", pipe.as_os_str());
+    //@ if postgres
+    let launch = launch.with_database().await;
+    //@ end
+    let mut process = launch.start("serve");
+    // Opening it takes until the service reads it.
+    let reads = pipe.clone();
+    let writer = tokio::task::spawn_blocking(|| File::options().write(true).open(reads)).await;
+    let writer = writer.expect("it is opened").expect("a pipe");
+    process.signal(Signal::TERM);
+    drop(writer);
+    process.event("service.start").await;
+    let ended = process.ended().await;
+    fs::remove_file(pipe).expect("it is removed");
+    assert_eq!((ended.code, &ended.event("service.exit")["code"]), (Some(0), &json!(0)), "{ended:#?}");
+}
+
+#[tokio::test]
 async fn port_that_is_taken_is_a_fault() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("an address");
@@ -257,8 +282,11 @@ async fn port_that_is_taken_is_a_fault() {
 #[tokio::test]
 async fn healthcheck_tells_a_living_service_from_a_dead_one() {
     let app = TestApp::spawn(&[]).await;
-    let ask =
-        async |port: u16| Launch::new(&[("APP__ADMIN__PORT", &port.to_string())]).run("healthcheck").await;
+    // Without root certificates, as in an image that has none.
+    let ask = async |port: u16| {
+        let port = port.to_string();
+        Launch::new(&[("APP__ADMIN__PORT", &port), ("SSL_CERT_FILE", "none")]).run("healthcheck").await
+    };
     let ended = ask(app.admin.port()).await;
     assert_eq!((ended.code, ended.out.join("")), (Some(0), "ok".to_owned()), "{ended:?}");
     // Nobody listens on this port, and no other test's service can: it is bound here.

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 
 use crate::process::{Ended, Launch, Variables};
 
@@ -248,6 +249,15 @@ async fn all_faults_are_reported_at_once() {
             "jobs.concurrency (config/production.toml)",
         ]
     );
+}
+
+#[test]
+fn exit_code_is_the_same_if_nobody_reads_why() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME"))));
+    let command = command.arg("check-config").env_clear().env("APP_ENV", "nowhere").stderr(writer);
+    assert_eq!(command.status().expect("the binary starts").code(), Some(78));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use rustix::process::Signal;
 use serde_json::json;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
@@ -147,13 +148,16 @@ fn newest() -> i64 {
     sqlx::migrate!().iter().map(|migration| migration.version).max().expect("a migration")
 }
 
+/// Takes the lock of whoever migrates: the number is the one in src/store/schema.rs.
+fn taken() -> String {
+    format!("SELECT pg_advisory_lock({})", 0x7461_736b)
+}
+
 #[tokio::test]
 async fn replica_waits_while_another_migrates() {
     let database = Database::create().await;
     let mut other = database.connect().await;
-    // The number is the one in src/store/schema.rs.
-    let taken = format!("SELECT pg_advisory_lock({})", 0x7461_736b);
-    other.execute(AssertSqlSafe(taken)).await.expect("the lock");
+    other.execute(AssertSqlSafe(taken())).await.expect("the lock");
     let mut app = TestApp::starting(Launch::new(&[("DATABASE_URL", &database.url)])).await;
     let ready = timeout(Duration::from_millis(400), app.process.event("service.ready")).await;
     assert!(ready.is_err(), "it did not wait");
@@ -165,6 +169,24 @@ async fn replica_waits_while_another_migrates() {
     assert_eq!(app.get("/ready").await.json(), json!({ "status": "starting" }));
     other.close().await.expect("the lock is given back with the connection");
     app.ready().await;
+}
+
+#[tokio::test]
+async fn command_can_be_stopped() {
+    let database = Database::create().await;
+    let mut other = database.connect().await;
+    other.execute(AssertSqlSafe(taken())).await.expect("the lock");
+    let migrating = Launch::new(&[("DATABASE_URL", &database.url)]).start("migrate");
+    let connected = concat!(
+        "pg_stat_activity WHERE datname = current_database() AND application_name = '",
+        env!("CARGO_PKG_NAME"),
+        "'"
+    );
+    eventually(async || database.count(connected).await, |count| *count > 0).await;
+    migrating.signal(Signal::INT);
+    let ended = migrating.ended().await;
+    // By itself, and not by the signal: process 1 of a container would ignore that.
+    assert_eq!((ended.code, ended.err.join("")), (Some(1), "stopped by SIGINT".to_owned()));
 }
 
 #[tokio::test]
