@@ -1,6 +1,5 @@
 //! A read-through cache of tasks: concurrent misses share one load, and no replica serves what its own write replaced.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +8,6 @@ use garde::Validate;
 use metrics::{Counter, counter};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::value::{between, millis};
@@ -115,9 +113,7 @@ impl Cache {
                 let load = async { Box::pin(cache.load(id, &store)).await };
                 cache.memory.try_get_with(id, load).await
             };
-            let load = Context::current().unwrap_or_default().scope(load).in_current_span();
-            let entry =
-                tokio::spawn(load).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))?;
+            let entry = Context::run_detached(load).await?;
             if entry.writes >= count {
                 return Ok(entry.task);
             }

@@ -1,11 +1,9 @@
 //! The use cases for tasks, built on the store, the cache and the job queue. They know nothing of HTTP.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use metrics::counter;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::cache::Cache;
@@ -132,9 +130,7 @@ impl Tasks {
     where
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let write = Context::current().unwrap_or_default().scope(write(self.clone())).in_current_span();
-        // Nothing aborts the spawned task, so an error means that it panicked, which is this request's own failure.
-        self.writes.spawn(write).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
+        Context::run_detached(self.writes.track_future(write(self.clone()))).await
     }
 
     /// The outcome of a write. An error may mean that the cached task is out of date, so it is invalidated.

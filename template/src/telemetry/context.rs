@@ -1,10 +1,12 @@
 //! Ties log lines, spans and calls to the request that caused them: a task-local, which no log filter can switch off.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use arrayvec::ArrayString;
 use hyper::HeaderMap;
 use serde::{Deserialize, Serialize};
+use tracing::Instrument;
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -30,6 +32,12 @@ impl Context {
 
     pub fn enter<T>(self, work: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, work)
+    }
+
+    /// Runs `work` in a task of its own, which ends it even if the caller is dropped. A panic is passed on to the caller.
+    pub async fn run_detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+        let work = Self::current().unwrap_or_default().scope(work).in_current_span();
+        tokio::spawn(work).await.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
     }
 }
 
