@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -20,7 +20,9 @@ const INSTALL_HINT: &str = "cargo-generate can't be run: install it with `cargo 
 
 /// Generates `name` from `template` below `parent`, with defaults for missing answers; returns its folder.
 pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Path) -> Result<PathBuf> {
-    let mut command = command(template, name);
+    let mut command = command(template, name)?;
+    // Not in the service: versions 0.23.10 and 0.23.11 remove the files there that are called like the template's hooks.
+    command.current_dir(parent);
     // The user's own configuration could add answers. The option needs a file, so it gets an empty one.
     command
         .args(["--config", "/dev/null", "--silent", "--vcs", "none", "--no-workspace", "--destination"])
@@ -43,7 +45,7 @@ pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Pat
 
 /// Runs cargo-generate, which asks for missing answers unless `silent`. Returns whether it succeeded.
 pub fn interactive(template: &Checkout, name: &str, answers: &Answers, silent: bool) -> Result<bool> {
-    let mut command = command(template, name);
+    let mut command = command(template, name)?;
     for (question, answer) in answers {
         command.args(["--define", &format!("{question}={answer}")]);
     }
@@ -73,8 +75,11 @@ fn namesakes(name: &str) -> BTreeSet<OsString> {
     names.filter(|other| other.to_str().map(letters) == Some(letters(name))).collect()
 }
 
-fn command(template: &Checkout, name: &str) -> Command {
-    let mut command = Command::new(env::var_os("CARGO_GENERATE").unwrap_or_else(|| "cargo-generate".into()));
+fn command(template: &Checkout, name: &str) -> Result<Command> {
+    let program = PathBuf::from(env::var_os("CARGO_GENERATE").unwrap_or_else(|| "cargo-generate".into()));
+    // A path is relative to the current folder, and a mere name is looked up in the PATH.
+    let is_path = program.components().count() > 1;
+    let mut command = Command::new(if is_path { path::absolute(program)? } else { program });
     for (key, _) in env::vars_os() {
         if key.to_str().is_some_and(|key| key.starts_with("CARGO_GENERATE_")) {
             command.env_remove(key);
@@ -83,7 +88,7 @@ fn command(template: &Checkout, name: &str) -> Command {
     command.arg("generate").arg("--path").arg(&template.folder).args(["--name", name]);
     // cargo-generate refuses to run when it can't determine an author, as in a container without $USER.
     command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
-    command
+    Ok(command)
 }
 
 /// Why cargo-generate refused, without its colours and emoji, the line number in a hook, and the advice to remove the

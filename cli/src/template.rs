@@ -250,7 +250,9 @@ fn origin() -> Option<String> {
     let program = env::current_exe().ok()?;
     let root = program.parent()?.parent()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let said = Command::new(cargo).args(["install", "--list", "--root"]).arg(root).output().ok()?;
+    let mut command = Command::new(cargo);
+    // Not in the service: what a clone brings along there may name another toolchain, which rustup would run or install.
+    let said = command.args(["install", "--list", "--root"]).arg(root).current_dir("/").output().ok()?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     let source = installed_from(&said)?;
     if Path::new(&source).is_dir() {

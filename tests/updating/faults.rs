@@ -16,7 +16,8 @@ pub fn shim(folder: &Path, script: &str) {
     wrap(folder, "git", &which("git"), script);
 }
 
-fn wrap(folder: &Path, name: &str, program: &Path, script: &str) {
+/// Writes a program `name` into `folder` that runs `script` before `program`.
+pub fn wrap(folder: &Path, name: &str, program: &Path, script: &str) {
     let path = folder.join(name);
     fs::write(&path, format!("#!/bin/sh\n{script}\nexec {} \"$@\"\n", program.display())).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
-use crate::support::{Service, commit, contents, generated, git, template};
+use crate::faults::wrap;
+use crate::support::{Service, commit, contents, generated, generator, git, said, slipway, template};
 
 /// A service in a subfolder of a repository that has other things too.
 fn in_a_monorepo() -> Service {
@@ -28,7 +29,7 @@ fn a_service_in_a_monorepo() {
     fs::write(top.join("notes.txt"), "not in git").unwrap();
     // Run from a subfolder of the service, which must work as well.
     let mut command = service.command(&["set", "redis=true", "postgres=true"]);
-    crate::support::said(command.current_dir(service.folder.join("src/http")), 0);
+    said(command.current_dir(service.folder.join("src/http")), 0);
     service.is_generated(&["redis=true", "postgres=true"]);
     let staged = git(top, &["diff", "--staged", "--name-only"]);
     assert!(staged.lines().all(|path| path.starts_with("services/orders/")), "{staged}");
@@ -202,7 +203,7 @@ fn line_endings_that_were_committed() {
     let settings = service.parent.path().join("gitconfig");
     fs::write(&settings, "[grep]\npatternType = fixed\n[color]\ngrep = always\n").unwrap();
     let mut command = service.command(&["set", "redis=true"]);
-    crate::support::said(command.env("GIT_CONFIG_GLOBAL", &settings), 0);
+    said(command.env("GIT_CONFIG_GLOBAL", &settings), 0);
     let mut files = contents(&service.folder);
     for (path, (text, _)) in &mut files {
         assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{path}");
@@ -236,6 +237,32 @@ fn modes_are_kept() {
     assert_eq!(git(&service.folder, &["diff", "--name-only"]), "");
 }
 
+/// In the folder of a service, rustup's `cargo` runs or installs whatever toolchain the `rust-toolchain.toml` there names.
+#[test]
+fn no_program_but_git_runs_in_the_service() {
+    let service = Service::generate(&[]);
+    let shims = tempfile::tempdir().unwrap();
+    let ran = shims.path().join("ran");
+    let note = format!("[ ! -e slipway.toml ] || echo $0 >> {}", ran.display());
+    let installed = format!("{note}; echo 'slipway v1.0.0 ({}):'; exit", template().display());
+    wrap(shims.path(), "cargo", "/nowhere".as_ref(), &installed);
+    wrap(shims.path(), "cargo-generate", &generator(), &note);
+    let mut command = slipway();
+    command.args(["set", "redis=true"]).current_dir(&service.folder).env("CARGO", shims.path().join("cargo"));
+    said(command.env("CARGO_GENERATE", shims.path().join("cargo-generate")), 0);
+    service.is_generated(&["redis=true"]);
+    assert_eq!(fs::read_to_string(ran).unwrap_or_default(), "");
+}
+
+#[test]
+fn a_cargo_generate_by_a_relative_path() {
+    let service = Service::generate(&[]);
+    wrap(service.parent.path(), "generator", &generator(), "");
+    let mut command = service.command(&["set", "redis=true"]);
+    said(command.env("CARGO_GENERATE", "../generator"), 0);
+    service.is_generated(&["redis=true"]);
+}
+
 /// Settings that people have, each of which changes what git prints or refuses.
 const SETTINGS: &str = "[safe]\nbareRepository = explicit\n[color]\nui = always\n[core]\nautocrlf = true\npager = false\n\
                         [merge]\nrenames = false\ndirectoryRenames = false\nrenormalize = true\nconflictStyle = diff3\n[diff]\nrenames = false\nnoprefix = true\n\
@@ -257,7 +284,7 @@ fn whatever_their_settings_are() {
     for name in ["COMMON_DIR", "DIR", "INDEX_FILE", "OBJECT_DIRECTORY", "WORK_TREE"] {
         command.env(format!("GIT_{name}"), "/nowhere");
     }
-    crate::support::said(&mut command, 0);
+    said(&mut command, 0);
     assert!(service.read("src/work.rs").contains("\r\n"), "git writes files with CRLF here");
     assert!(!service.folder.join("src/jobs.rs").exists(), "renames are followed");
     for (path, (text, executable)) in contents(&service.folder) {
