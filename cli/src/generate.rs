@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::record::Answers;
+use crate::record::{Answers, FILE};
 use crate::say::complain;
 use crate::signals;
 use crate::template::Checkout;
@@ -40,7 +40,14 @@ pub fn generate(template: &Checkout, name: &str, answers: &Answers, parent: &Pat
     if !output.status.success() {
         bail!("cargo-generate failed for version {}: {}", template.version, reason(&output));
     }
-    Ok(parent.join(name))
+    let folder = parent.join(name);
+    // cargo-generate turns any name into one that it allows, so a path would lead to a folder that it did not make.
+    ensure!(
+        folder.file_name() == Some(name.as_ref()) && folder.is_dir(),
+        "{FILE}: \"{name}\" can't be the name of a service: restore the one that it was generated with (`git log -p \
+         {FILE}` shows it)"
+    );
+    Ok(folder)
 }
 
 /// Runs cargo-generate, which asks for missing answers unless `silent`. Returns whether it succeeded.
@@ -85,7 +92,7 @@ fn command(template: &Checkout, name: &str) -> Result<Command> {
             command.env_remove(key);
         }
     }
-    command.arg("generate").arg("--path").arg(&template.folder).args(["--name", name]);
+    command.arg("generate").arg("--path").arg(&template.folder).arg(format!("--name={name}"));
     // cargo-generate refuses to run when it can't determine an author, as in a container without $USER.
     command.env("CARGO_NAME", "slipway").env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
     Ok(command)

@@ -51,6 +51,22 @@ fn a_record_that_is_broken() {
     }
 }
 
+/// Files get the line endings of the record, which must not be done outside of what was generated.
+#[test]
+fn a_record_whose_name_leads_elsewhere() {
+    let service = Service::generate(&[]);
+    let record = service.read("slipway.toml").replace('\n', "\r\n");
+    service.write("../notes.txt", "not\nours\n");
+    let parent = service.parent.path().to_str().unwrap();
+    for name in ["/proc/self/cwd/..", "../../orders", parent, "Orders", "--init"] {
+        let named = format!("name = \"{name}\"");
+        service.write("slipway.toml", &record.replace("name = \"orders\"", &named));
+        commit(&service.folder, "theirs");
+        let wanted = format!("slipway.toml: \"{name}\" can't be the name of a service: restore the one");
+        service.refuses(&["set", "redis=true", "--dry-run"], &wanted);
+    }
+}
+
 #[test]
 fn a_record_that_would_command_the_terminal() {
     let service = Service::generate(&[]);
