@@ -23,7 +23,7 @@ pub enum Command {
     },
     /// Merge the template's changes since the recorded version into this service
     Update {
-        /// The version to update to, which may be an older one (default: the newest)
+        /// The version to update to, which may be an older one (default: the newest, unless that would lead back)
         #[arg(long, value_name = "VERSION", value_parser = version)]
         to: Option<Version>,
         #[command(flatten)]

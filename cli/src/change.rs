@@ -38,8 +38,18 @@ pub fn update(to: Option<&Version>, from: Option<&str>, common: &Common) -> Resu
         say!("{} is already at version {}", record.name, record.version);
         return Ok(Exit::Done);
     }
-    let to = to.unwrap_or(newest);
     let recorded = recorded(&service, &template, from)?;
+    // Between two releases, a branch is ahead of the release whose version it has.
+    if to.is_none() && *newest <= record.version {
+        say!(
+            "{} is at version {}, and no release is newer: nothing to update. For the state of a release, even if that \
+             leads back, name it: --to {newest}",
+            record.name,
+            record.version
+        );
+        return Ok(Exit::Done);
+    }
+    let to = to.unwrap_or(newest);
     let wanted = State { template: template.checkout(to)?, answers: record.answers.clone() };
     let title = format!("Update to slipway {to}");
     let exit = change(&service, &recorded, &wanted, &title, true, common.dry_run)?;

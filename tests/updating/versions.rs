@@ -361,7 +361,31 @@ fn what_was_no_release_is_named_by_its_branch() {
     is(&service, &fresh("0.3.0", &[]));
     // Also when the record already has the newest version.
     commit(&service.folder, "update");
-    let said = service.run(&["update", "--from", "v0.3.0"], 0);
+    let said = service.run(&["update", "--from", "v0.3.0", "--to", "0.3.0"], 0);
     assert!(said.contains("Update to slipway 0.3.0: nothing changes"), "{said}");
     service.refuses(&["update", "--from", "early"], "slipway.toml records 0.3.0: leave out --from if");
+}
+
+#[test]
+fn a_branch_between_two_releases_does_not_go_back_to_the_older_one() {
+    for version in ["0.3.0", "0.4.0-early"] {
+        let clone = tempfile::tempdir().unwrap();
+        git(clone.path(), &["clone", "--quiet", releases().to_str().unwrap(), "."]);
+        git(clone.path(), &["checkout", "--quiet", "-b", "early", "v0.3.0"]);
+        let template = clone.path().join("template");
+        for file in ["slipway.toml", "slipway.toml.liquid"] {
+            replace(&template.join(file), "version = \"0.3.0\"", &format!("version = \"{version}\""));
+        }
+        replace(&template.join("src/http/sender.rs"), "//! Who has sent", "//! Whoever has sent");
+        commit(clone.path(), "better");
+        let service = Service::of(clone.path(), &[]);
+        let before = service.state();
+        let said = service.run(&["update", "--from", "early"], 0);
+        let wanted = format!("orders is at version {version}, and no release is newer");
+        assert!(said.contains(&wanted) && said.contains("name it: --to 0.3.0\n"), "{said}");
+        assert_eq!(service.state(), before);
+        // Unless that is what they ask for.
+        service.run(&["update", "--from", "early", "--to", "0.3.0"], 0);
+        is(&service, &fresh("0.3.0", &[]));
+    }
 }
