@@ -397,9 +397,10 @@ fn named(list: &[u8]) -> impl Iterator<Item = &Path> {
 
 /// Moves the old files out of the way and the new ones into their place.
 fn swap(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
+    let kept = folders(paths.iter().filter(|(_, has_new)| *has_new));
     for (path, _) in paths {
         relocate(&top.join(path), &files.join(OLD).join(path))?;
-        remove_empty_folders(top, path);
+        remove_empty_folders(top, path, &kept);
     }
     for (path, _) in paths {
         relocate(&files.join(NEW).join(path), &top.join(path))?;
@@ -409,17 +410,24 @@ fn swap(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
 
 /// Undoes what [`swap`] did, however far it got.
 fn undo(top: &Path, files: &Path, paths: &[(PathBuf, bool)]) -> Result<()> {
+    let kept = folders(paths.iter().filter(|(path, _)| is_there(&files.join(OLD).join(path))));
     for (path, has_new) in paths {
         let new = files.join(NEW).join(path);
         if *has_new && !is_there(&new) {
             relocate(&top.join(path), &new)?;
-            remove_empty_folders(top, path);
+            remove_empty_folders(top, path, &kept);
         }
     }
     for (path, _) in paths {
         relocate(&files.join(OLD).join(path), &top.join(path))?;
     }
     Ok(())
+}
+
+/// The folders in which `paths` are to be. If one were removed and made again, a container or a shell that is in it would
+/// be left in the old one, and its mode would be lost.
+fn folders<'a>(paths: impl Iterator<Item = &'a (PathBuf, bool)>) -> BTreeSet<&'a Path> {
+    paths.flat_map(|(path, _)| path.ancestors().skip(1)).collect()
 }
 
 /// Whether `path` exists, be it as a dangling link.
@@ -436,11 +444,11 @@ fn relocate(from: &Path, to: &Path) -> Result<()> {
     moved.with_context(|| format!("{} can't be moved to {}", from.display(), to.display()))
 }
 
-/// Removes the folders above `path` that hold nothing any more.
-fn remove_empty_folders(top: &Path, path: &Path) {
+/// Removes the folders above `path` that hold nothing any more, except those that are `kept`.
+fn remove_empty_folders(top: &Path, path: &Path, kept: &BTreeSet<&Path>) {
     let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
     for folder in above {
-        if fs::remove_dir(top.join(folder)).is_err() {
+        if kept.contains(folder) || fs::remove_dir(top.join(folder)).is_err() {
             break;
         }
     }
@@ -451,11 +459,10 @@ fn remove_empty_folders(top: &Path, path: &Path) {
 mod tests {
     use super::*;
 
-    fn paths() -> Vec<(PathBuf, bool)> {
-        [("a/changed", true), ("b/gone", false), ("c/d/new", true), ("turned", false), ("turned/into", true)]
-            .map(|(path, new)| (path.into(), new))
-            .to_vec()
-    }
+    /// After it, a file is a folder, a folder is a file, and a file is in a folder further down.
+    const CHANGE: &[u8] =
+        b"+a/changed\0-b/gone\0+c/d/new\0+e/f/moved\0-e/moved\0+into\0-into/one\0-into/two\0-turned\0\
+                            +turned/into\0";
 
     fn contents(folder: &Path) -> Vec<(PathBuf, String)> {
         let files = WalkDir::new(folder).sort_by_file_name().into_iter().map(Result::unwrap);
@@ -519,32 +526,68 @@ mod tests {
         assert_eq!(contents(&git), [("index.lock".into(), String::new())]);
     }
 
+    /// Puts the old versions of the files in [`CHANGE`] into `top`, and the new ones into `staging`.
+    fn prepare(top: &Path, staging: &Path) {
+        for path in ["a/changed", "b/gone", "e/moved", "into/one", "into/two", "turned", "untouched"] {
+            write(top, &[(path, "old")]);
+        }
+        for path in ["a/changed", "c/d/new", "e/f/moved", "into", "turned/into"] {
+            write(&staging.join(NEW), &[(path, "new")]);
+        }
+    }
+
+    /// Folders that have files before [`CHANGE`] and after it, open, so that no new folder gets the number of one.
+    fn open(top: &Path) -> [(PathBuf, File); 2] {
+        ["a", "e"].map(|folder| (top.join(folder), File::open(top.join(folder)).unwrap()))
+    }
+
+    fn assert_same(folders: &[(PathBuf, File)]) {
+        for (path, folder) in folders {
+            let (now, before) = (fs::metadata(path).unwrap(), folder.metadata().unwrap());
+            assert_eq!(now.ino(), before.ino(), "{} is another folder", path.display());
+        }
+    }
+
     /// Stops a swap after each of its moves, as a kill would, and undoes it from what is on disk.
     #[test]
     fn a_swap_is_undone_from_wherever_it_stopped() {
-        for stop in 0..=2 * paths().len() {
+        let paths = read_journal(CHANGE);
+        let kept = folders(paths.iter().filter(|(_, has_new)| *has_new));
+        for stop in 0..=2 * paths.len() {
             let (top, staging) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let (top, staging) = (top.path(), staging.path());
-            write(top, &[("a/changed", "old"), ("b/gone", "old"), ("turned", "old"), ("untouched", "old")]);
-            write(&staging.join(NEW), &[("a/changed", "new"), ("c/d/new", "new"), ("turned/into", "new")]);
-            let before = contents(top);
-            let out = stop.min(paths().len());
-            for (path, _) in &paths()[..out] {
+            prepare(top, staging);
+            let (before, open) = (contents(top), open(top));
+            let out = stop.min(paths.len());
+            for (path, _) in &paths[..out] {
                 relocate(&top.join(path), &staging.join(OLD).join(path)).unwrap();
-                remove_empty_folders(top, path);
+                remove_empty_folders(top, path, &kept);
             }
-            for (path, _) in &paths()[..stop - out] {
+            for (path, _) in &paths[..stop - out] {
                 relocate(&staging.join(NEW).join(path), &top.join(path)).unwrap();
             }
-            if stop == 2 * paths().len() {
-                let now: Vec<PathBuf> = contents(top).into_iter().map(|(path, _)| path).collect();
-                assert_eq!(now, ["a/changed", "c/d/new", "turned/into", "untouched"].map(PathBuf::from));
-            }
-            undo(top, staging, &read_journal(b"+a/changed\0-b/gone\0+c/d/new\0-turned\0+turned/into\0"))
-                .unwrap();
+            undo(top, staging, &paths).unwrap();
             assert_eq!(contents(top), before, "stopped after {stop} moves");
-            undo(top, staging, &paths()).unwrap();
+            assert_same(&open);
+            undo(top, staging, &paths).unwrap();
             assert_eq!(contents(top), before, "undone twice");
         }
+    }
+
+    #[test]
+    fn a_folder_stays_though_all_files_in_it_change() {
+        let (top, staging) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (top, staging, paths) = (top.path(), staging.path(), read_journal(CHANGE));
+        prepare(top, staging);
+        let open = open(top);
+        swap(top, staging, &paths).unwrap();
+        assert_same(&open);
+        let now: Vec<PathBuf> = contents(top).into_iter().map(|(path, _)| path).collect();
+        let wanted = ["a/changed", "c/d/new", "e/f/moved", "into", "turned/into", "untouched"];
+        assert_eq!(now, wanted.map(PathBuf::from));
+        assert!(!top.join("b").exists(), "an empty folder is left");
+        undo(top, staging, &paths).unwrap();
+        assert_same(&open);
+        assert!(!top.join("c").exists() && !top.join("e/f").exists(), "a new folder is left");
     }
 }
