@@ -15,7 +15,7 @@ use crate::args::Common;
 use crate::generate::generate;
 use crate::merge::{self, Merged, Sides};
 use crate::record::{Answers, FILE};
-use crate::say::say;
+use crate::say::{coloured, say};
 use crate::service::Service;
 use crate::template::{Checkout, Template};
 
@@ -200,15 +200,12 @@ fn message(service: &Service, title: &str, merged: &Merged) -> Result<String> {
 
 /// Prints the difference that `merged` makes.
 fn show(service: &Service, merged: &Merged) -> Result<()> {
-    let colour = if std::io::stdout().is_terminal() { "--color=always" } else { "--color=never" };
-    let diff = merged.scratch.git.run(&[
-        "diff",
-        "--find-renames",
-        "--no-ext-diff",
-        colour,
-        &service.tree,
-        &merged.tree,
-    ])?;
+    let trees = [&*service.tree, &merged.tree];
+    let diff = ["diff", "--find-renames", "--no-ext-diff", "--color=never"];
+    let mut diff = merged.scratch.git.run(&[&diff[..], &trees].concat())?;
+    if std::io::stdout().is_terminal() {
+        diff = coloured(&String::from_utf8_lossy(&diff)).into_bytes();
+    }
     match std::io::stdout().write_all(&diff) {
         // The reader may stop early: that is no error.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Stdio;
 
+use rexpect::session::spawn_command;
+
 use crate::support::{Service, commit, git, said, slipway, template};
 
 #[test]
@@ -79,6 +81,26 @@ fn a_record_that_would_command_the_terminal() {
     commit(&service.folder, "theirs");
     let said = service.run(&["status"], 2);
     assert!(said.contains("`version = \"\u{fffd}0."), "{said:?}");
+}
+
+#[test]
+fn a_diff_that_would_command_the_terminal() {
+    let service = Service::generate(&[]);
+    service.replace(".env.example", "#APP__WEBHOOK__SECRET=", "#\u{1b}]52;c;YQ==\u{7}\u{1b}[8m");
+    commit(&service.folder, "theirs");
+    let set = ["set", "redis=true", "--dry-run"];
+    let mut terminal = spawn_command(service.command(&set), Some(20_000)).unwrap();
+    let said = terminal.exp_eof().unwrap();
+    let theirs = said.lines().find(|line| line.contains("]52;c;YQ==")).unwrap();
+    for command in ["\u{1b}]", "\u{7}", "\u{1b}[8m"] {
+        assert!(!theirs.contains(command), "{theirs:?}");
+    }
+    assert!(said.contains("\u{1b}[32m+redis = true\u{1b}[m\r\n"), "it should have git's usual colours");
+    // A file or another program gets it as it is.
+    let piped = service.run(&set, 0);
+    assert!(
+        piped.contains("\n #\u{1b}]52;c;YQ==\u{7}\u{1b}[8mwhsec_") && piped.contains("\n+redis = true\n")
+    );
 }
 
 #[test]
