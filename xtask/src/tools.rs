@@ -28,8 +28,8 @@ pub use linters::Linters;
 
 /// The version to install when none is found: the newest that builds with the Rust version that we require.
 const CARGO_GENERATE: &str = "0.23.14";
-/// The oldest version in which hooks and `.liquid` siblings work as the template needs.
-const OLDEST: [u64; 3] = [0, 23, 8];
+/// The oldest version in which hooks and `.liquid` siblings work as the template needs; see `cargo-generate.toml`.
+const OLDEST: [u64; 3] = [0, 23, 12];
 /// The crates in which cargo-generate spends its time, with their optimisation levels. Its full release profile takes
 /// five minutes of processor time to build, to save 10 ms of a run; optimising only these halves the build time.
 ///
@@ -332,7 +332,14 @@ mod tests {
     #[test]
     fn a_version_is_the_last_word() {
         assert_eq!(version("cargo generate-generate 0.23.14\n"), Some([0, 23, 14]));
-        assert!(version("cargo-generate-generate 0.23.7").is_some_and(|found| found < OLDEST));
+        assert!(version("cargo-generate-generate 0.23.11").is_some_and(|found| found < OLDEST));
         assert_eq!(version("error: no such command"), None);
+    }
+
+    #[test]
+    fn the_template_refuses_the_same_versions() {
+        let [major, minor, patch] = OLDEST;
+        let wanted = format!("\ncargo_generate_version = \">={major}.{minor}.{patch}\"\n");
+        assert!(include_str!("../../cargo-generate.toml").contains(&wanted), "it should have {wanted}");
     }
 }
