@@ -38,14 +38,16 @@ async fn every_line_is_json_with_time_level_and_message() {
 
 #[tokio::test]
 async fn request_is_one_line_with_what_happened() {
-    let mut app = TestApp::spawn(&[]).await;
+    let mut app = TestApp::spawn(&[("APP__HTTP__TRUSTED_PROXIES", "127.0.0.1")]).await;
     let task = app.create("a").await;
     let request = app.request(Method::GET, &format!("{}?", path_of(&task))).header("x-request-id", "mine");
-    Answer::to(request).await;
+    Answer::to(request.header("x-forwarded-for", "9.9.9.9")).await;
     let line = app.process.event_where("http.request", |line| line["request_id"] == "mine").await;
     assert_eq!((&line["method"], &line["route"]), (&json!("GET"), &json!("/v1/tasks/{id}")));
-    assert_eq!((&line["status"], &line["client"]), (&json!(200), &json!("127.0.0.0/24")));
+    assert_eq!((&line["status"], &line["client"]), (&json!(200), &json!("9.9.9.0/24")));
     assert!(line["duration_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0 && seconds < 10.0));
+    let created = app.process.event_where("http.request", |line| line["status"] == 201).await;
+    assert_eq!(created["client"], "127.0.0.0/24", "no proxy was in between");
     let log = app.stop().await.log();
     assert_eq!(log.iter().filter(|line| line["message"] == "http.request").count(), 2, "{log:#?}");
 }
