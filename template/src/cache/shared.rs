@@ -218,6 +218,8 @@ fn mark() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// Redis refuses a lifetime of 0, and with it the message to other replicas.
@@ -226,5 +228,15 @@ mod tests {
         let ttl = Duration::from_millis(1);
         let shared = Shared { redis: Redis::nowhere(), missed: Arc::default(), ttl };
         assert!((0..100).all(|_| shared.lifetime() == "1"));
+    }
+
+    #[tokio::test]
+    async fn entries_stored_together_do_not_expire_together() {
+        let ttl = Duration::from_secs(1);
+        let shared = Shared { redis: Redis::nowhere(), missed: Arc::default(), ttl };
+        let lifetimes = (0..200).map(|_| shared.lifetime().parse().expect("milliseconds"));
+        let lifetimes: BTreeSet<u64> = lifetimes.collect();
+        let (first, last) = (lifetimes.first().expect("some"), lifetimes.last().expect("some"));
+        assert!((900..950).contains(first) && (1050..=1100).contains(last), "{lifetimes:?}");
     }
 }
