@@ -195,6 +195,21 @@ async fn requests_share_a_connection() {
 }
 
 #[tokio::test]
+async fn last_byte_does_not_wait_until_the_rest_is_acknowledged() {
+    let app = TestApp::spawn(&[]).await;
+    let mut connection = Connection::open(&app).await;
+    let mut fastest = PATIENCE;
+    for stream in (1..80).step_by(2) {
+        let began = Instant::now();
+        assert_eq!(connection.get(stream, "/v1/tasks").await, Some(OK));
+        while connection.frame_of(DATA).await.expect("the rest").flags & END_STREAM == 0 {}
+        fastest = fastest.min(began.elapsed());
+    }
+    // The kernel of a client that has nothing to send acknowledges after 40 ms.
+    assert!(fastest < Duration::from_millis(30), "{fastest:?}");
+}
+
+#[tokio::test]
 async fn client_may_connect_ahead_of_its_first_request() {
     let app = TestApp::spawn(&[("APP__HTTP__HEADER_READ_TIMEOUT", "300ms")]).await;
     let mut connection = Connection::open(&app).await;
