@@ -9,8 +9,12 @@ use crate::process::{Ended, Launch, Variables};
 
 /// The faults that are reported for a configuration that is refused.
 pub async fn refused(launch: Launch) -> Vec<String> {
-    let Ended { code, out, err } = launch.run("serve").await;
-    assert_eq!(code, Some(78), "{err:#?}");
+    refused_by("serve", launch).await
+}
+
+async fn refused_by(command: &str, launch: Launch) -> Vec<String> {
+    let Ended { code, out, err } = launch.run(command).await;
+    assert_eq!(code, Some(78), "{command}: {err:#?}");
     assert!(out.is_empty(), "nothing was started: {out:#?}");
     assert_eq!(err[0], "bad configuration:");
     err[1..].to_vec()
@@ -258,6 +262,20 @@ fn exit_code_is_the_same_if_nobody_reads_why() {
     let mut command = Command::new(env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME"))));
     let command = command.arg("check-config").env_clear().env("APP_ENV", "nowhere").stderr(writer);
     assert_eq!(command.status().expect("the binary starts").code(), Some(78));
+}
+
+#[tokio::test]
+async fn other_commands_refuse_what_the_service_refuses() {
+    let commands = vec!["check-config", "healthcheck"];
+    //@ if postgres
+    let commands = [commands, vec!["migrate", "dead-letters list"]].concat();
+    //@ end
+    for command in commands {
+        let bad = || Launch::new(&[("APP__CACHE__TTL", "soon"), ("APP__ADMIN__PORT", "-80")]);
+        let faults = refused_by(command, bad()).await;
+        assert_eq!(faults, refused(bad()).await, "{command}");
+        assert_eq!(faults.len(), 2, "{faults:#?}");
+    }
 }
 
 #[tokio::test]
