@@ -44,4 +44,5 @@ mod redis;
 mod schema;
 //@ end
 mod secrets;
+mod tls;
 mod wire;

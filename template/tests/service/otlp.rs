@@ -16,6 +16,7 @@ use crate::jobs::calling;
 use crate::misconfiguration::{self, Row, assert_refused};
 use crate::process::Launch;
 use crate::receiver::{Call, Receiver};
+use crate::tls;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -189,6 +190,23 @@ async fn collector_that_is_not_there_is_reported_and_harms_nothing() {
     app.create("a").await;
     let ended = app.stop().await;
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("error")));
+}
+
+#[tokio::test]
+async fn spans_are_sent_only_to_a_collector_that_a_root_vouches_for() {
+    let collector = tls::Server::start();
+    for (root, status) in [(&tls::Server::start(), "error"), (&collector, "ok")] {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+            ("APP__OTLP__SAMPLE_RATIO", "1.0"),
+            ("APP__SHUTDOWN__FLUSH_TIMEOUT", "10s"),
+            // Nothing is exported before the flush.
+            ("OTEL_BSP_SCHEDULE_DELAY", "60000"),
+        ];
+        let app = TestApp::launch(root.is_trusted_by(Launch::new(&variables))).await;
+        app.create("a").await;
+        assert_eq!(app.stop().await.event("telemetry.flush")["status"], status);
+    }
 }
 
 #[tokio::test]

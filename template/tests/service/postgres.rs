@@ -9,11 +9,14 @@ use reqwest::{Method, Url};
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::app::{TestApp, eventually, json_body, path_of};
 use crate::misconfiguration::{Row, assert_refused};
-use crate::process::Launch;
+use crate::process::{Launch, PATIENCE};
 use crate::proxy::{Proxy, server_of, via};
 use crate::receiver::Receiver;
 //@ if redis
@@ -435,6 +438,26 @@ async fn stop_before_the_database_is_there_is_clean() {
     assert_eq!((ready.status, ready.json()), (503, json!({ "status": "starting" })));
     assert_eq!(app.get("/health").await.status, 200);
     assert_eq!(app.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn server_without_tls_is_told_nothing_where_the_url_requires_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let url = format!("postgres://nobody@{address}/nowhere?sslmode=verify-full");
+    let migrating = Launch::new(&[("DATABASE_URL", &url)]).start("migrate");
+    let told = async {
+        let (mut stream, _) = listener.accept().await?;
+        let (mut asked, mut more) = ([0; 8], Vec::new());
+        stream.read_exact(&mut asked).await?;
+        stream.write_all(b"N").await?;
+        stream.read_to_end(&mut more).await?;
+        std::io::Result::Ok((asked, more))
+    };
+    let (asked, more) = timeout(PATIENCE, told).await.expect("an end in time").expect("a connection");
+    assert_eq!(asked, [0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f], "an SSLRequest");
+    assert_eq!(more, b"", "the server has no TLS");
+    assert_eq!(migrating.ended().await.code, Some(1));
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ use serde_json::json;
 //@ if postgres
 use sqlx::{Connection, Executor};
 //@ end
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 //@ if postgres or rate_limit
 use crate::app::Answer;
@@ -22,7 +25,7 @@ use crate::misconfiguration::{Row, assert_refused};
 //@ if postgres
 use crate::postgres::Database;
 //@ end
-use crate::process::{Launch, Variables};
+use crate::process::{Launch, PATIENCE, Variables};
 use crate::proxy::{Proxy, server_of, via};
 
 /// The URL of the server that replicas share.
@@ -99,6 +102,16 @@ async fn service_without_redis_is_ready_and_degraded() {
     proxy.mend();
     eventually(ready, |answer| answer.json()["degraded"] == false).await;
     wait_until_breaker_closes(&app).await;
+}
+
+#[tokio::test]
+async fn redis_is_told_nothing_before_tls_where_its_url_asks_for_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("rediss://{}", listener.local_addr().expect("an address"));
+    let _app = TestApp::starting(Launch::new(&[("REDIS_URL", &url)])).await;
+    let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.expect("a call").expect("a connection");
+    let first = timeout(PATIENCE, stream.read_u8()).await.expect("a byte in time").expect("a byte");
+    assert_eq!(first, 0x16, "a handshake (RFC 8446, 5.1)");
 }
 
 #[tokio::test]
