@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::app::{TestApp, eventually, json_body, path_of};
+use crate::lifecycle::SHORT_DRAIN;
 use crate::misconfiguration::{Row, assert_refused};
 use crate::process::{Launch, PATIENCE};
 use crate::proxy::{Proxy, server_of, via};
@@ -386,6 +387,25 @@ async fn write_is_finished_during_the_drain_though_its_client_has_left() {
         assert_eq!(app.process.database().count(written).await, 1);
         assert_eq!(app.process.ended().await.code, Some(0));
     }
+}
+
+#[tokio::test]
+async fn write_that_outlasts_the_drain_is_told_and_does_not_hold_up_the_exit() {
+    let patient = [("APP__DATABASE__STATEMENT_TIMEOUT", "30s")];
+    let mut app = TestApp::spawn(&[&SHORT_DRAIN[..], &patient].concat()).await;
+    let path = path_of(&app.create("a").await);
+    let _lock = app.process.database().lock("tasks").await;
+    let mut client = app.connect().await;
+    let head = "host: test\r\ncontent-type: application/json\r\ncontent-length: 13";
+    client.send(&format!("PATCH {path} HTTP/1.1\r\n{head}\r\n\r\n{{\"title\":\"b\"}}")).await;
+    app.process.database().wait_until_blocked("tasks", 1).await;
+    drop(client);
+    app.process.signal(Signal::TERM);
+    let cut = app.process.event("shutdown.drain_timeout").await;
+    assert_eq!(cut["writes"], 1);
+    // Long before the statement times out.
+    let ended = app.process.ended().await;
+    assert_eq!(ended.code, Some(3), "{ended:#?}");
 }
 
 #[tokio::test]
