@@ -26,6 +26,7 @@ async fn traced(endpoint: &str, flush: &str) -> TestApp {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
         ("OTEL_SERVICE_NAME", "named-by-the-test"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=that-of-the-test"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=that-of-the-test"),
         ("APP__OTLP__SAMPLE_RATIO", "1.0"),
         ("APP__SHUTDOWN__FLUSH_TIMEOUT", flush),
     ];
@@ -49,6 +50,7 @@ async fn spans_reach_the_collector_before_the_exit() {
     assert!(calls.iter().all(|call| call.path == "/v1/traces"), "{calls:#?}");
     // user:p@ss
     assert!(calls.iter().all(|call| call.header("authorization") == "Basic dXNlcjpwQHNz"), "{calls:#?}");
+    assert!(calls.iter().all(|call| call.header("x-tenant") == "that-of-the-test"), "{calls:#?}");
     assert!(calls.iter().all(|call| call.header("content-type") == "application/x-protobuf"));
     let spans = exported(&calls);
     let span = named(&spans, "GET /v1/tasks");
