@@ -1,7 +1,7 @@
 //! Clients that request the largest answers there are, and never read them.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,9 +11,11 @@ use crate::http::{Connection, get, head};
 use super::Site;
 use super::clients::{connect_with_small_buffers, tasks_of, wait_until};
 
-/// A page of this many tasks is as large as a page can be: JSON doubles each quotation mark.
+/// A page of this many tasks has 2 MB: JSON doubles each quotation mark.
 const TASKS: usize = 100;
 const QUOTE: &str = "\"";
+/// A task of these needs more room than any other: four bytes each.
+const CANOE: &str = "\u{1f6f6}";
 const CLIENTS: usize = 6;
 /// Requests of each client: more than there is room for in total.
 const ASKED: usize = 40;
@@ -50,7 +52,8 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     let said = format!("{} of {asked} pages of {} KiB, {more:.0} MiB more", kept.len(), length >> 10);
     ensure!((48 << 20..=64 << 20).contains(&(kept.len() * length)) && more < GROWTH, "{said}");
     // Everything else goes on.
-    tasks_of(service.public, 1, QUOTE).context("a write")?;
+    kept.extend(fill(service.public)?);
+    tasks_of(service.public, 1, CANOE).context("a write")?;
     let read = get(service.public, "/v1/tasks?limit=1&status=completed")?;
     ensure!(read.status == 200, "a small answer was {}", read.status);
     drop(kept);
@@ -63,6 +66,20 @@ pub fn answers(site: &Site<'_>) -> Result<String> {
     }
     site.stop(service)?;
     Ok(format!("{said}; {refused} refused"))
+}
+
+/// Takes what room is left, by smaller and smaller pages: less remains than the answer to a write needs.
+fn fill(address: SocketAddr) -> Result<Vec<TcpStream>> {
+    let (mut kept, mut last) = (Vec::new(), String::new());
+    for tasks in (2..=TASKS / 2).rev() {
+        let mut stream = connect_with_small_buffers(address)?;
+        last = status(&mut stream, &format!("/v1/tasks?limit={tasks}"), CLIENTS)?;
+        if last == "200" {
+            kept.push(stream);
+        }
+    }
+    ensure!(last == "503", "the smallest page was {last}: there is still room");
+    Ok(kept)
 }
 
 /// Sends a request as this client, and reads no more of the answer than its status.
