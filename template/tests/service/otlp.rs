@@ -37,7 +37,7 @@ async fn traced(endpoint: &str, flush: &str) -> TestApp {
 async fn spans_reach_the_collector_before_the_exit() {
     let collector = Receiver::start().await;
     collector.answers(200);
-    let mut app = traced(&format!("http://user:p%40ss@{}/", collector.address), "10s").await;
+    let mut app = traced(&format!("http://user:p%40ss@{}/otlp/?token=1", collector.address), "10s").await;
     let request = app.request(Method::GET, "/v1/tasks").header("x-request-id", "traced");
     Answer::to(request.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))).await;
     app.create("a").await;
@@ -47,7 +47,7 @@ async fn spans_reach_the_collector_before_the_exit() {
     assert_eq!((ended.code, &ended.event("telemetry.flush")["status"]), (Some(0), &json!("ok")));
 
     let calls = collector.calls(1).await;
-    assert!(calls.iter().all(|call| call.path == "/v1/traces"), "{calls:#?}");
+    assert!(calls.iter().all(|call| call.path == "/otlp/v1/traces"), "{calls:#?}");
     // user:p@ss
     assert!(calls.iter().all(|call| call.header("authorization") == "Basic dXNlcjpwQHNz"), "{calls:#?}");
     assert!(calls.iter().all(|call| call.header("x-tenant") == "that-of-the-test"), "{calls:#?}");
