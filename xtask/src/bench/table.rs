@@ -140,7 +140,7 @@ impl Report {
     /// The section in a service's guide: outside the fence, it contains only what is true of every variant.
     fn for_services(&self) -> String {
         let mut text = format!(
-            "{}. One core for the service, everything in it switched on. Requests/s and CPU at full load, with 64 \
+            "{}. One core for the service. Requests/s and CPU at full load, with 64 \
              connections; p50 and p99 at about the same, lower rate for every server. In brackets, the ratio to a \
              bare axum handler that gives the same answers.\n\n",
             self.machine
