@@ -43,9 +43,7 @@ enum Exit {
 
 /// Serves until told to stop. Returns the exit code.
 pub fn serve() -> Result<ExitCode> {
-    let runtime = runtime()?;
-    // First of all: process 1 of a container, unlike others, is not ended by a signal that it does not listen for.
-    let signals = runtime.block_on(async { StopSignals::listen() }).context("signals")?;
+    let (runtime, signals) = runtime()?;
     let loaded = config::load()?;
     let telemetry = Telemetry::install(&loaded.config)?;
     run_in(runtime, async {
@@ -70,8 +68,8 @@ pub fn migrate(loaded: &Loaded) -> Result<()> {
 
 /// Runs a command to its end, or until a signal.
 pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    run_in(runtime()?, async {
-        let mut signals = StopSignals::listen().context("signals")?;
+    let (runtime, mut signals) = runtime()?;
+    run_in(runtime, async {
         tokio::select! {
             done = work => done,
             signal = signals.next() => bail!("stopped by {signal}"),
@@ -79,8 +77,11 @@ pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-fn runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")
+/// Listens for signals first of all: process 1 of a container, unlike others, is not ended by one that it ignores.
+fn runtime() -> Result<(Runtime, StopSignals)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
+    let signals = runtime.block_on(async { StopSignals::listen() }).context("signals")?;
+    Ok((runtime, signals))
 }
 
 fn run_in<T>(runtime: Runtime, work: impl Future<Output = Result<T>>) -> Result<T> {

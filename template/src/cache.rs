@@ -70,7 +70,6 @@ impl Cache {
             memory,
             hits: requests("hit"),
             misses: requests("miss"),
-            // Counted per process.
             writes: (0..1024).map(|_| AtomicU64::new(0)).collect(),
             loads: Arc::new(Semaphore::new(MAX_LOADS)),
             //@ if redis

@@ -147,7 +147,7 @@ impl Runner {
         let started = Instant::now();
         let name = job.kind.into_str();
         let caused_by = job.context.trace.as_ref();
-        let trace = Some(caused_by.map_or_else(|| Trace::begin(false), Trace::child));
+        let trace = Some(caused_by.map_or_else(Trace::begin, Trace::child));
         //@ if otlp
         let (span, trace) = crate::telemetry::otlp::span(
             caused_by,

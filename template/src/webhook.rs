@@ -100,7 +100,9 @@ impl Webhook {
     }
 
     pub async fn deliver(receiver: Option<Self>, job: Job) -> Result<(), Failure> {
+        //@ if postgres
         // Retried: where the job runs next, the URL may be set, as in a rollout.
+        //@ end
         let switched_off = || Failure { reason: "webhook.url is not set".to_owned(), retry: true };
         let Self { client, url, key, last } = receiver.ok_or_else(switched_off)?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp().to_string();

@@ -132,7 +132,7 @@ pub fn observe<A: Future<Output = Response>>(
     let caller = Trace::from_headers(request.headers());
     let trace = caller.as_ref().map(Trace::child);
     //@ if otlp
-    let begun = || Some(Trace::begin(fastrand::f64() < observer.sample_ratio?));
+    let begun = || Some(Trace { sampled: fastrand::f64() < observer.sample_ratio?, ..Trace::begin() });
     let trace = trace.or_else(begun);
     let (span, trace) = crate::telemetry::otlp::span(caller.as_ref(), trace, || {
         info_span!(

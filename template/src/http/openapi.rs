@@ -27,7 +27,7 @@ pub(super) enum Failures<'a> {
     /// An error in the service
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(Body<'a>),
-    /// Overloaded, or a dependency is unavailable; `retry-after` says when to try again
+    /// The request can't be served now; `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json", headers(("retry-after" = u64)))]
     Unavailable(Body<'a>),
     /// The request took too long

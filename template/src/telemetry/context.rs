@@ -52,9 +52,9 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// A new trace that begins here.
-    pub fn begin(sampled: bool) -> Self {
-        Self { trace_id: random(), span_id: random(), sampled }
+    /// A new trace that begins here, not sampled.
+    pub fn begin() -> Self {
+        Self { trace_id: random(), span_id: random(), sampled: false }
     }
 
     /// What the caller sent as `traceparent`, if it is valid and there is exactly one.
@@ -108,7 +108,7 @@ mod tests {
     fn valid_traceparent_survives_the_round_trip() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(Trace::parse(text).map(|trace| trace.traceparent()).as_deref(), Some(text));
-        let (one, other) = (Trace::begin(true), Trace::begin(true));
+        let (one, other) = (Trace::begin(), Trace::begin());
         assert_eq!(Trace::parse(&one.traceparent()), Some(one));
         assert!(one.trace_id != other.trace_id && one.span_id != other.span_id, "{one:?} {other:?}");
     }
