@@ -11,8 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitOptions, kill_process, kill_process_group, test_kill_process, waitpid,
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, test_kill_process, waitid,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,6 +24,8 @@ use crate::{machine, tools};
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
+/// The children that are not reaped yet: only while this is locked may one be, so that the ids in it, which are also
+/// those of their groups, can't have passed on to strangers.
 static LIVE: Mutex<Vec<(Pid, Signal)>> = Mutex::new(Vec::new());
 static FROZEN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -35,6 +38,8 @@ pub struct Child {
     inner: std::process::Child,
     pid: Pid,
     stop: Signal,
+    /// Once it has been reaped.
+    status: Option<ExitStatus>,
 }
 
 impl Child {
@@ -52,7 +57,7 @@ impl Child {
             .with_context(|| format!("could not start {}", command.get_program().to_string_lossy()))?;
         let pid = Pid::from_child(&inner);
         live.push((pid, stop));
-        Ok(Self { inner, pid, stop })
+        Ok(Self { inner, pid, stop, status: None })
     }
 
     #[must_use]
@@ -78,26 +83,37 @@ impl Child {
 
     /// Sends `signal` to the child's group.
     pub fn signal(&self, signal: Signal) {
-        // It may have ended in the meantime: whoever waits for it sees that.
-        let _ = kill_process_group(self.pid, signal);
+        // Once it is reaped, its id may be someone else's.
+        if self.status.is_none() {
+            // It may have ended in the meantime: whoever waits for it sees that.
+            let _ = kill_process_group(self.pid, signal);
+        }
     }
 
-    /// Its exit status if it has ended.
+    /// Its exit status if it has ended. What it left running in its group is then killed.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// When a system call fails.
     pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.inner.try_wait()?)
+        if self.status.is_none() && has_ended(self.pid)? {
+            let mut live = lock(&LIVE);
+            // Before it is reaped: until then, no other group can have its id.
+            let killed = kill_group(self.pid);
+            self.status = self.inner.try_wait()?;
+            live.retain(|(pid, _)| *pid != self.pid);
+            killed.context("could not end what a process left behind")?;
+        }
+        Ok(self.status)
     }
 
     /// Waits at most `bound` for it to end; `None` when it is still running.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// When a system call fails.
     pub fn wait(&mut self, bound: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + bound;
         loop {
-            if let Some(status) = self.inner.try_wait()? {
+            if let Some(status) = self.poll()? {
                 return Ok(Some(status));
             }
             if Instant::now() >= deadline {
@@ -109,14 +125,34 @@ impl Child {
 
     /// Asks it to end and waits; kills it if it takes too long.
     pub fn end(&mut self) {
-        if matches!(self.inner.try_wait(), Ok(None)) {
-            self.signal(self.stop);
-            if !matches!(self.wait(STOP_TIMEOUT), Ok(Some(_))) {
-                self.signal(Signal::KILL);
-                let _ = self.inner.wait();
+        let mut ended = self.poll();
+        for signal in [self.stop, Signal::KILL] {
+            if matches!(ended, Ok(None)) {
+                self.signal(signal);
+                ended = self.wait(STOP_TIMEOUT);
             }
         }
-        lock(&LIVE).retain(|(pid, _)| *pid != self.pid);
+        match ended {
+            Ok(Some(_)) => {}
+            Ok(None) => eprintln!("process {} runs on although it was killed", self.id()),
+            Err(error) => eprintln!("process {}: {error:#}", self.id()),
+        }
+    }
+}
+
+/// Whether a child has ended. It stays a zombie, which keeps its id.
+fn has_ended(child: Pid) -> rustix::io::Result<bool> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(child), options)?.is_some())
+}
+
+/// Kills what runs in a group, if anything does.
+fn kill_group(group: Pid) -> rustix::io::Result<()> {
+    match kill_process_group(group, Signal::KILL) {
+        Err(Errno::SRCH) => Ok(()),
+        // macOS says so where only zombies are left.
+        Err(Errno::PERM) if cfg!(target_os = "macos") => Ok(()),
+        result => result,
     }
 }
 
@@ -266,15 +302,14 @@ fn end_everything() {
     }
     let deadline = Instant::now() + STOP_TIMEOUT;
     for (pid, _) in live.iter() {
-        // An error means that the thread that owns the child has already reaped it.
-        while matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)) {
+        while matches!(has_ended(*pid), Ok(false)) {
             if Instant::now() >= deadline {
-                let _ = kill_process_group(*pid, Signal::KILL);
+                let _ = kill_group(*pid);
             }
             thread::sleep(POLL);
         }
         // Also what the leader itself had started.
-        let _ = kill_process_group(*pid, Signal::KILL);
+        let _ = kill_group(*pid);
     }
     for path in lock(&FOLDERS).iter() {
         let _ = fs::remove_dir_all(path);
@@ -285,4 +320,56 @@ fn end_everything() {
 /// Ignores poisoning: what a panicked thread left is still valid, and its own check has failed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(10);
+
+    /// A shell that starts a program that would run for long, prints the id of that, and then does what `last` says.
+    fn shell(last: &str) -> (Child, Pid) {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("sleep 100 >/dev/null 2>&1 & echo $!; {last}")]).stdout(Stdio::piped());
+        let mut child = Child::spawn(&mut command, Signal::TERM).unwrap();
+        let (mut out, mut said) = (child.take_stdout().unwrap(), Vec::new());
+        while !said.ends_with(b"\n") {
+            let mut byte = [0];
+            out.read_exact(&mut byte).unwrap();
+            said.extend(byte);
+        }
+        let id = String::from_utf8(said).unwrap().trim().parse().unwrap();
+        (child, Pid::from_raw(id).unwrap())
+    }
+
+    /// Whether a process ends soon. Where nobody reaps orphans, it stays a zombie.
+    fn ends(pid: Pid) -> bool {
+        let deadline = Instant::now() + BOUND;
+        let runs = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+            test_kill_process(pid).is_ok() && !status.is_ok_and(|status| status.contains("State:\tZ"))
+        };
+        while runs() && Instant::now() < deadline {
+            thread::sleep(POLL);
+        }
+        !runs()
+    }
+
+    #[test]
+    fn what_a_child_leaves_behind_ends_with_it() {
+        let (mut child, left) = shell("kill -9 $$");
+        assert_eq!(child.wait(BOUND).unwrap().map(|status| status.success()), Some(false));
+        assert!(ends(left), "its leader was waited for");
+        assert!(!lock(&LIVE).iter().any(|(pid, _)| *pid == child.pid), "its id may be someone else's now");
+        let (child, left) = shell("kill -9 $$");
+        drop(child);
+        assert!(ends(left), "its leader had crashed");
+        let (child, left) = shell("trap 'exit 0' TERM; while :; do sleep 0.01; done");
+        drop(child);
+        assert!(ends(left), "its leader had to be asked");
+    }
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,6 +17,8 @@ use crate::servers::tail;
 
 /// Under valgrind a start takes a hundred times as long as usual.
 const START_BOUND: Duration = Duration::from_secs(30);
+/// What is still in the pipe at the end is read at once.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// What the service has logged so far.
 #[derive(Default)]
@@ -30,7 +32,6 @@ type Shared = Arc<(Mutex<Log>, Condvar)>;
 pub struct Service {
     child: Child,
     log: Shared,
-    reader: Option<JoinHandle<()>>,
     started: Instant,
     pub public: SocketAddr,
     pub admin: SocketAddr,
@@ -52,9 +53,9 @@ impl Service {
         let mut child = Child::spawn(command, Signal::TERM)?;
         let stdout = child.take_stdout().context("the service has no output")?;
         let log = Shared::default();
-        let reader = Some(follow(stdout, Arc::clone(&log)));
+        follow(stdout, Arc::clone(&log));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut service = Self { child, log, reader, started, public: nowhere, admin: nowhere };
+        let mut service = Self { child, log, started, public: nowhere, admin: nowhere };
         let (_, start) = service.event("service.start")?;
         service.public = address(&start, "bind")?;
         service.admin = address(&start, "admin")?;
@@ -125,11 +126,15 @@ impl Service {
         let status = self.child.wait(bound)?;
         let after = asked.elapsed();
         ensure!(status.is_some(), "it still ran {bound:.1?} after SIGTERM");
-        // The pipe closes when the process exits, so the reader ends too, and the log is complete.
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
-        let lines = lock(&self.log.0).lines.iter().map(|(_, line)| line.clone()).collect();
+        // The pipe closes when the process exits, unless something else holds it open.
+        let log = lock(&self.log.0);
+        let waited = self.log.1.wait_timeout_while(log, LAST_LINES, |log| !log.ended);
+        let log = waited.unwrap_or_else(PoisonError::into_inner).0;
+        ensure!(
+            log.ended,
+            "it has exited, but {LAST_LINES:.0?} later something that it started still has its log open"
+        );
+        let lines = log.lines.iter().map(|(_, line)| line.clone()).collect();
         Ok(Exit { code: status.and_then(|status| status.code()), lines, after })
     }
 }
@@ -148,7 +153,7 @@ impl Exit {
     }
 }
 
-fn follow(stdout: ChildStdout, log: Shared) -> JoinHandle<()> {
+fn follow(stdout: ChildStdout, log: Shared) {
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             lock(&log.0).lines.push((Instant::now(), line));
@@ -156,10 +161,26 @@ fn follow(stdout: ChildStdout, log: Shared) -> JoinHandle<()> {
         }
         lock(&log.0).ended = true;
         log.1.notify_all();
-    })
+    });
 }
 
 fn address(start: &Value, field: &str) -> Result<SocketAddr> {
     let text = start[field].as_str().with_context(|| format!("service.start has no `{field}`"))?;
     text.parse().with_context(|| format!("`{field}` of service.start is no address: {text}"))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_the_log_open_is_not_waited_for_forever() {
+        let start = r#"{"message":"service.start","bind":"127.0.0.1:1","admin":"127.0.0.1:2"}"#;
+        let other = r#"setsid sh -c 'echo "$0"; exec sleep 30 2>/dev/null' "$0" & wait"#;
+        let service = Service::launch(Command::new("sh").args(["-c", other, start])).unwrap();
+        service.kill();
+        let said = service.wait(START_BOUND).err().map(|error| error.to_string());
+        assert!(said.is_some_and(|said| said.contains("still has its log open")));
+    }
 }
