@@ -279,10 +279,15 @@ pub fn test(work: &mut Work<'_>) -> Result<String> {
     Ok(format!("{total} tests"))
 }
 
-/// Adds up the `test result:` lines. An ignored test proves nothing, so it is an error.
+/// Adds up the `test result:` lines. An ignored test proves nothing, so it is an error, and so is a test program that
+/// has begun but not come to a result: a test may have ended it, even with success.
 pub fn passed_tests(said: &str) -> Result<u32> {
+    let started = said.lines().filter(|line| line.starts_with("running ") && line.contains(" test")).count();
+    let results: Vec<&str> = said.lines().filter(|line| line.starts_with("test result: ")).collect();
+    let ended = results.len();
+    ensure!(started > 0 && ended == started, "{started} test programs began, {ended} came to a result");
     let mut total = 0;
-    for line in said.lines().filter(|line| line.starts_with("test result: ")) {
+    for line in results {
         let count = |what: &str| -> Option<u32> {
             let before = line.split(what).next()?;
             before.split_whitespace().last()?.parse().ok()
@@ -319,8 +324,19 @@ mod tests {
 
     #[test]
     fn results_add_up_and_ignored_tests_are_refused() {
-        let line = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(passed_tests(&format!("{line}\nnoise\n{line}\n")).ok(), Some(24));
-        assert!(passed_tests(&line.replace("0 ignored", "1 ignored")).is_err());
+        let said =
+            "running 12 tests\ntest result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(passed_tests(&format!("{said}noise\n{said}")).ok(), Some(24));
+        assert!(passed_tests(&said.replace("0 ignored", "1 ignored")).is_err());
+    }
+
+    #[test]
+    fn every_program_that_began_needs_a_result() {
+        let one =
+            "running 1 test\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let refused = |said: &str| passed_tests(said).err().map(|error| error.to_string());
+        let wanted = Some("2 test programs began, 1 came to a result".to_owned());
+        assert_eq!(refused(&format!("{one}running 7 tests\n")), wanted);
+        assert!(refused("").is_some(), "nothing ran");
     }
 }
