@@ -28,13 +28,13 @@ pub fn accuracy(site: &Site<'_>) -> Result<String> {
 }
 
 /// What a client gets from that many replicas, compared with what it should get.
-fn share(site: &Site<'_>, replicas: usize, extra: &[(&str, &str)], bound: f64) -> Result<String> {
+fn share(site: &Site<'_>, count: usize, extra: &[(&str, &str)], bound: f64) -> Result<String> {
     let settings = [site.unlimited(), &SETTINGS, extra].concat();
-    let replicas = (0..replicas).map(|_| site.start(&settings)).collect::<Result<Vec<_>>>()?;
+    let replicas = (0..count).map(|_| site.start(&settings)).collect::<Result<Vec<_>>>()?;
     let began = Instant::now();
     let (mut answered, mut asked) = (0.0, 0.0);
     thread::scope(|scope| -> Result<()> {
-        let addresses = (0..CONNECTIONS).map(|number| replicas[number % replicas.len()].public);
+        let addresses = (0..CONNECTIONS).map(|number| replicas[number % count].public);
         let clients: Vec<_> = addresses.map(|address| scope.spawn(move || client(address, began))).collect();
         for client in clients {
             let (yes, all) = client.join().expect("a client does not panic")?;
@@ -47,6 +47,8 @@ fn share(site: &Site<'_>, replicas: usize, extra: &[(&str, &str)], bound: f64) -
         site.stop(replica)?;
     }
     let off = answered / due - 1.0;
+    // One replica's clock decides alone: on a slow machine, it can't grant more than is due.
+    ensure!(count > 1 || off <= bound, "{answered} of {asked} answered, only {due:.0} were due");
     ensure_timing(asked > 2.0 * due, &format!("{asked} requests don't use up a budget of {due:.0}"))?;
     ensure_timing(off.abs() <= bound, &format!("{answered} of {asked} answered, {due:.0} were due"))?;
     Ok(format!("{answered} of {asked} answered, {:+.1} %", off * 100.0))
