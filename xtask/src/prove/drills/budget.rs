@@ -85,9 +85,11 @@ pub fn kept(site: &Site<'_>) -> Result<String> {
         seen.push(line);
     }
     ensure!(over.is_empty(), "more than {TABLE} allows: {} (all: {})", over.join(", "), seen.join(", "));
-    let only =
-        if compared { String::new() } else { format!("not held, as {compiler} is not the compiler; ") };
-    Ok(only + &seen.join(", "))
+    if !compared {
+        let own = machine::compiler();
+        site.not_run(&format!("the comparison with {TABLE} (its counts are of rustc {compiler}, not {own})"));
+    }
+    Ok(seen.join(", "))
 }
 
 /// The instructions of a whole run, except for the main thread's: it only waits for the end while others serve, and

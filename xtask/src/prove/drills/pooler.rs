@@ -36,8 +36,12 @@ pub fn through(site: &Site<'_>) -> Result<String> {
     let said = String::from_utf8(said)?;
     let version =
         said.lines().next().and_then(tools::version).with_context(|| format!("no version: {said}"))?;
+    let [major, minor, _] = version;
     // An older one works only in session mode, with as many server connections as all replicas have.
     let transactions = version >= FOLLOWS;
+    if !transactions {
+        site.not_run(&format!("transaction mode (needs pgbouncer 1.21, found {major}.{minor})"));
+    }
     let (mode, shared) = if transactions { ("transaction", SHARED) } else { ("session", 100) };
     let (database, home, port) = (site.database()?, Scratch::new()?, free_port()?);
     let _pooler = start(
@@ -77,7 +81,6 @@ pub fn through(site: &Site<'_>) -> Result<String> {
     for replica in replicas {
         site.stop(replica)?;
     }
-    let [major, minor, _] = version;
     Ok(format!(
         "{major}.{minor} in {mode} mode: {} requests and {jobs} jobs over {open} connections",
         jobs * 4

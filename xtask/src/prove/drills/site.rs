@@ -1,6 +1,7 @@
 //! The environment in which a variant is drilled.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,6 +36,8 @@ pub struct Site<'a> {
     pub databases: Cell<u32>,
     pub facts: RefCell<Vec<(&'static str, f64)>>,
     pub lines: RefCell<Vec<String>>,
+    /// What the drill that runs has left out, each with the reason.
+    pub left_out: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Site<'a> {
@@ -57,11 +60,17 @@ impl<'a> Site<'a> {
             databases: Cell::default(),
             facts: RefCell::default(),
             lines: RefCell::default(),
+            left_out: RefCell::default(),
         })
     }
 
     pub fn fact(&self, name: &'static str, value: f64) {
         self.facts.borrow_mut().push((name, value));
+    }
+
+    /// Reports that a drill can't run a part of it here.
+    pub fn not_run(&self, what: &str) {
+        self.left_out.borrow_mut().insert(what.to_owned());
     }
 
     /// The program with nothing in its environment but what it can't do without: the servers' URLs
