@@ -159,7 +159,11 @@ const ALL: [Drill; 36] = [
     Drill {
         needs: Some("redis"),
         extremes_only: true,
-        ..drill("stays coherent", "no replica goes back; at most 250 ms stale, or the TTL", coherence::storm)
+        ..drill(
+            "stays coherent",
+            "no replica goes back; stale reads by 250 ms (99 %), 1 s or the TTL",
+            coherence::storm,
+        )
     },
     Drill {
         needs: Some("rate_limit"),

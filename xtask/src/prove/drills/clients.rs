@@ -58,7 +58,7 @@ pub fn wait_until(what: &str, bound: Duration, mut holds: impl FnMut() -> Result
 }
 
 /// Latencies, sorted when a percentile is asked for.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Latencies(Vec<Duration>);
 
 impl Latencies {

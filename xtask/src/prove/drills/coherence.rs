@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::http::{Connection, Response};
 use crate::prove::service::Service;
 
-use super::Site;
 use super::history::{Answer, Fault, GONE, Promise, check};
 use super::peers::FaultProxy;
+use super::{Site, ensure_timing};
 
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 24;
@@ -26,10 +26,13 @@ const CHANGES: usize = 180;
 const CHANGES_AND_DELETIONS: usize = CHANGES + 60;
 
 const TTL: Duration = Duration::from_secs(2);
-/// What a busy machine may add to either promise.
+/// For how long a version may be read after it was superseded while Redis is healthy. Nearly all reads of one are held
+/// to this.
+const HEALTHY: Duration = Duration::from_millis(250);
+/// What a busy machine may add to either promise for some.
 const SLACK: Duration = Duration::from_millis(750);
 const PROMISE: Promise =
-    Promise { healthy: Duration::from_millis(250).saturating_add(SLACK), always: TTL.saturating_add(SLACK) };
+    Promise { healthy: HEALTHY.saturating_add(SLACK), always: TTL.saturating_add(SLACK) };
 /// Recovery from a fault: the breaker's pause, the subscriber's reconnection, and whatever was cached before then.
 const RECOVERY: Duration = Duration::from_secs(3);
 const BOUND: Duration = Duration::from_mins(30);
@@ -53,18 +56,22 @@ pub fn storm(site: &Site<'_>) -> Result<String> {
         site.stop(replica)?;
     }
     ensure!(history.len() >= OPERATIONS, "only {} operations came to an end within {BOUND:?}", history.len());
-    let seen = check(&history, &faults, &PROMISE)?;
+    let mut seen = check(&history, &faults, &PROMISE)?;
     ensure!(seen.judged > history.len() / 100, "only {} reads were judged: too many faults", seen.judged);
-    Ok(format!(
-        "{} operations in {:.0?}, {} faults and {flushes} flushes; {} reads judged while healthy; \
-         a version was read at most {:.0?} after it was superseded, {:.0?} with faults",
+    let most = seen.ages.percentile(99);
+    let said = format!(
+        "{} operations in {:.0?}, {} faults and {flushes} flushes; {} reads judged while healthy; {} others saw \
+         a version superseded {most:.0?} before at most (99 %), all {:.0?}, with faults {:.0?}",
         history.len(),
         scene.start.elapsed(),
         faults.len(),
         seen.judged,
-        seen.oldest_healthy,
+        seen.ages.count(),
+        seen.ages.percentile(100),
         seen.oldest
-    ))
+    );
+    ensure_timing(most <= HEALTHY, &said)?;
+    Ok(said)
 }
 
 fn owned((scheme, rest): (&str, &str)) -> (String, String) {

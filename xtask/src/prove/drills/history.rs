@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::clients::Latencies;
+
 /// The version of a task that is gone: none comes after it.
 pub const GONE: u64 = u64::MAX;
 
@@ -57,9 +59,10 @@ pub struct Promise {
 pub struct Seen {
     /// Reads that began so long after a write, with no fault since, that they had to reflect it.
     pub judged: usize,
-    /// The longest time for which a version that was read had been superseded: overall, and with no fault in between.
+    /// The longest time for which a version that was read had been superseded.
     pub oldest: Duration,
-    pub oldest_healthy: Duration,
+    /// For how long each version that was read after it was superseded had been so, with no fault in between.
+    pub ages: Latencies,
 }
 
 /// Answers in the order in which they ended, each with the newest one until then.
@@ -100,7 +103,7 @@ pub fn check(history: &[Answer], faults: &[Fault], promise: &Promise) -> Result<
     for answers in by_replica.values() {
         check_monotonic(answers)?;
     }
-    let mut seen = Seen { judged: 0, oldest: Duration::ZERO, oldest_healthy: Duration::ZERO };
+    let mut seen = Seen { judged: 0, oldest: Duration::ZERO, ages: Latencies::default() };
     for answers in by_task.values() {
         fresh(answers, faults, promise, &mut seen)?;
     }
@@ -127,8 +130,8 @@ fn fresh(answers: &[Answer], faults: &[Fault], promise: &Promise, seen: &mut See
         ensure!(age <= promise.always || excused, "superseded {age:.1?} before it was read: {read:?}");
         seen.oldest = seen.oldest.max(age);
         let Some(healthy_since) = healthy_since(faults, read.began) else { continue };
-        if read.began.saturating_sub(age) >= healthy_since {
-            seen.oldest_healthy = seen.oldest_healthy.max(age);
+        if !age.is_zero() && read.began.saturating_sub(age) >= healthy_since {
+            seen.ages.add(age);
         }
         let known_by = read.began.saturating_sub(promise.healthy);
         let Some(write) = writes.before(known_by).filter(|write| write.began >= healthy_since) else {
@@ -181,7 +184,9 @@ mod tests {
     #[test]
     fn old_version_may_be_read_until_the_promise_ends() {
         let history = [wrote(1, 0), wrote(2, 1000), read(1, 1, 1260), read(1, 2, 1300), read(2, 2, 1300)];
-        assert_eq!(judge(&history, &[]), Ok(Seen { judged: 3, oldest: MS * 250, oldest_healthy: MS * 250 }));
+        let mut ages = Latencies::default();
+        ages.add(MS * 250);
+        assert_eq!(judge(&history, &[]), Ok(Seen { judged: 3, oldest: MS * 250, ages }));
         let late = [wrote(1, 0), wrote(2, 1000), read(1, 1, 1261)];
         assert!(judge(&late, &[]).is_err_and(|said| said.contains("was not known")));
     }
