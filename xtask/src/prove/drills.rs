@@ -9,6 +9,7 @@ mod crash;
 mod crowd;
 mod degraded;
 mod descriptors;
+mod docs;
 mod exporting;
 mod frozen;
 mod history;
@@ -79,10 +80,12 @@ pub const COLLECTOR: [&str; 4] = [TRACES, ALERTS, EXPORTING, BUDGET];
 const TRACES: &str = "traces one request";
 const ALERTS: &str = "raises alerts";
 const EXPORTING: &str = "bears its collector's faults";
+/// The drill that needs Node.js, which comes with the linters.
+pub const DOCS: &str = "shows its API";
 /// The drill that runs the optimised program under valgrind.
 pub const BUDGET: &str = "keeps to its budget";
 
-const ALL: [Drill; 36] = [
+const ALL: [Drill; 37] = [
     drill("starts with its defaults", "ready within 1 s", start::defaults),
     drill("answers every probe", "each as the contract says", start::probes),
     drill("refuses bad settings", "exit 78, every fault named", start::bad_settings),
@@ -93,6 +96,7 @@ const ALL: [Drill; 36] = [
     drill("keeps tasks", "create, read, change, complete, list, delete", api::round_trip),
     drill("guards versions", "412 for a stale If-Match", api::versions),
     drill("explains refusals", "problem+json for 400, 404, 405, 413, 415, 422", api::problems),
+    drill(DOCS, "a page with each operation, its parameters and answers", docs::page),
     drill("shows its metrics", "promtool finds no problem", metrics::page),
     Drill {
         needs: Some("otlp"),

@@ -193,9 +193,10 @@ impl Plan {
         self.steps.iter().any(Step::makes_images)
     }
 
-    /// Whether the run needs the linters for files that no compiler reads.
+    /// Whether the run needs the linters for files that no compiler reads, or the Node.js that comes with them.
     pub(super) fn looks_at_files(&self) -> bool {
-        self.template || self.steps.iter().any(Step::looks_at_files)
+        let runs_scripts = self.drills.iter().any(|name| name == drills::DOCS);
+        self.template || runs_scripts || self.steps.iter().any(Step::looks_at_files)
     }
 
     #[must_use]

@@ -24,6 +24,8 @@ pub struct Site<'a> {
     /// `None` where no spans are exported.
     pub rotel: Option<&'a Path>,
     pub pgbouncer: &'a Path,
+    /// `None` where no drill needs it.
+    pub node: Option<&'a Path>,
     pub program: PathBuf,
     /// Valgrind, and the program whose instructions it counts; `None` where no drill needs them.
     pub counting: Option<(&'a Path, PathBuf)>,
@@ -49,6 +51,7 @@ impl<'a> Site<'a> {
             promtool: &work.context.tools.promtool,
             rotel: work.context.tools.rotel.as_deref().filter(|_| work.subject.has("otlp")),
             pgbouncer: &work.context.tools.pgbouncer,
+            node: work.context.tools.linters.as_ref().map(|linters| linters.node.as_path()),
             program: work.subject.program.clone(),
             counting: work.context.tools.valgrind.as_deref().zip(work.subject.optimised.clone()),
             dir: work.subject.dir.clone(),
