@@ -25,15 +25,15 @@ const STOP_BOUND: Duration = Duration::from_secs(30);
 const BUILD_BOUND: Duration = Duration::from_mins(30);
 
 /// Generates and builds the default service, and runs it until a signal arrives; with `once`, makes the three
-/// requests itself and stops.
+/// requests itself and stops. With `proof`, it is built as and where the proof has built what it depends on.
 ///
 /// # Errors
 /// When one of these steps fails.
-pub fn run(root: &Path, once: bool) -> Result<bool> {
+pub fn run(root: &Path, once: bool, proof: bool) -> Result<bool> {
     let tool = tools::cargo_generate(root, &|text| println!("{text}"))?;
     let service = generated(root, tool)?;
     println!("generated {}", service.display());
-    let program = built(root, &service)?;
+    let program = built(root, &service, proof)?;
     let port = if is_free(PORT) { PORT } else { free_port()? };
     if port != PORT {
         println!("port {PORT} is taken, so it is {port}");
@@ -74,15 +74,19 @@ fn generated(root: &Path, cargo_generate: PathBuf) -> Result<PathBuf> {
     generate::generate(&Request { cargo_generate, template, variant, name: NAME.into(), parent })
 }
 
-fn built(root: &Path, service: &Path) -> Result<PathBuf> {
+fn built(root: &Path, service: &Path, proof: bool) -> Result<PathBuf> {
     println!("building it (a minute or two the first time)");
-    let target = root.join("target/demo/build");
+    let (target, profile) = if proof { ("prove", "prove") } else { ("demo", "debug") };
+    let target = root.join("target").join(target).join("build");
     let mut command = Command::new("cargo");
     command.args(["build", "--locked", "--quiet"]).current_dir(service);
+    if proof {
+        command.arg("--config").arg(root.join("xtask/prove.toml")).args(["--profile", profile]);
+    }
     command.env("CARGO_TARGET_DIR", &target).env("CARGO_PROFILE_DEV_DEBUG", "0");
     let status = Child::spawn(&mut command, Signal::TERM)?.wait(BUILD_BOUND)?;
     ensure!(status.is_some_and(|status| status.success()), "the service did not build");
-    Ok(target.join("debug").join(NAME))
+    Ok(target.join(profile).join(NAME))
 }
 
 fn started(program: &Path, service: &Path, port: u16) -> Result<Child> {

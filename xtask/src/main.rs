@@ -27,6 +27,9 @@ enum Command {
         /// Make the three requests, then stop
         #[arg(long)]
         once: bool,
+        /// Build it as the proof does, with what the proof has built
+        #[arg(long, hide = true)]
+        proof: bool,
     },
     /// Measure the service against bare axum; the results go to target/bench/
     Bench(Bench),
@@ -145,7 +148,7 @@ fn run(cli: Cli) -> Result<bool> {
             bench::run(&root, &bench::Asked { rounds, only, again, write })?;
             Ok(true)
         }
-        Command::Demo { once } => demo::run(&root, once || std::env::var_os("CI").is_some()),
+        Command::Demo { once, proof } => demo::run(&root, once || std::env::var_os("CI").is_some(), proof),
         Command::Weave { check } => {
             println!("{}", weave::run(&root, check)?);
             Ok(true)

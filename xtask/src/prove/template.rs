@@ -1,5 +1,5 @@
 //! The checks of the template itself: that the siblings are up to date, that the quick tests pass, that each
-//! variant can be changed into every other, and that the living service passes in place.
+//! variant can be changed into every other, that the living service passes in place, and that `cargo demo` works.
 
 use std::process::Command;
 
@@ -25,6 +25,7 @@ pub const STEPS: &[Step] = &[
     Step::ahead("transitions: edited", transitions::edited),
     Step::alone("tests", quick_tests),
     Step::alone("in place: test", |work| in_place(work, steps::test)),
+    Step::alone("demo", demo),
 ];
 
 fn siblings(work: &mut Work<'_>) -> Result<String> {
@@ -65,6 +66,12 @@ fn quick_tests(work: &mut Work<'_>) -> Result<String> {
     let total = steps::passed_tests(&work.run(&mut command)?)?;
     ensure!(total > 0, "no test ran");
     Ok(format!("{total} tests"))
+}
+
+/// The first command that the README names. It runs when nothing else does: a variant's program has the same name.
+fn demo(work: &mut Work<'_>) -> Result<String> {
+    work.run(&mut cargo(work, &["demo", "--once", "--proof"]))?;
+    Ok(String::new())
 }
 
 fn in_place(work: &mut Work<'_>, step: fn(&mut Work<'_>) -> Result<String>) -> Result<String> {
