@@ -198,15 +198,16 @@ async fn requests_share_a_connection() {
 async fn last_byte_does_not_wait_until_the_rest_is_acknowledged() {
     let app = TestApp::spawn(&[]).await;
     let mut connection = Connection::open(&app).await;
-    let mut fastest = PATIENCE;
-    for stream in (1..80).step_by(2) {
-        let began = Instant::now();
+    // The kernel of a client that has nothing to send acknowledges after 40 ms. A slow machine may take longer anyway.
+    let (began, mut fastest, mut stream) = (Instant::now(), PATIENCE, 1);
+    while fastest > Duration::from_millis(30) {
+        assert!(began.elapsed() < PATIENCE, "{fastest:?}");
+        let asked = Instant::now();
         assert_eq!(connection.get(stream, "/v1/tasks").await, Some(OK));
         while connection.frame_of(DATA).await.expect("the rest").flags & END_STREAM == 0 {}
-        fastest = fastest.min(began.elapsed());
+        fastest = fastest.min(asked.elapsed());
+        stream += 2;
     }
-    // The kernel of a client that has nothing to send acknowledges after 40 ms.
-    assert!(fastest < Duration::from_millis(30), "{fastest:?}");
 }
 
 #[tokio::test]

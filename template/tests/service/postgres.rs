@@ -391,7 +391,12 @@ async fn write_is_finished_during_the_drain_though_its_client_has_left() {
 
 #[tokio::test]
 async fn write_that_outlasts_the_drain_is_told_and_does_not_hold_up_the_exit() {
-    let patient = [("APP__DATABASE__STATEMENT_TIMEOUT", "30s")];
+    // Requests have time to reach the database even on a slow machine.
+    let patient = [
+        ("APP__DATABASE__STATEMENT_TIMEOUT", "30s"),
+        ("APP__HTTP__REQUEST_TIMEOUT", "2s"),
+        ("APP__SHUTDOWN__DRAIN_TIMEOUT", "2s"),
+    ];
     let mut app = TestApp::spawn(&[&SHORT_DRAIN[..], &patient].concat()).await;
     let path = path_of(&app.create("a").await);
     let _lock = app.process.database().lock("tasks").await;
