@@ -44,22 +44,25 @@ fn is_signed(call: &Call) -> bool {
 #[tokio::test]
 async fn job_that_might_not_end_before_the_deadline_is_not_started_however_long_requests_take() {
     let receiver = Receiver::start().await;
-    receiver.answers(500);
+    receiver.answers(None);
     let limits = [
+        ("APP__JOBS__CONCURRENCY", "5"),
         ("APP__SHUTDOWN__DRAIN_TIMEOUT", "4s"),
-        // A second less: recording how a run ended takes time too.
-        ("APP__WEBHOOK__TIMEOUT", "3s"),
+        // A second less, as recording how a run ended takes time too; workers look for due jobs twice a second.
+        ("APP__WEBHOOK__TIMEOUT", "2900ms"),
         ("APP__HTTP__REQUEST_TIMEOUT", "3s"),
     ];
-    let app = calling(&receiver.url, &limits).await;
+    let mut app = calling(&receiver.url, &limits).await;
     for _ in 0..5 {
         app.complete(&app.create("a").await).await;
     }
     let mut slow = app.connect().await;
     slow.send("POST /v1/tasks HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{")
         .await;
-    // The next attempts are due while that request is waited for, within 1.5 s.
-    counted(&app, "retry", 5).await;
+    receiver.calls(5).await;
+    receiver.answers(500);
+    // The next attempts are due while that request is waited for, from half a second on and within 1.5 s.
+    app.process.event("job.retry").await;
     let ended = app.stop().await;
     assert_eq!((ended.code, receiver.calls(5).await.len()), (Some(0), 5), "{ended:#?}");
 }

@@ -1,7 +1,7 @@
 //! From the first event to the exit code: what a shutdown promises to orchestrators and load balancers.
 
 use std::cell::Cell;
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::net::unix::pipe::OpenOptions;
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -256,10 +257,8 @@ async fn signal_is_heard_before_the_configuration_is_read() {
     let launch = launch.with_database().await;
     //@ end
     let mut process = launch.start("serve");
-    // Opening it takes until the service reads it.
-    let reads = pipe.clone();
-    let writer = tokio::task::spawn_blocking(|| File::options().write(true).open(reads)).await;
-    let writer = writer.expect("it is opened").expect("a pipe");
+    // It can be opened once the service reads it.
+    let writer = eventually(async || OpenOptions::new().open_sender(&pipe), Result::is_ok).await;
     process.signal(Signal::TERM);
     drop(writer);
     process.event("service.start").await;

@@ -21,8 +21,8 @@ const SETTINGS: [(&str, &str); 5] = [
     ("APP__WEBHOOK__TIMEOUT", "700ms"),
     ("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES", "true"),
 ];
-/// With these, running jobs end long before the drain's deadline, and too late for others to start: nothing is cut. The
-/// gaps between the last claim, the end of these jobs and that of the drain allow for a machine that stalls briefly.
+/// With these, running jobs end long before the drain's deadline, and none starts in the drain: nothing is cut. The gap
+/// between the end of these jobs and that of the drain allows for a machine that stalls briefly.
 const UNCUT: [(&str, &str); 2] =
     [("APP__SHUTDOWN__DRAIN_TIMEOUT", "2500ms"), ("APP__WEBHOOK__TIMEOUT", "1700ms")];
 /// The drain, the flush, and what a busy machine adds: less than the 5 s of any longer wait that a stop might sit out.
