@@ -16,7 +16,7 @@ use crate::support::{
 
 const MIGRATION: &str = "migrations/0003_priorities.sql";
 const LISTS: &str = "tests/service/lists.rs";
-const REMARK: &str = "Imports point one way: `main` → `app` → everything;";
+const REMARK: &str = "`app` wires everything, and only `main` imports it.";
 
 /// A template with three releases and a preview: 0.2.0 changes, renames and removes files, asks a new question and
 /// adds a migration and an example file; 0.3.0 changes the renamed file, the README and a comment in the record.
@@ -63,11 +63,8 @@ fn releases() -> &'static Path {
         version_is("0.2.0", "0.3.0");
         replace(&template.join("slipway.toml.liquid"), "# How this service was", "# How the service was");
         replace(&template.join("src/http/sender.rs"), "//! Who sent a request", "//! Who has sent a request");
-        replace(
-            &template.join("README.md.liquid"),
-            REMARK,
-            "Imports never point back: `main` → `app` → everything;",
-        );
+        let reworded = "`app` wires everything, and `main` alone imports it.";
+        replace(&template.join("README.md.liquid"), REMARK, reworded);
         release(root, "0.3.0");
         release(root, "0.4.0-preview.1");
         folder
@@ -312,7 +309,7 @@ fn their_readme_wins_where_an_update_meets_it() {
     for encoded in [&latin_1 as &dyn Fn(&str) -> Vec<u8>, &utf_16] {
         let service = service(&[]);
         let path = service.folder.join("README.md");
-        let text = encoded(&service.read("README.md").replace(REMARK, "Our imports point \u{fc};"));
+        let text = encoded(&service.read("README.md").replace(REMARK, "Our imports point \u{fc}."));
         fs::write(&path, &text).unwrap();
         commit(&service.folder, "ours");
         let said = service.run(&["update"], 0);
