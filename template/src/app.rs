@@ -77,7 +77,7 @@ pub fn in_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-/// Listens for signals first of all: process 1 of a container, unlike others, is not ended by one that it ignores.
+/// Listens for signals first of all: process 1 of a container, unlike others, is not ended by one that nobody awaits.
 fn runtime() -> Result<(Runtime, StopSignals)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("runtime")?;
     let signals = runtime.block_on(async { StopSignals::listen() }).context("signals")?;
