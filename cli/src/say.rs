@@ -59,6 +59,7 @@ mod tests {
         super::line(&mut said, format_args!("a\u{1b}[2J\u{9b}1m\r\u{7}\u{7f}\tä\nb"));
         assert_eq!(String::from_utf8_lossy(&said), "a\u{fffd}[2J\u{fffd}1m\u{fffd}\u{fffd}\u{fffd}\tä\nb\n");
     }
+
     #[test]
     fn a_diff_has_no_colours_but_ours() {
         let diff = "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1,3 +1,3 @@ fn x()\n-a\u{1b}[8m\r\n--- a\n+b\u{1b}]52;c;YQ==\u{7}\n c\td\r\re\n\

@@ -1,4 +1,4 @@
-//! Metrics: counts are right, and no client can make the number of series grow.
+//! Metrics: every promised name is there, counts are right, and no client can make the number of series grow.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,80 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
+use crate::receiver::Receiver;
+
+/// The names that dashboards and alerts rely on.
+fn promised() -> impl Iterator<Item = &'static str> {
+    let names = vec![
+        "http_requests_total",
+        "http_request_duration_seconds",
+        "http_requests_in_flight",
+        "http_requests_in_flight_max",
+        "http_connections",
+        "http_connections_max",
+        "errors_total",
+        "panics_total",
+        "jobs_queue_depth",
+        "jobs_queue_depth_max",
+        "jobs_queue_oldest_seconds",
+        "jobs_total",
+        "job_duration_seconds",
+        "tasks_total",
+        "cache_requests_total",
+        "service_state",
+        "service_info",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "tokio_workers",
+        "tokio_alive_tasks",
+        "log_lines_dropped_total",
+    ];
+    //@ if postgres
+    let names =
+        [names, vec!["db_pool_connections", "db_pool_acquire_seconds", "db_query_duration_seconds"]].concat();
+    let names = [names, vec!["db_pool_connections_max"]].concat();
+    let names = [names, vec!["dependency_up{dependency=\"postgres\"}"]].concat();
+    //@ end
+    //@ if redis
+    let names =
+        [names, vec!["dependency_up{dependency=\"redis\"}", "cache_requests_total{tier=\"redis\""]].concat();
+    //@ end
+    //@ if rate_limit
+    let names = [names, vec!["rate_limited_total"]].concat();
+    //@ end
+    names.into_iter()
+}
 
 /// The series of a scrape: each sample without its value.
 fn series(page: &str) -> BTreeSet<String> {
     let samples = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     samples.filter_map(|line| line.rsplit_once(' ')).map(|(series, _)| series.to_owned()).collect()
+}
+
+#[tokio::test]
+async fn page_has_every_promised_name() {
+    let receiver = Receiver::start().await;
+    let mut app = TestApp::spawn(&[("APP__WEBHOOK__URL", receiver.url.as_str())]).await;
+    eventually(async || app.sample("jobs_queue_depth").await, |depth| *depth == Some(0.0)).await;
+    let task = app.create("a").await;
+    app.get(&path_of(&task)).await;
+    app.get("/nowhere").await;
+    app.complete(&task).await;
+    app.process.event("job.done").await;
+    // The queue is measured only once a second.
+    let late = ["\njobs_queue_oldest_seconds ", "\njob_duration_seconds_count"];
+    eventually(async || app.metrics().await, |page| late.iter().all(|name| page.contains(name))).await;
+    let answer = app.admin("/metrics").await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, "text/plain; version=0.0.4"));
+    let found = series(&answer.body);
+    let missing = promised().filter(|name| !found.iter().any(|series| series.starts_with(name)));
+    assert_eq!(missing.collect::<Vec<_>>(), [""; 0], "names without a series");
+    let described =
+        |name: &&str| answer.body.contains(&format!("# HELP {} ", name.split('{').next().unwrap_or(name)));
+    let bare: Vec<_> = promised().filter(|name| !described(name)).collect();
+    assert_eq!(bare, [""; 0], "names without a meaning");
+    assert!(app.sample("tokio_alive_tasks").await > Some(3.0));
 }
 
 #[tokio::test]
