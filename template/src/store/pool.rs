@@ -18,7 +18,7 @@ const LIFETIME: Duration = Duration::from_mins(30);
 /// How long a connection may be idle before it is closed.
 const IDLE: Duration = Duration::from_mins(10);
 /// Between two attempts to connect, or two checks that all connections are closed.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Clones share the connections.
 #[derive(Clone, Debug)]
@@ -43,11 +43,18 @@ impl Pool {
     }
 
     pub(super) async fn acquire(&self) -> sqlx::Result<Leased> {
-        let acquire_timeout = self.connector().acquire_timeout;
-        match timeout(acquire_timeout, self.0.get()).await {
-            Ok(Ok(connection)) => Ok(Leased { connection: Some(connection), acquire_timeout }),
-            Ok(Err(PoolError::Backend(error))) => Err(error),
-            _ => Err(sqlx::Error::PoolTimedOut),
+        let Connector { acquire_timeout, retry, .. } = *self.connector();
+        let (began, mut refused) = (Instant::now(), None);
+        loop {
+            let wait = if refused.is_some() { retry } else { acquire_timeout };
+            match timeout_at(began + wait, self.0.get()).await {
+                Ok(Ok(connection)) => return Ok(Leased { connection: Some(connection), acquire_timeout }),
+                Ok(Err(PoolError::Backend(error))) if passes(&error) && began.elapsed() < retry => {
+                    refused = Some(error);
+                }
+                Ok(Err(PoolError::Backend(error))) => return Err(error),
+                _ => return Err(refused.unwrap_or(sqlx::Error::PoolTimedOut)),
+            }
         }
     }
 
@@ -86,32 +93,28 @@ impl Debug for Connector {
     }
 }
 
+/// Whether the server is starting or has no free slot.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
+        sqlx::Error::Database(it) => matches!(it.code().as_deref(), Some("53300" | "57P03")),
+        _ => false,
+    }
+}
+
 impl managed::Manager for Connector {
     type Type = PgConnection;
     type Error = sqlx::Error;
 
-    /// Retries while the server is starting or has no free slot, and returns its error before the caller stops waiting.
+    /// Tries once: another connection may become idle before the server accepts one more. A refusal is passed on after
+    /// a pause, in which nobody else asks in its place.
     async fn create(&self) -> sqlx::Result<PgConnection> {
-        let until = Instant::now() + self.retry;
-        let mut refused = None;
-        loop {
-            // Boxed: it takes 14 KB, which no future that awaits a connection should carry.
-            let attempt = Box::pin(PgConnection::connect_with(&self.options));
-            let result = match refused.take() {
-                None => attempt.await,
-                Some(before) => timeout_at(until, attempt).await.unwrap_or(Err(before)),
-            };
-            let passes = match &result {
-                Err(sqlx::Error::Io(error)) => error.kind() == ErrorKind::ConnectionRefused,
-                Err(sqlx::Error::Database(it)) => matches!(it.code().as_deref(), Some("53300" | "57P03")),
-                _ => false,
-            };
-            if !passes || Instant::now() + RETRY_PAUSE > until {
-                return result;
-            }
-            refused = result.err();
+        // Boxed: it takes 14 KB, which no future that awaits a connection should carry.
+        let result = Box::pin(PgConnection::connect_with(&self.options)).await;
+        if result.as_ref().err().is_some_and(passes) {
             sleep(RETRY_PAUSE).await;
         }
+        result
     }
 
     async fn recycle(&self, connection: &mut PgConnection, about: &Metrics) -> RecycleResult<sqlx::Error> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::Connection;
+use sqlx::{Connection, Executor, PgConnection};
 use tokio::net::TcpSocket;
 
 use crate::app::{Answer, TestApp, eventually, path_of};
@@ -482,6 +482,29 @@ async fn server_without_a_free_connection_is_told_in_time_and_asked_again() {
     assert_eq!(page.json()["items"][0]["id"], task["id"]);
     // Those of the pool, and one for the check.
     eventually(async || database.connections().await, |count| (1..=5 + 1).contains(count)).await;
+}
+
+#[tokio::test]
+async fn requests_share_what_connections_the_server_allows() {
+    let database = Database::create().await;
+    let url = database.url_as_owner().await;
+    let settings = [("DATABASE_URL", url.as_str()), ("APP__DATABASE__MAX_CONNECTIONS", "10")];
+    let app = TestApp::spawn(&settings).await;
+    app.create("a").await;
+    let slow = "ALTER TABLE tasks RENAME TO all_tasks;
+        CREATE VIEW tasks AS SELECT all_tasks.* FROM all_tasks, pg_sleep(0.02)";
+    let mut owner = PgConnection::connect(&url).await.expect("a connection");
+    owner.execute(slow).await.expect("reads that take a while");
+    // Of the ten that it may open, and one for the check.
+    database.limit_connections(3).await;
+    eventually(async || app.get("/v1/tasks").await.status, |status| *status == 200).await;
+    let began = Instant::now();
+    let client = async || {
+        while began.elapsed() < Duration::from_secs(3) {
+            assert_eq!(app.get("/v1/tasks").await.status, 200, "a connection is soon free again");
+        }
+    };
+    join_all((0..8).map(|_| client())).await;
 }
 
 #[tokio::test]
