@@ -78,8 +78,8 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // Class 08: no connection, as reported by a pooler; 28 and 3D: user or database refused; 40: rolled back; 53:
         // out of resources; 55: locked; 57 and 25P03: terminated by an operator or a timeout; 25006: read-only; 42P01
-        // and 42703: not migrated yet.
-        let passing = ["08", "28", "3D", "40", "53", "55", "57", "25P03", "25006", "42P01", "42703"];
+        // and 42703: not migrated yet; 0A000: prepared before a migration.
+        let passing = ["08", "28", "3D", "40", "53", "55", "57", "25P03", "25006", "42P01", "42703", "0A000"];
         match &error {
             sqlx::Error::Database(refusal) => match refusal.code() {
                 Some(code) if passing.iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
@@ -314,8 +314,9 @@ impl Store {
         let refusal = result.as_ref().err().and_then(sqlx::Error::as_database_error);
         if result.is_ok() {
             leased.release();
-        } else if refusal.is_some_and(|refusal| refusal.code().as_deref() == Some("25006")) {
-            // A former primary: after a failover the same name may resolve to another server.
+        } else if refusal.is_some_and(|it| matches!(it.code().as_deref(), Some("25006" | "0A000"))) {
+            // A former primary, whose name may resolve to another server by now; or a statement prepared before a
+            // migration changed the type of what it returns.
             leased.discard();
         }
         result

@@ -28,7 +28,7 @@ static EVENTS: LazyLock<BTreeMap<&str, (&str, BTreeSet<&str>)>> = LazyLock::new(
 const COMMON: [&str; 7] = ["timestamp", "level", "message", "target", "request_id", "trace_id", "span_id"];
 
 /// The cells of every table row, header rows included.
-fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
+pub fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix('|'));
     lines.map(|line| line.split('|').map(str::trim).collect())
 }

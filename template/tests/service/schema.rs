@@ -1,5 +1,6 @@
 //! The schema: brought up to date by any number of replicas, and checked by readiness.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,6 +11,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
 use tokio::time::timeout;
 
 use crate::app::{TestApp, eventually, path_of};
+use crate::contract::{DOCUMENT, rows};
+use crate::documents::quoted;
 use crate::outages::{FREQUENT_CHECKS, assert_unavailable};
 use crate::postgres::Database;
 use crate::process::Launch;
@@ -54,6 +57,28 @@ async fn migration_takes_the_time_that_it_needs() {
 #[test]
 fn migrations_are_embedded_anew_once_they_change() {
     assert!(include_str!("../../build.rs").contains("rerun-if-changed=migrations"));
+}
+
+/// A query that nobody has thought about is slow once its table has grown.
+#[test]
+fn review_covers_every_query_and_names_indexes_that_are_there() {
+    let row = rows(&DOCUMENT).find(|cells| cells[0] == "`query`").expect("the label");
+    let mut queries: BTreeSet<_> = quoted(row[1]).into_iter().collect();
+    queries.retain(|name| !["begin", "commit"].contains(name));
+    let review = include_str!("../../docs/data.md")
+        .split("\n## ")
+        .find(|part| part.starts_with("Queries"))
+        .expect("it");
+    let (mut reviewed, mut relations) = (BTreeSet::new(), BTreeSet::new());
+    for cells in rows(review).filter(|cells| cells.len() == 3) {
+        reviewed.extend(quoted(cells[0]));
+        relations.extend(quoted(cells[2]));
+    }
+    assert_eq!(reviewed, queries);
+    let schema: String = sqlx::migrate!().iter().map(|migration| migration.sql.as_str()).collect();
+    let is_there =
+        |name: &&str| schema.contains(&format!("TABLE {name} (")) || schema.contains(&format!(" {name} ON "));
+    assert!(relations.len() > 4 && relations.iter().all(|name| is_there(&name)), "{relations:?}");
 }
 
 #[tokio::test]
@@ -119,6 +144,26 @@ async fn release_goes_on_while_later_ones_expand_and_contract_the_schema() {
         let rolled_back = TestApp::spawn(&variables).await;
         use_every_table(&rolled_back, &receiver).await;
     }
+}
+
+#[tokio::test]
+async fn column_that_changes_its_type_costs_each_connection_one_request() {
+    let app = TestApp::spawn(&[("APP__DATABASE__MAX_CONNECTIONS", "1")]).await;
+    let (done, task) = (app.create("a").await, app.create("a").await);
+    app.complete(&done).await;
+    let list = async || app.get("/v1/tasks").await;
+    assert_eq!(list().await.status, 200);
+    let change = async |length: u16| {
+        let change = format!("ALTER TABLE tasks ALTER COLUMN title TYPE varchar({length})");
+        app.process.database().connect().await.execute(AssertSqlSafe(change)).await.expect("another type");
+    };
+    change(300).await;
+    assert_unavailable(&list().await);
+    assert_eq!(list().await.status, 200, "on a new connection");
+    app.complete(&done).await;
+    change(400).await;
+    assert_unavailable(&app.complete(&task).await);
+    assert_eq!(app.complete(&task).await.status, 200);
 }
 
 /// Reads and writes in every way there is: each has to find what it needs.
