@@ -54,9 +54,13 @@ impl Missed {
     }
 
     /// What Redis has yet to be told. An unknown outcome comes first: no version read before that write settles it.
-    pub(super) fn pending(&self) -> Vec<(Uuid, i64)> {
+    /// The last field is whether it was written here; that comes first.
+    pub(super) fn pending(&self) -> Vec<(Uuid, i64, bool)> {
         let version = |known: &Known| if known.uncertain { NO_VERSION } else { known.version };
-        self.tasks.iter().map(|(id, known)| (*id, version(known))).collect()
+        let of = |(id, known): (&Uuid, &Known)| (*id, version(known), known.written);
+        let mut pending: Vec<_> = self.tasks.iter().map(of).collect();
+        pending.sort_unstable_by_key(|missed| !missed.2);
+        pending
     }
 
     /// Forgets a version that has now been stored, unless a later one was missed meanwhile.
@@ -93,9 +97,9 @@ mod tests {
         missed.add(task, NO_VERSION, true, Duration::from_mins(1));
         // Stored before the doubt arose, so it does not settle it.
         missed.stored(task, 3);
-        assert_eq!((missed.min_version(task), missed.pending()), (None, vec![(task, NO_VERSION)]));
+        assert_eq!((missed.min_version(task), missed.pending()), (None, vec![(task, NO_VERSION, true)]));
         missed.stored(task, NO_VERSION);
-        assert_eq!((missed.min_version(task), missed.pending()), (Some(3), vec![(task, 3)]));
+        assert_eq!((missed.min_version(task), missed.pending()), (Some(3), vec![(task, 3, true)]));
     }
 
     #[tokio::test]
@@ -108,7 +112,7 @@ mod tests {
         assert_eq!(missed.min_version(Uuid::now_v7()), None);
         tokio::time::sleep(ttl * 2).await;
         assert_eq!(missed.min_version(Uuid::now_v7()), Some(0));
-        assert!(missed.pending().contains(&(written, 2)), "other replicas have yet to be told");
+        assert!(missed.pending().contains(&(written, 2, true)), "other replicas have yet to be told");
         (0..=MAX_TASKS).for_each(|_| missed.add(Uuid::now_v7(), 1, true, ttl));
         assert!(missed.tasks.len() <= MAX_TASKS, "{}", missed.tasks.len());
     }

@@ -60,16 +60,19 @@ const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
     end
     return there and version >= tonumber(ARGV[2])";
 
-/// Stores a mark unless a newer version is there, and tells the other replicas. Version 0 means an unknown outcome:
-/// it replaces any version, but stores nothing if there is no entry, since nothing old can come back then.
+/// Stores a mark unless a newer version is there, and tells the other replicas if it was written here; if it was only
+/// read, the same version may stay. Version 0 means an unknown outcome: it replaces any version, but stores nothing if
+/// there is no entry, since nothing old can come back then.
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| Script::new(SUPERSEDE_LUA));
 const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
     local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
+    local written = ARGV[6] == '1'
     if ARGV[1] ~= '0' and version > tonumber(ARGV[1]) then return end
+    if version == tonumber(ARGV[1]) and not written then return end
     if seen or ARGV[1] ~= '0' then
         redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
     end
-    redis.call('PUBLISH', ARGV[4], ARGV[5])";
+    if written then redis.call('PUBLISH', ARGV[4], ARGV[5]) end";
 
 /// What Redis has for a task.
 #[derive(Debug)]
@@ -132,7 +135,7 @@ impl Shared {
     /// Stores a mark that only `version` and later ones overwrite, as [`SUPERSEDE`] does, and tells the
     /// other replicas. If that fails now, it is done later.
     pub(super) async fn supersede(&self, id: Uuid, version: i64) {
-        if !self.superseded(id, version).await {
+        if !self.superseded(id, version, true).await {
             self.missed.lock().add(id, version, true, self.ttl);
         }
     }
@@ -142,8 +145,8 @@ impl Shared {
         loop {
             tokio::time::sleep(CATCH_UP).await;
             let missed = self.missed.lock().pending();
-            for (id, version) in missed {
-                if !self.superseded(id, version).await {
+            for (id, version, written) in missed {
+                if !self.superseded(id, version, written).await {
                     break;
                 }
                 self.missed.lock().stored(id, version);
@@ -184,10 +187,10 @@ impl Shared {
     }
 
     /// Whether Redis has now seen this version or a later one.
-    async fn superseded(&self, id: Uuid, version: i64) -> bool {
+    async fn superseded(&self, id: Uuid, version: i64, written: bool) -> bool {
         let mut supersede = SUPERSEDE.key(self.key(id));
         supersede.arg(version).arg(mark()).arg(self.lifetime());
-        supersede.arg(self.redis.key(CHANGES)).arg(id.to_string());
+        supersede.arg(self.redis.key(CHANGES)).arg(id.to_string()).arg(written);
         self.redis.run::<()>("store", supersede).await.is_some()
     }
 

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use crate::app::Answer;
 //@ end
 use crate::app::{TestApp, eventually, json_body, path_of};
+use crate::configuration::assert_defaults;
 use crate::misconfiguration::{Row, assert_refused};
 //@ if postgres
 use crate::postgres::Database;
@@ -71,6 +72,12 @@ pub async fn wait_for_followers(namespace: &str, replicas: u32) {
         numsub.query_async(&mut redis.clone()).await.expect("an answer")
     };
     eventually(followers, |(_, count)| *count == replicas).await;
+}
+
+#[tokio::test]
+async fn redis_is_not_waited_for_by_default() {
+    let lines = ["redis.timeout = \"100ms\"", "redis.ttl = \"5m\""];
+    assert_defaults(Launch::new(&[]), &lines).await;
 }
 
 #[tokio::test]
@@ -281,6 +288,50 @@ async fn change_that_was_missed_while_redis_had_vanished_is_not_hidden() {
 }
 
 //@ if postgres
+#[tokio::test]
+async fn outage_of_one_replica_costs_the_others_nothing_that_was_only_read() {
+    let (url, proxy) = behind_proxy().await;
+    let namespace = uuid::Uuid::now_v7().to_string();
+    let shared = [("APP__REDIS__NAMESPACE", namespace.as_str())];
+    let one = TestApp::spawn(&[shared[0], PATIENT]).await;
+    let same = [("REDIS_URL", url.as_str()), ("DATABASE_URL", &one.process.database().url)];
+    let two = TestApp::launch(Launch::new(&shared).set(&same)).await;
+    wait_for_followers(&namespace, 2).await;
+    let mut paths = Vec::new();
+    for _ in 0..6 {
+        let path = path_of(&one.create("a").await);
+        assert_eq!(one.get(&path).await.status, 200, "which Redis now has");
+        paths.push(path);
+    }
+    let mut redis = connected().await;
+    let (written, read) = paths.split_first().expect("some");
+    let (gone, kept) = read.split_at(2);
+    proxy.cut();
+    for path in read {
+        assert_eq!(two.get(path).await.status, 200);
+    }
+    assert_eq!(two.patch(written, &json!({ "title": "b" })).await.status, 200);
+    for path in gone {
+        let deleted: u32 = redis.del(key(&namespace, path)).await.expect("an answer");
+        assert_eq!(deleted, 1);
+    }
+    proxy.mend();
+    // What was written comes first.
+    wait_until_forgotten(&one, written, "a").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for path in kept {
+        let entry: String = redis.get(key(&namespace, path)).await.expect("an answer");
+        assert!(entry.contains('{'), "replaced, though nobody has written it: {entry}");
+    }
+    let misses = async || one.sample("cache_requests_total{tier=\"memory\",outcome=\"miss\"}").await;
+    let before = misses().await.expect("some");
+    for path in read {
+        assert_eq!(one.get(path).await.json()["title"], "a");
+    }
+    // Now and then the change of one task counts for another too.
+    assert!(misses().await.is_some_and(|now| now <= before + 1.0), "memory has what nobody has written");
+}
+
 #[tokio::test]
 async fn deleted_task_does_not_come_back_with_redis() {
     let (ones_url, ones_proxy) = behind_proxy().await;
