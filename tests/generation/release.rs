@@ -18,8 +18,10 @@ fn script() -> String {
     step["run"].as_str().unwrap().to_owned()
 }
 
-/// The output of the step when the shell code in `docker` replaces `docker`, or `None` if the step fails.
-fn published(docker: &str) -> Option<String> {
+const RELEASED: &str = "echo 'title: v1.0.0'";
+
+/// The output of the step when the shell code in `gh` and `docker` replaces those, or `None` if the step fails.
+fn published(gh: &str, docker: &str) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("output");
     // The options with which GitHub runs bash.
@@ -30,8 +32,9 @@ fn published(docker: &str) -> Option<String> {
         "-eo",
         "pipefail",
         "-c",
-        &format!("docker() ( {docker} )\n{}", script()),
+        &format!("gh() ( {gh} )\ndocker() ( {docker} )\n{}", script()),
     ]);
+    shell.env("GITHUB_REF_NAME", "v1.0.0");
     shell.env("IMAGE", "ghcr.io/acme/orders").env("VERSION", "1.0.0").env("GITHUB_OUTPUT", &output);
     let ended = shell.output().unwrap();
     ended.status.success().then(|| text_of(&fs::read(output).unwrap()))
@@ -39,9 +42,9 @@ fn published(docker: &str) -> Option<String> {
 
 #[test]
 fn a_version_is_new_only_where_the_registry_says_so() {
-    assert_eq!(published("echo 'Name: ghcr.io/acme/orders:1.0.0'").unwrap(), "published=true\n");
+    assert_eq!(published(RELEASED, "echo 'Name: ghcr.io/acme/orders:1.0.0'").unwrap(), "published=true\n");
     for absent in ["ghcr.io/acme/orders:1.0.0: not found", "name unknown", "manifest unknown"] {
-        let said = published(&format!("echo 'ERROR: {absent}' >&2; exit 1"));
+        let said = published(RELEASED, &format!("echo 'ERROR: {absent}' >&2; exit 1"));
         assert_eq!(said.as_deref(), Some("published=false\n"), "{absent}");
     }
     for fault in [
@@ -51,6 +54,11 @@ fn a_version_is_new_only_where_the_registry_says_so() {
         "docker: command not found",
         "",
     ] {
-        assert_eq!(published(&format!("echo 'ERROR: {fault}' >&2; exit 1")), None, "{fault}");
+        let docker = format!("echo 'ERROR: {fault}' >&2; exit 1");
+        for gh in [RELEASED, "echo 'HTTP 502: Bad Gateway' >&2; exit 1"] {
+            assert_eq!(published(gh, &docker), None, "{fault}");
+        }
+        let first = published("echo 'release not found' >&2; exit 1", &docker);
+        assert_eq!(first.as_deref(), Some("published=false\n"), "{fault}");
     }
 }
