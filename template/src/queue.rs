@@ -46,6 +46,7 @@ impl Queue {
         let lease = longest_run * 2 + Duration::from_secs(10);
         let permits = Arc::new(Semaphore::new(capacity));
         // Start the series at zero, as for jobs that can be read.
+        gauge!("jobs_queue_depth").set(0.0);
         counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(0);
         Self { store: store.clone(), lease, depth: AtomicUsize::new(0), permits, added: Notify::new() }
     }

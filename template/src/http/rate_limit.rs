@@ -179,6 +179,7 @@ pub fn limit<A: Future<Output = Response>>(
             None => answering.await,
             Some(wait) => {
                 counter!("rate_limited_total", "policy" => limiter.name).increment(1);
+                tracing::debug!(policy = limiter.name, "rate_limit.refused");
                 let detail = "Too many requests. Retry after the time given in Retry-After.";
                 let mut problem = Problem::new(Category::RateLimited, StatusCode::TOO_MANY_REQUESTS, detail);
                 problem.retry_after = Some(seconds(wait));
@@ -215,5 +216,6 @@ mod tests {
         tokio::time::sleep(limiters[0].time_for(2)).await;
         limiters[0].forget_idle();
         assert!(limiters[0].budgets.is_empty(), "{} are remembered", limiters[0].budgets.len());
+        assert!(SWEEP < Duration::from_mins(1), "so often that they never take much memory");
     }
 }

@@ -11,8 +11,9 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::app::{Answer, TestApp, path_of};
+use crate::configuration::assert_defaults;
 use crate::misconfiguration::{self, Row, assert_refused};
-use crate::process::Variables;
+use crate::process::{Launch, Variables};
 
 /// Budgets that no test uses up: most tests are not about limits.
 pub const UNLIMITED: Variables = &[
@@ -66,8 +67,22 @@ async fn burst(app: &TestApp, forwarded: impl Fn(usize) -> String) -> Vec<u16> {
 }
 
 #[tokio::test]
+async fn there_are_budgets_by_default() {
+    let launch = UNLIMITED.iter().fold(Launch::new(&[]), |launch, (name, _)| launch.without(name));
+    let lines = [
+        "rate_limit.per_client_per_second = 50",
+        "rate_limit.per_client_burst = 100",
+        "rate_limit.global_per_second = 2000",
+        "rate_limit.global_burst = 4000",
+        "rate_limit.writes_per_second = 20",
+        "rate_limit.writes_burst = 50",
+    ];
+    assert_defaults(launch, &lines).await;
+}
+
+#[tokio::test]
 async fn client_beyond_its_budget_is_told_when_to_come_back() {
-    let limits = THREE;
+    let limits = [THREE.as_slice(), &[("APP__LOG__FILTER", "info,service::http::rate_limit=debug")]].concat();
     //@ if redis
     let limits = [limits.as_slice(), &[crate::redis::PATIENT]].concat();
     //@ end
@@ -78,7 +93,7 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
         }
         (answers, app.metrics().await)
     };
-    let (app, (answers, metrics)) = with_service(&limits, ask).await;
+    let (mut app, (answers, metrics)) = with_service(&limits, ask).await;
     for (answer, left) in answers.iter().zip([2, 1, 0]) {
         assert_eq!((answer.status, answer.header("ratelimit-policy")), (200, r#""per_client";q=3;w=3"#));
         let limit = answer.header("ratelimit");
@@ -93,6 +108,7 @@ async fn client_beyond_its_budget_is_told_when_to_come_back() {
     assert!((1..=2).contains(&seconds), "{seconds}");
     assert!(metrics.contains("rate_limited_total{policy=\"per_client\"} 2\n"), "{metrics}");
     assert!(metrics.contains("errors_total{category=\"rate_limited\"} 2\n"), "{metrics}");
+    assert_eq!(app.process.event("rate_limit.refused").await["policy"], "per_client");
 
     for _ in 0..5 {
         for path in ["/health", "/ready"] {
