@@ -273,7 +273,8 @@ fn with_cors<A: Future<Output = Response>>(
 fn names_one_host(request: &Request) -> bool {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     if let Some(named) = request.uri().authority().filter(|_| request.version() == Version::HTTP_2) {
-        return !named.as_str().contains('@') && hosts.all(|host| host == named.as_str());
+        return !named.as_str().contains('@')
+            && hosts.all(|host| host.as_bytes().eq_ignore_ascii_case(named.as_str().as_bytes()));
     }
     match (hosts.next(), hosts.next()) {
         // HTTP/1.0 requires none.
