@@ -43,10 +43,11 @@ pub fn run(root: &Path, once: bool, proof: bool) -> Result<bool> {
     children::defer_signals();
     wait_until_ready(&mut child, port)?;
     println!("\n{NAME} is ready on http://127.0.0.1:{port}\n");
+    println!("{}\n", curl_lines(port));
     if once {
         try_it(port)?;
     } else {
-        println!("{}\n\nCtrl-C stops it.\n", curl_lines(port));
+        println!("Ctrl-C stops it.\n");
         while !children::interrupted() && child.poll()?.is_none() {
             thread::sleep(Duration::from_millis(50));
         }

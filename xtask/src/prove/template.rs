@@ -70,7 +70,9 @@ fn quick_tests(work: &mut Work<'_>) -> Result<String> {
 
 /// The first command that the README names. It runs when nothing else does: a variant's program has the same name.
 fn demo(work: &mut Work<'_>) -> Result<String> {
-    work.run(&mut cargo(work, &["demo", "--once", "--proof"]))?;
+    let said = work.run(&mut cargo(work, &["demo", "--once", "--proof"]))?;
+    let to_try = said.lines().filter(|line| line.starts_with("curl -s ")).count();
+    ensure!(to_try == 3, "{to_try} lines to try, instead of 3: {said}");
     Ok(String::new())
 }
 
