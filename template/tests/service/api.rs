@@ -85,13 +85,18 @@ async fn change_of_another_version_is_refused() {
 async fn second_completion_changes_nothing() {
     let app = TestApp::spawn(&[]).await;
     let task = app.create("a").await;
+    assert_eq!(app.get(&path_of(&task)).await.json(), task, "it is in memory from here on");
     let first = app.complete(&task).await.json();
+    assert_eq!(app.get(&path_of(&task)).await.json(), first);
     assert_eq!((&first["status"], &first["version"]), (&json!("completed"), &json!(2)));
     assert!(first["completed_at"].is_string());
     assert_eq!(first["updated_at"], first["completed_at"]);
     let second = app.complete(&task).await;
     assert_eq!((second.status, second.header("etag")), (200, "\"2\""));
     assert_eq!(second.json(), first);
+    let stale =
+        app.request(Method::POST, &format!("{}/complete", path_of(&task))).header("if-match", "\"1\"");
+    assert_eq!(Answer::to(stale).await.status, 412, "completed, but not as the version that was read");
     assert_eq!(app.get(&path_of(&task)).await.json(), first);
 }
 

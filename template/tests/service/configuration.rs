@@ -14,6 +14,13 @@ pub fn assert_line(text: &str, line: &str) {
     assert!(text.lines().any(|one| one == line), "no line {line} in\n{text}");
 }
 
+pub async fn assert_defaults(launch: Launch, lines: &[&str]) {
+    let text = explained(launch).await;
+    for line in lines {
+        assert_line(&text, &format!("{line}  # default"));
+    }
+}
+
 #[tokio::test]
 async fn later_sources_win_and_are_named() {
     let file = "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]\n[cache]\ncapacity = 7\nttl = \"1m\"\n[jobs]\nconcurrency = 9\n";
@@ -62,6 +69,27 @@ async fn development_has_defaults_of_its_own() {
         assert_line(&text, "log.format = \"pretty\"  # default in development");
         assert_line(&text, "shutdown.grace_delay = \"0s\"  # default in development");
     }
+}
+
+#[tokio::test]
+async fn protection_is_on_by_default() {
+    let lines = [
+        "http.request_timeout = \"10s\"",
+        "http.body_timeout = \"5s\"",
+        "http.idle_timeout = \"75s\"",
+        "http.max_connections = 10000",
+        "http.max_in_flight = 1000",
+        "http.max_body_size = \"1MiB\"",
+        "http.trusted_proxies = []",
+        "http.cors_allowed_origins = []",
+        "jobs.queue_capacity = 1000",
+        "jobs.concurrency = 4",
+        "webhook.timeout = \"5s\"",
+        "webhook.allow_private_addresses = false",
+        "cache.capacity = 10000",
+    ];
+    let launch = Launch::new(&[]).without("APP__WEBHOOK__ALLOW_PRIVATE_ADDRESSES");
+    assert_defaults(launch, &lines).await;
 }
 
 #[tokio::test]

@@ -273,7 +273,10 @@ fn alerts_have_their_section_in_the_runbook_and_their_tests() {
 /// Querying a metric that no longer exists is not an error: the panel stays empty and the alert never fires.
 #[test]
 fn dashboards_and_rules_ask_for_metrics_that_are_there() {
-    let queries = deployed("grafana/dashboards", "json") + &deployed("prometheus/rules", "yml");
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");
+    assert!(runbook.contains("{job="), "what to ask in the first minutes");
+    let queries =
+        [deployed("grafana/dashboards", "json"), deployed("prometheus/rules", "yml"), runbook].concat();
     let mut asked = 0;
     // Queries select our own metrics by our `job` label; names that a rule records have colons.
     for before in queries.match_indices("{job=").map(|(at, _)| &queries[..at]) {

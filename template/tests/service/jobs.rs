@@ -136,6 +136,17 @@ async fn delivery_is_repeated_until_it_is_taken() {
 }
 
 #[tokio::test]
+async fn pauses_between_attempts_grow() {
+    let receiver = Receiver::start().await;
+    receiver.answers(500);
+    let mut app = calling(&receiver.url, &[]).await;
+    app.complete(&app.create("a").await).await;
+    let third = app.process.event_where("job.retry", |line| line["attempts"] == 3).await;
+    let pause = third["retry_in"].as_str().and_then(|text| text.strip_suffix('s')?.parse().ok());
+    assert!((2.0..=6.0).contains(&pause.unwrap_or(0.0)), "4 s, give or take half: {third}");
+}
+
+#[tokio::test]
 async fn receiver_that_comes_back_gets_what_it_missed() {
     let receiver = Receiver::start().await;
     let proxy = Proxy::to(&receiver.address).await;
@@ -238,6 +249,12 @@ async fn receiver_that_fails_leaves_the_service_ready_and_degraded() {
     assert_eq!(app.sample("dependency_up{dependency=\"webhook\"}").await, Some(0.0));
     // The receiver works: what it refuses for good is the event.
     receiver.answers(410);
+    eventually(degraded, |degraded| *degraded == Some(json!(false))).await;
+
+    receiver.answers(500);
+    app.complete(&app.create("b").await).await;
+    eventually(degraded, |degraded| *degraded == Some(json!(true))).await;
+    receiver.answers(204);
     eventually(degraded, |degraded| *degraded == Some(json!(false))).await;
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::net::TcpStream;
 use tokio::net::unix::pipe::OpenOptions;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -60,6 +61,8 @@ async fn upload_in_flight_is_finished_during_the_drain() {
     eventually(async || app.metrics().await, |text| text.contains("http_requests_in_flight 1")).await;
     app.process.signal(Signal::TERM);
     assert_eq!(app.process.event("shutdown.begin").await["in_flight"], 1);
+    eventually(async || TcpStream::connect(app.address).await.is_err(), |refused| *refused).await;
+    assert_eq!(app.admin("/health/live").await.status, 200, "operators can watch the drain");
     upload.send(&NEW_TASK[10..]).await;
     let answer = upload.answer().await;
     assert_eq!((answer.status, answer.header("connection")), (201, "close"));
@@ -194,7 +197,7 @@ async fn client_that_connected_before_the_drain_gets_its_first_answer() {
         let listened = Cell::new(Instant::now());
         let refused = async || {
             let before = Instant::now();
-            let connected = tokio::net::TcpStream::connect(app.address).await.is_ok();
+            let connected = TcpStream::connect(app.address).await.is_ok();
             if connected {
                 listened.set(before);
             }

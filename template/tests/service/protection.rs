@@ -201,12 +201,12 @@ async fn client_that_reads_nothing_is_dropped() {
 
 #[tokio::test]
 async fn client_that_reads_slowly_gets_all_and_is_let_go_of() {
-    let app = with_long_pages("1500ms").await;
+    let app = with_long_pages("3s").await;
     let mut slow = app.connect().await;
-    for _ in 0..100 {
+    for _ in 0..150 {
         slow.send("GET /v1/tasks?limit=100 HTTP/1.1\r\nhost: test\r\n\r\n").await;
     }
-    for _ in 0..100 {
+    for _ in 0..150 {
         tokio::time::sleep(Duration::from_millis(40)).await;
         assert_eq!(slow.answer().await.status, 200);
     }
