@@ -139,13 +139,14 @@ impl Lock {
                     let _ = writeln!(text, "{key} = \"{value}\"");
                 }
             }
-            let mut needs: Vec<&Id> =
-                package.needs.iter().map(|compat_key| &self.packages[compat_key].0).collect();
+            // As text, like cargo: `rand 0.10.4` comes before `rand 0.9.5` here, though not among the packages.
+            let mut needs: Vec<String> =
+                package.needs.iter().map(|compat_key| self.named(&self.packages[compat_key].0)).collect();
             needs.sort();
             if !needs.is_empty() {
                 text += "dependencies = [\n";
-                for id in needs {
-                    let _ = writeln!(text, " \"{}\",", self.named(id));
+                for name in needs {
+                    let _ = writeln!(text, " \"{name}\",");
                 }
                 text += "]\n";
             }
@@ -271,6 +272,16 @@ mod tests {
         let theirs = lock(&[("a", "2.0.0", &[]), ("orders", "0.1.0", &["a"])]);
         let wanted =
             lock(&[("a", "1.0.0", &[]), ("a", "2.0.0", &[]), ("orders", "0.1.0", &["a 1.0.0", "a 2.0.0"])]);
+        assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
+    }
+
+    #[test]
+    fn dependencies_of_one_name_are_ordered_as_cargo_does_it() {
+        let base = lock(&[("orders", "0.1.0", &[])]);
+        let ours = lock(&[("a", "0.9.5", &[]), ("orders", "0.1.0", &["a"])]);
+        let theirs = lock(&[("a", "0.10.4", &[]), ("orders", "0.1.0", &["a"])]);
+        let needs = ["a 0.10.4", "a 0.9.5"];
+        let wanted = lock(&[("a", "0.9.5", &[]), ("a", "0.10.4", &[]), ("orders", "0.1.0", &needs)]);
         assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
     }
 
