@@ -103,6 +103,8 @@ pub fn merge(service: &Service, sides: &Sides<'_>) -> Result<Merged> {
     let mut merged = Merged { scratch, files, tree, conflicts, messages, notes };
     policy::settle(&mut merged, sides, service, &recorded, &wanted)?;
     migrations::keep(&mut merged, service, &wanted)?;
+    let uncertain_lock = policy::uncertain_lock(&merged, service, &recorded, &wanted)?;
+    merged.notes.extend(uncertain_lock);
     let open = &merged.conflicts;
     merged.messages.retain(|message| message.paths.iter().any(|path| open.contains_key(path)));
     merged.tree = tree::write(&merged.scratch.git, &merged.files, &index)?;

@@ -99,6 +99,29 @@ fn a_crate_by_a_name_of_theirs_has_the_packages_that_it_needs() {
     assert!(lock.contains("name = \"redis\"") && lock.contains("name = \"berths\""), "{lock}");
 }
 
+/// With otlp, `futures-util` has what its feature `io` needs anyway.
+#[test]
+fn a_lock_that_only_cargo_can_complete_is_told() {
+    let note =
+        "note: Cargo.lock: run `cargo check`, which brings it up to date where your dependencies share";
+    let service = Service::generate(&[]);
+    let (version, newer) =
+        ("name = \"orders\"\nversion = \"0.1.0\"\n", "name = \"orders\"\nversion = \"0.2.0\"\n");
+    service.replace("Cargo.lock", version, newer);
+    service.replace("Cargo.toml", "\nversion = \"0.1.0\"\n", "\nversion = \"0.2.0\"\n");
+    commit(&service.folder, "a version");
+    let said = service.run(&["set", "otlp=false", "--dry-run"], 0);
+    assert!(!said.contains(note), "{said}");
+    let std = "futures-util = { version = \"0.3\", default-features = false, features = [\"std\"";
+    service.replace("Cargo.toml", std, &std.replace("\"std\"", "\"io\", \"std\""));
+    commit(&service.folder, "a feature");
+    let said = service.run(&["set", "redis=true", "--dry-run"], 0);
+    assert!(!said.contains(note), "{said}");
+    let said = service.run(&["set", "otlp=false"], 0);
+    assert!(said.contains(note), "{said}");
+    assert!(service.read("Cargo.toml").contains("[\"io\", \"std\"]"));
+}
+
 /// The lockfile holds more than packages, so slipway can't merge it by its entries: git's merge of its lines has to do.
 #[test]
 fn a_lock_that_is_not_understood_is_no_conflict_either() {

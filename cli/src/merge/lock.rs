@@ -59,6 +59,21 @@ pub fn merge(base: &str, ours: &str, theirs: &str) -> Option<String> {
     Some(Lock { head: ours.head, packages }.to_text())
 }
 
+/// Whether the template's side drops what a package needs that stays in `merged`. If that is for a feature which the
+/// owner's side enables as well, cargo would keep it, and only cargo can tell.
+pub fn is_uncertain(base: &str, ours: &str, theirs: &str, merged: &str) -> bool {
+    let locks = [base, ours, theirs, merged].map(Lock::parse);
+    let [Some(base), Some(ours), Some(theirs), Some(merged)] = locks else { return false };
+    let needs = |lock: &Lock, compat_key| {
+        lock.packages.get(compat_key).map(|(_, package)| package.needs.clone()).unwrap_or_default()
+    };
+    // What the service's own crates need is in their manifests.
+    merged.packages.keys().filter(|(_, source, _)| source.is_some()).any(|compat_key| {
+        let [before, ours, theirs] = [&base, &ours, &theirs].map(|lock| needs(lock, compat_key));
+        before.intersection(&ours).any(|need| !theirs.contains(need))
+    })
+}
+
 /// The package that the merged lockfile gets for a key that it needs.
 fn chosen(compat_key: &CompatKey, base: &Lock, ours: &Lock, theirs: &Lock) -> Option<(Id, Package)> {
     let [base, ours, theirs] = [base, ours, theirs].map(|lock| lock.packages.get(compat_key));
@@ -206,7 +221,7 @@ fn compat_key(id: &Id) -> CompatKey {
 mod tests {
     use std::fmt::Write as _;
 
-    use super::merge;
+    use super::{is_uncertain, merge};
 
     /// A lockfile of packages, each with its dependencies.
     fn lock(packages: &[(&str, &str, &[&str])]) -> String {
@@ -298,6 +313,24 @@ mod tests {
         ]);
         let wanted = lock(&[("b", "1.0.0", &[]), ("c", "1.0.0", &["b"]), ("orders", "0.1.0", &["c"])]);
         assert_eq!(merge(&base, &ours, &theirs).as_deref(), Some(wanted.as_str()));
+    }
+
+    /// `a` needs `io` only with a feature.
+    #[test]
+    fn what_a_package_of_both_sides_no_longer_needs_is_uncertain() {
+        let crates = [("a", "1.0.0", &["io", "log"][..]), ("io", "1.0.0", &[]), ("log", "1.0.0", &[])];
+        let with = lock(&[&crates[..], &[("orders", "0.1.0", &["a"])]].concat());
+        let without = lock(&[("a", "1.0.0", &["log"]), ("log", "1.0.0", &[]), ("orders", "0.1.0", &["a"])]);
+        let gone = lock(&[("orders", "0.1.0", &[])]);
+        assert!(is_uncertain(&with, &with, &without, &without));
+        assert!(is_uncertain(&with, &with, &gone, &with), "only the owner's side needs it now");
+        for (base, ours, theirs, merged) in [
+            (&without, &without, &with, &with),
+            (&with, &without, &without, &without),
+            (&with, &with, &gone, &gone),
+        ] {
+            assert!(!is_uncertain(base, ours, theirs, merged));
+        }
     }
 
     #[test]

@@ -99,6 +99,39 @@ pub fn settle(
     Ok(())
 }
 
+/// A note where only cargo can tell what the merged lockfile needs.
+pub fn uncertain_lock(
+    merged: &Merged,
+    service: &Service,
+    recorded: &Files,
+    wanted: &Files,
+) -> Result<Option<String>> {
+    let text = |entry: &Entry| -> Result<String> {
+        Ok(String::from_utf8_lossy(&tree::content(&merged.scratch.git, &entry.id)?).into_owned())
+    };
+    // An owner who only releases new versions of the service shares nothing more with the template than before.
+    let without_versions = |entry: &Entry| -> Result<Vec<String>> {
+        let text = text(entry)?;
+        Ok(text.lines().filter(|line| !line.starts_with("version = ")).map(str::to_owned).collect())
+    };
+    let is_edited = |path: &str| match [recorded, &service.files].map(|files| files.get(Path::new(path))) {
+        [Some(before), Some(now)] if before != now => Ok(without_versions(before)? != without_versions(now)?),
+        [before, now] => Ok::<_, anyhow::Error>(before != now),
+    };
+    let locks = [recorded, &service.files, wanted, &merged.files].map(|files| files.get(Path::new(LOCK)));
+    let [Some(base), Some(ours), Some(theirs), Some(result)] = locks else { return Ok(None) };
+    if ours == result || !(is_edited(LOCK)? || is_edited(MANIFEST)?) {
+        return Ok(None);
+    }
+    let uncertain = lock::is_uncertain(&text(base)?, &text(ours)?, &text(theirs)?, &text(result)?);
+    Ok(uncertain.then(|| {
+        format!(
+            "{LOCK}: run `cargo check`, which brings it up to date where your dependencies share features with the \
+             template's"
+        )
+    }))
+}
+
 /// Adds the files that are merged by their entries even where git saw no conflict: the lines of a lockfile may merge
 /// cleanly and still be wrong together, and so may a manifest's, with two for one dependency.
 fn add_structured_files(
