@@ -1,11 +1,13 @@
 //! Invalid answers: each is refused with a message that says what is allowed, and no file is left on disk.
 
+use std::ffi::OsStr;
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::{contents, repository, silent, succeed, template, text_of};
 
 /// Runs `command`, which must fail, print a line that contains `wanted`, and leave no file in `parent`.
-fn refusal(command: &mut std::process::Command, parent: &Path, wanted: &str) {
+fn refusal(command: &mut Command, parent: &Path, wanted: &str) {
     let output = command.output().unwrap();
     let said = text_of(&output.stdout) + &text_of(&output.stderr);
     assert!(!output.status.success(), "{command:?} went through:\n{said}");
@@ -117,6 +119,24 @@ fn an_answer_to_a_question_that_is_nearly_one_is_refused() {
             &wanted,
         );
     }
+}
+
+/// Who gave no answer at all would look for the fault in the wrong place.
+#[test]
+fn a_value_for_other_templates_that_is_nearly_an_answer_is_refused_with_its_source() {
+    let (folder, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = home.path().join("cargo-generate.toml");
+    std::fs::write(&config, "[values]\ndatabase = \"sqlite\"\n").unwrap();
+    let given = silent(folder.path(), "order-desk");
+    let own = |argument: &OsStr| argument == "--config" || argument == "/dev/null";
+    let mut command = Command::new(given.get_program());
+    command.args(given.get_args().filter(|argument| !own(argument))).env("CARGO_HOME", home.path());
+    command.envs(given.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let wanted = "otlp, description, owner; if you gave no such answer, it comes from cargo-generate.toml in CARGO_HOME: \
+                  call cargo generate with --config /dev/null";
+    refusal(&mut command, folder.path(), wanted);
+    std::fs::remove_dir(folder.path().join("order-desk")).unwrap();
+    succeed(command.args(["--config", "/dev/null"]));
 }
 
 /// cargo-generate passes the values in its own configuration to every template.
