@@ -1,6 +1,7 @@
 //! `cargo demo`: generates, builds and starts the default service, and shows three requests to try.
 
 use std::fs;
+use std::io::{self, Seek as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,7 @@ use rustix::process::Signal;
 use crate::children::{self, Child, Scratch};
 use crate::generate::{self, Request};
 use crate::http::{self, Response};
+use crate::prove::programs;
 use crate::servers::free_port;
 use crate::tools;
 use crate::variant::Variant;
@@ -77,17 +79,21 @@ fn generated(root: &Path, cargo_generate: PathBuf) -> Result<PathBuf> {
 
 fn built(root: &Path, service: &Path, proof: bool) -> Result<PathBuf> {
     println!("building it (a minute or two the first time)");
-    let (target, profile) = if proof { ("prove", "prove") } else { ("demo", "debug") };
-    let target = root.join("target").join(target).join("build");
+    let target = root.join("target").join(if proof { "prove" } else { "demo" }).join("build");
     let mut command = Command::new("cargo");
-    command.args(["build", "--locked", "--quiet"]).current_dir(service);
+    // Where the program is depends on the user's settings, so cargo has to say it.
+    let as_json = "--message-format=json-render-diagnostics";
+    command.args(["build", "--locked", "--quiet", as_json]).current_dir(service);
     if proof {
-        command.arg("--config").arg(root.join("xtask/prove.toml")).args(["--profile", profile]);
+        command.arg("--config").arg(root.join("xtask/prove.toml")).args(["--profile", "prove"]);
     }
-    command.env("CARGO_TARGET_DIR", &target).env("CARGO_PROFILE_DEV_DEBUG", "0");
+    command.env("CARGO_TARGET_DIR", target).env("CARGO_PROFILE_DEV_DEBUG", "0");
+    let mut said = tempfile::tempfile()?;
+    command.stdout(said.try_clone()?);
     let status = Child::spawn(&mut command, Signal::TERM)?.wait(BUILD_BOUND)?;
     ensure!(status.is_some_and(|status| status.success()), "the service did not build");
-    Ok(target.join(profile).join(NAME))
+    said.rewind()?;
+    programs(&io::read_to_string(said)?, false).pop().context("cargo built no program")
 }
 
 fn started(program: &Path, service: &Path, port: u16) -> Result<Child> {
@@ -151,4 +157,31 @@ fn stopped(child: &mut Child) -> Result<bool> {
     let status = child.wait(STOP_BOUND)?.context("it did not stop")?;
     println!("\n{NAME} has stopped: {status}");
     Ok(status.success())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    /// As with `CARGO_BUILD_TARGET`, the program goes into a folder of its own.
+    #[test]
+    fn the_program_is_found_where_the_user_s_settings_have_it_built() {
+        let (root, service) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let write = |path: &str, text: &str| {
+            let path = service.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let said = Command::new("rustc").arg("-vV").output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let host = said.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        let package = format!("[package]\nname = \"{NAME}\"\nversion = \"0.1.0\"\n");
+        write("Cargo.toml", &format!("{package}edition = \"2024\"\n"));
+        write("Cargo.lock", &format!("version = 4\n\n[{package}").replace("[package]", "[package]]"));
+        write("src/main.rs", "fn main() {}\n");
+        write(".cargo/config.toml", &format!("[build]\ntarget = \"{host}\"\n"));
+        let program = built(root.path(), service.path(), false).unwrap();
+        assert!(program.is_file(), "{}", program.display());
+    }
 }

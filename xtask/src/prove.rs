@@ -42,6 +42,7 @@ use check::Subject;
 pub use plan::{Asked, Plan};
 use report::Report;
 use steps::Step;
+pub(crate) use steps::programs;
 
 /// The highest nice value, which is the lowest scheduling priority.
 const LOWEST: i32 = 19;

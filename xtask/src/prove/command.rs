@@ -38,7 +38,7 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// Environment variables that would leak from whoever runs the proof into a service under test.
-const LEAKING_VARIABLES: [&str; 9] = [
+const LEAKING_VARIABLES: [&str; 10] = [
     "DATABASE_URL",
     "REDIS_URL",
     "PORT",
@@ -47,6 +47,7 @@ const LEAKING_VARIABLES: [&str; 9] = [
     "RUST_LOG",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_SERVICE_NAME",
+    "CARGO_BUILD_TARGET",
     "CARGO_TARGET_DIR",
 ];
 
@@ -164,4 +165,27 @@ fn quoted(word: &str) -> String {
         return word.into();
     }
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_user_has_programs_built_does_not_leak() {
+        let name = "CARGO_BUILD_TARGET";
+        if std::env::var_os(name).is_none() {
+            // A test can't set a variable for itself, so it runs once more with it.
+            let test = "prove::command::tests::where_the_user_has_programs_built_does_not_leak";
+            let mut again = Command::new(std::env::current_exe().unwrap());
+            let output = again.args(["--exact", test]).env(name, "elsewhere").output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        let mut command = Command::new("env");
+        clean(&mut command);
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(!said.contains(name), "{said}");
+    }
 }

@@ -240,7 +240,8 @@ fn optimised(work: &Work<'_>) -> Result<PathBuf> {
     Ok(kept)
 }
 
-fn programs(built: &str, tests: bool) -> Vec<PathBuf> {
+/// The programs that cargo says it has built, in its JSON messages.
+pub fn programs(built: &str, tests: bool) -> Vec<PathBuf> {
     let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let wanted = messages.filter(|message| message["profile"]["test"] == tests);
     wanted.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).collect()

@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
 use walkdir::WalkDir;
 
 use crate::children::{Scratch, lock};
@@ -22,6 +21,7 @@ use crate::variant::{TOGGLES, Variant};
 
 use super::check::Work;
 use super::command::clean;
+use super::steps::programs;
 
 pub const NAME: &str = "orders";
 /// The transitions whose result is compiled and tested with the owners' code in it. That code has a table of its
@@ -150,9 +150,7 @@ pub fn build(work: &mut Work<'_>) -> Result<PathBuf> {
     command.args(["build", "--package", "slipway", "--locked", "--message-format=json-render-diagnostics"]);
     clean(&mut command);
     let said = work.run(command.current_dir(&work.context.root))?;
-    let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut programs = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
-    programs.next().context("cargo built no slipway")
+    programs(&said, false).pop().context("cargo built no slipway")
 }
 
 /// How `slipway` is called.
