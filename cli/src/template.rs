@@ -198,6 +198,13 @@ fn source(address: &str) -> Result<Source> {
 fn tags(url: &str) -> Result<(BTreeMap<Version, String>, &'static str)> {
     let said = Git::at(Path::new("/")).output(&["ls-remote", "--", url, "HEAD", "refs/tags/v*"], &[])?;
     if !said.status.success() {
+        let reason = String::from_utf8_lossy(&said.stderr);
+        // A repository that belongs to another user comes with git's own advice: the address is right.
+        if reason.contains("safe.directory") {
+            // After it, git goes on about access rights.
+            let advice = reason.split("\nfatal: Could not read").next().unwrap_or_default();
+            bail!("git can't use the template at {url}: {}", advice.trim());
+        }
         bail!(
             "the template at {url} can't be reached: {}; check the address and the network, or name a clone with \
              --template PATH",

@@ -267,6 +267,20 @@ fn a_repository_of_someone_else() {
 }
 
 #[test]
+fn a_template_of_someone_else() {
+    let service = Service::generate(&[]);
+    let shims = tempfile::tempdir().unwrap();
+    let others = "case \"$*\" in *ls-remote*) export GIT_TEST_ASSUME_DIFFERENT_OWNER=1;; esac";
+    crate::faults::shim(shims.path(), others);
+    let mut command = service.command(&["set", "redis=true"]);
+    let said = said(command.env("PATH", shims.path()), 2);
+    for wanted in ["error: git can't use the template at /", "git config --global --add safe.directory /"] {
+        assert!(said.contains(wanted), "no `{wanted}` in: {said}");
+    }
+    assert!(!said.contains("check the address") && !said.contains("access rights"), "{said}");
+}
+
+#[test]
 fn something_that_git_has_not_finished() {
     let service = Service::generate(&[]);
     git(&service.folder, &["checkout", "--quiet", "-b", "other"]);
