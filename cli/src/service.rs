@@ -87,7 +87,7 @@ impl Service {
     /// Fails when something is unfinished or uncommitted that the merge would get mixed up with.
     pub fn ready_to_change(&self) -> Result<()> {
         for (name, what) in UNFINISHED {
-            if self.git_folder.join(name).exists() {
+            if self.git_folder.join(name).exists() || name.ends_with("_HEAD") && self.has_ref(name)? {
                 bail!("{what} is in progress here: finish it or abort it, then run this again");
             }
         }
@@ -99,6 +99,16 @@ impl Service {
         bail!(
             "{first}{more} changed since the last commit: `git commit` or `git stash` first, so that the merge can be undone"
         )
+    }
+
+    /// Whether there is such a ref. With `reftable` as the format of refs, it isn't a file.
+    fn has_ref(&self, name: &str) -> Result<bool> {
+        let said = self.git.output(&["rev-parse", "--verify", "--quiet", name], &[])?;
+        match said.status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            _ => bail!("git rev-parse failed: {}", crate::git::error_summary(&said.stderr)),
+        }
     }
 
     /// The folder to prepare a change's files in: one from which a rename can move them into the work tree. Only trying

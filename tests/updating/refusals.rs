@@ -1,7 +1,7 @@
 //! What slipway refuses: each time with the cause and the fix, and with everything left as it was.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rexpect::session::spawn_command;
 
@@ -305,6 +305,26 @@ fn something_that_git_has_not_finished() {
     }
     service.write(".git/index.lock", "");
     service.refuses(&["set", "redis=true"], "another git is running here");
+}
+
+#[test]
+fn something_that_git_has_not_finished_where_refs_are_no_files() {
+    let service = Service::generate(&[]);
+    fs::remove_dir_all(service.folder.join(".git")).unwrap();
+    let mut init = Command::new("git");
+    init.args(["init", "--quiet", "--ref-format=reftable"]).current_dir(&service.folder);
+    if !init.status().unwrap().success() {
+        return; // git 2.44 and older have no other format.
+    }
+    commit(&service.folder, "generated");
+    for (name, what) in [("CHERRY_PICK_HEAD", "a cherry-pick"), ("REVERT_HEAD", "a revert")] {
+        git(&service.folder, &["update-ref", name, "HEAD"]);
+        assert!(!service.folder.join(".git").join(name).exists());
+        service.refuses(&["set", "redis=true"], &format!("{what} is in progress here"));
+        git(&service.folder, &["update-ref", "-d", name]);
+    }
+    service.run(&["set", "redis=true"], 0);
+    service.is_generated(&["redis=true"]);
 }
 
 #[test]
