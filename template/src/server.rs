@@ -189,14 +189,14 @@ async fn serve_connection(
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let version = request.version();
         // Held until the response has been handed to the connection.
-        let active = tracked.begin_request(version);
+        let active = tracked.begin_request(version, request.extensions_mut().remove());
         request.extensions_mut().insert(client);
         let empty = request.body().is_end_stream();
         let body = |it| if empty { Body::empty() } else { Body::new(Guarded::new(it, tracked.reading())) };
         router.clone().call(request.map(body)).map_ok(move |response| outgoing(response, version, active))
     });
     let builder = protocols(&first[..peeked], limits);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut closing = false;
     loop {
         tokio::select! {
@@ -204,9 +204,8 @@ async fn serve_connection(
             biased;
             () = stop.abort.cancelled() => break,
             result = connection.as_mut() => {
-                if let Err(error) = result {
-                    debug!(error, "connection.failed");
-                }
+                let _ = result.inspect_err(|error| debug!(error, "connection.failed"));
+                activity.shut_down().await;
                 break;
             }
             deadline = activity.expired() => {
@@ -294,7 +293,7 @@ mod tests {
         for (status, has) in [(StatusCode::OK, true), (StatusCode::NO_CONTENT, false)] {
             let response = Response::builder().status(status).header(CONTENT_LENGTH, 0);
             let response = response.body(Body::empty()).expect("a response");
-            let sent = outgoing(response, Version::HTTP_2, activity.begin_request(Version::HTTP_2));
+            let sent = outgoing(response, Version::HTTP_2, activity.begin_request(Version::HTTP_2, None));
             assert_eq!(sent.headers().contains_key(CONTENT_LENGTH), has, "{status}");
         }
     }

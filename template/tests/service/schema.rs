@@ -78,7 +78,7 @@ fn review_covers_every_query_and_names_indexes_that_are_there() {
     let schema: String = sqlx::migrate!().iter().map(|migration| migration.sql.as_str()).collect();
     let is_there =
         |name: &&str| schema.contains(&format!("TABLE {name} (")) || schema.contains(&format!(" {name} ON "));
-    assert!(relations.len() > 4 && relations.iter().all(|name| is_there(&name)), "{relations:?}");
+    assert!(relations.len() > 4 && relations.iter().all(is_there), "{relations:?}");
 }
 
 #[tokio::test]
