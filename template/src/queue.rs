@@ -45,7 +45,7 @@ impl Queue {
     pub fn new(store: &Store, capacity: usize, longest_run: Duration) -> Self {
         let lease = longest_run * 2 + Duration::from_secs(10);
         let permits = Arc::new(Semaphore::new(capacity));
-        // Start the series at zero, as for jobs that can be read.
+        // Start the series at zero, as for jobs that can be read; the queue counts as empty until it is first measured.
         gauge!("jobs_queue_depth").set(0.0);
         counter!("jobs_total", "job" => "unreadable", "outcome" => "failed").increment(0);
         Self { store: store.clone(), lease, depth: AtomicUsize::new(0), permits, added: Notify::new() }

@@ -1,5 +1,5 @@
-//! The step of the emitted release workflow that asks the registry whether a version is published. No proof can ask a
-//! registry, so a fake `docker` answers as one would.
+//! The step of the emitted release workflow that asks whether a version is published. No proof can ask a registry or
+//! GitHub, so a fake `docker` and a fake `gh` answer as they would.
 
 use std::fs;
 use std::process::Command;
@@ -19,6 +19,7 @@ fn script() -> String {
 }
 
 const RELEASED: &str = "echo 'title: v1.0.0'";
+const UNRELEASED: &str = "echo 'release not found' >&2; exit 1";
 
 /// The output of the step when the shell code in `gh` and `docker` replaces those, or `None` if the step fails.
 fn published(gh: &str, docker: &str) -> Option<String> {
@@ -41,8 +42,11 @@ fn published(gh: &str, docker: &str) -> Option<String> {
 }
 
 #[test]
-fn a_version_is_new_only_where_the_registry_says_so() {
-    assert_eq!(published(RELEASED, "echo 'Name: ghcr.io/acme/orders:1.0.0'").unwrap(), "published=true\n");
+fn a_version_is_new_only_where_the_registry_says_so_or_there_is_no_release() {
+    for gh in [RELEASED, UNRELEASED] {
+        let said = published(gh, "echo 'Name: ghcr.io/acme/orders:1.0.0'");
+        assert_eq!(said.as_deref(), Some("published=true\n"), "{gh}");
+    }
     for absent in ["ghcr.io/acme/orders:1.0.0: not found", "name unknown", "manifest unknown"] {
         let said = published(RELEASED, &format!("echo 'ERROR: {absent}' >&2; exit 1"));
         assert_eq!(said.as_deref(), Some("published=false\n"), "{absent}");
@@ -58,7 +62,7 @@ fn a_version_is_new_only_where_the_registry_says_so() {
         for gh in [RELEASED, "echo 'HTTP 502: Bad Gateway' >&2; exit 1"] {
             assert_eq!(published(gh, &docker), None, "{fault}");
         }
-        let first = published("echo 'release not found' >&2; exit 1", &docker);
+        let first = published(UNRELEASED, &docker);
         assert_eq!(first.as_deref(), Some("published=false\n"), "{fault}");
     }
 }

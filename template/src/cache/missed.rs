@@ -53,8 +53,8 @@ impl Missed {
         known.uncertain |= written && version == NO_VERSION;
     }
 
-    /// What Redis has yet to be told. An unknown outcome comes first: no version read before that write settles it.
-    /// The last field is whether it was written here; that comes first.
+    /// What Redis has yet to be told, and whether it was written here: such tasks lead the list. An unknown outcome is
+    /// told before any version of its task: none that was read before that write settles it.
     pub(super) fn pending(&self) -> Vec<(Uuid, i64, bool)> {
         let version = |known: &Known| if known.uncertain { NO_VERSION } else { known.version };
         let of = |(id, known): (&Uuid, &Known)| (*id, version(known), known.written);
@@ -63,11 +63,11 @@ impl Missed {
         pending
     }
 
-    /// Forgets a version that has now been stored, unless a later one was missed meanwhile.
-    pub(super) fn stored(&mut self, id: Uuid, version: i64) {
+    /// Forgets a version that has now been stored, unless a later one was missed, or this one written, meanwhile.
+    pub(super) fn stored(&mut self, id: Uuid, version: i64, written: bool) {
         let Some(known) = self.tasks.get_mut(&id) else { return };
         known.uncertain &= version != NO_VERSION;
-        if known.version == version && !known.uncertain {
+        if known.version == version && !known.uncertain && (written || !known.written) {
             self.tasks.remove(&id);
         }
     }
@@ -84,10 +84,20 @@ mod tests {
         missed.add(task, 3, true, Duration::from_mins(1));
         missed.add(task, 2, true, Duration::from_mins(1));
         assert_eq!(missed.min_version(task), Some(3));
-        missed.stored(task, 2);
+        missed.stored(task, 2, true);
         assert_eq!(missed.min_version(task), Some(3), "the later one is still missing");
-        missed.stored(task, 3);
+        missed.stored(task, 3, true);
         assert_eq!(missed.min_version(task), Some(0));
+    }
+
+    #[test]
+    fn version_that_was_written_since_it_was_read_has_yet_to_be_told() {
+        let (mut missed, task) = (Missed::default(), Uuid::now_v7());
+        missed.add(task, 2, false, Duration::from_mins(1));
+        assert_eq!(missed.pending(), [(task, 2, false)]);
+        missed.add(task, 2, true, Duration::from_mins(1));
+        missed.stored(task, 2, false);
+        assert_eq!(missed.pending(), [(task, 2, true)]);
     }
 
     #[test]
@@ -96,9 +106,9 @@ mod tests {
         missed.add(task, 3, false, Duration::from_mins(1));
         missed.add(task, NO_VERSION, true, Duration::from_mins(1));
         // Stored before the doubt arose, so it does not settle it.
-        missed.stored(task, 3);
+        missed.stored(task, 3, false);
         assert_eq!((missed.min_version(task), missed.pending()), (None, vec![(task, NO_VERSION, true)]));
-        missed.stored(task, NO_VERSION);
+        missed.stored(task, NO_VERSION, true);
         assert_eq!((missed.min_version(task), missed.pending()), (Some(3), vec![(task, 3, true)]));
     }
 

@@ -60,8 +60,8 @@ const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
     end
     return there and version >= tonumber(ARGV[2])";
 
-/// Stores a mark unless a newer version is there, and tells the other replicas if it was written here; if it was only
-/// read, the same version may stay. Version 0 means an unknown outcome: it replaces any version, but stores nothing if
+/// Stores a mark unless a newer version is there, and tells the other replicas. If it was only read, the same version
+/// may stay, and they are told only if there is an older one, whose successor nobody has told of. Version 0 means an unknown outcome: it replaces any version, but stores nothing if
 /// there is no entry, since nothing old can come back then.
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| Script::new(SUPERSEDE_LUA));
 const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
@@ -72,7 +72,7 @@ const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
     if seen or ARGV[1] ~= '0' then
         redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
     end
-    if written then redis.call('PUBLISH', ARGV[4], ARGV[5]) end";
+    if written or version > 0 then redis.call('PUBLISH', ARGV[4], ARGV[5]) end";
 
 /// What Redis has for a task.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ impl Shared {
                 if !self.superseded(id, version, written).await {
                     break;
                 }
-                self.missed.lock().stored(id, version);
+                self.missed.lock().stored(id, version, written);
             }
         }
     }

@@ -9,6 +9,7 @@ use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleErro
 use parking_lot::Mutex;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long after it was last leased a connection is trusted. After that it is pinged before the next lease.
@@ -29,7 +30,8 @@ impl Pool {
     /// retried for as long as `retry`.
     pub(super) fn open(options: PgConnectOptions, max: u32, wait: Duration, retry: Duration) -> Self {
         let silent = Mutex::new(Instant::now());
-        let connections = managed::Pool::builder(Connector { options, acquire_timeout: wait, retry, silent })
+        let connector = Connector { options, acquire_timeout: wait, retry, freed: Notify::new(), silent };
+        let connections = managed::Pool::builder(connector)
             .max_size(max as usize)
             // The last one used is the freshest, and surplus ones stay idle until they are closed.
             .queue_mode(QueueMode::Lifo)
@@ -48,7 +50,9 @@ impl Pool {
         loop {
             let wait = if refused.is_some() { retry } else { acquire_timeout };
             match timeout_at(began + wait, self.0.get()).await {
-                Ok(Ok(connection)) => return Ok(Leased { connection: Some(connection), acquire_timeout }),
+                Ok(Ok(connection)) => {
+                    return Ok(Leased { connection: Some(connection), pool: self.0.clone() });
+                }
                 Ok(Err(PoolError::Backend(error))) if passes(&error) && began.elapsed() < retry => {
                     refused = Some(error);
                 }
@@ -82,6 +86,8 @@ pub(super) struct Connector {
     pub(super) acquire_timeout: Duration,
     /// How long connecting is retried while the server refuses.
     retry: Duration,
+    /// Told when a connection is given back or closed.
+    freed: Notify,
     /// When the last unanswered ping of an idle connection was sent.
     silent: Mutex<Instant>,
 }
@@ -106,13 +112,13 @@ impl managed::Manager for Connector {
     type Type = PgConnection;
     type Error = sqlx::Error;
 
-    /// Tries once: another connection may become idle before the server accepts one more. A refusal is passed on after
-    /// a pause, in which nobody else asks in its place.
+    /// Tries once: another connection may become idle before the server accepts one more. A refusal is passed on when
+    /// that happens, or after a pause, so that the server is not asked again and again.
     async fn create(&self) -> sqlx::Result<PgConnection> {
         // Boxed: it takes 14 KB, which no future that awaits a connection should carry.
         let result = Box::pin(PgConnection::connect_with(&self.options)).await;
         if result.as_ref().err().is_some_and(passes) {
-            sleep(RETRY_PAUSE).await;
+            let _ = timeout(RETRY_PAUSE.min(self.retry / 4), self.freed.notified()).await;
         }
         result
     }
@@ -143,7 +149,7 @@ impl managed::Manager for Connector {
 pub(super) struct Leased {
     /// `None` once it has been given back or closed.
     connection: Option<Object<Connector>>,
-    acquire_timeout: Duration,
+    pool: managed::Pool<Connector>,
 }
 
 impl Leased {
@@ -164,13 +170,15 @@ impl Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        let acquire_timeout = self.acquire_timeout;
+        let pool = self.pool.clone();
+        let Some(mut connection) = self.connection.take() else { return pool.manager().freed.notify_one() };
         tokio::spawn(async move {
             // Bounded: with a silent server, each connection that was in use would otherwise keep its slot in the pool.
-            if !matches!(timeout(acquire_timeout, connection.ping()).await, Ok(Ok(()))) {
-                drop(Object::take(connection));
+            match timeout(pool.manager().acquire_timeout, connection.ping()).await {
+                Ok(Ok(())) => drop(connection),
+                _ => drop(Object::take(connection)),
             }
+            pool.manager().freed.notify_one();
         });
     }
 }

@@ -344,12 +344,13 @@ fn egress_ports(policy: &Value) -> BTreeSet<(u64, &str)> {
         let ports = list(&rule["ports"]);
         assert!(!ports.is_empty(), "this lets out everything: {rule}");
         if ports.iter().any(|one| one["port"] == 53) {
-            let pods = &rule["to"][0]["podSelector"]["matchExpressions"][0]["values"];
-            assert_eq!(
-                *pods,
-                serde_json::json!(["kube-dns", "node-local-dns"]),
-                "wherever a cluster has its DNS"
-            );
+            let [pods, cache, cloud] = list(&rule["to"]) else {
+                panic!("wherever a cluster has its DNS: {rule}")
+            };
+            let pods = &pods["podSelector"]["matchExpressions"][0]["values"];
+            assert_eq!(*pods, serde_json::json!(["kube-dns", "node-local-dns"]));
+            assert_eq!(cache["ipBlock"]["cidr"], "169.254.20.10/32");
+            assert_eq!(cloud["ipBlock"]["cidr"], "169.254.169.254/32");
         }
         ports
     });

@@ -304,12 +304,15 @@ async fn outage_of_one_replica_costs_the_others_nothing_that_was_only_read() {
         paths.push(path);
     }
     let mut redis = connected().await;
-    let (written, read) = paths.split_first().expect("some");
+    let [written, overtaken, read @ ..] = &paths[..] else { panic!("they are six") };
     let (gone, kept) = read.split_at(2);
+    let change = "UPDATE tasks SET title = 'b', version = 2 WHERE id = (SELECT id FROM tasks ORDER BY id OFFSET 1 LIMIT 1)";
+    one.process.database().connect().await.execute(change).await.expect("a change that nobody told of");
     proxy.cut();
     for path in read {
         assert_eq!(two.get(path).await.status, 200);
     }
+    assert_eq!(two.get(overtaken).await.json()["title"], "b");
     assert_eq!(two.patch(written, &json!({ "title": "b" })).await.status, 200);
     for path in gone {
         let deleted: u32 = redis.del(key(&namespace, path)).await.expect("an answer");
@@ -318,6 +321,13 @@ async fn outage_of_one_replica_costs_the_others_nothing_that_was_only_read() {
     proxy.mend();
     // What was written comes first.
     wait_until_forgotten(&one, written, "a").await;
+    wait_until_forgotten(&one, overtaken, "a").await;
+    for path in gone {
+        let marked =
+            async || redis.clone().exists::<_, bool>(key(&namespace, path)).await.expect("an answer");
+        eventually(marked, |marked| *marked).await;
+    }
+    // The others have been told of in the same round, or are in the next.
     tokio::time::sleep(Duration::from_millis(500)).await;
     for path in kept {
         let entry: String = redis.get(key(&namespace, path)).await.expect("an answer");
