@@ -108,32 +108,35 @@ pub fn router(config: &Config, tasks: Tasks, layers: Layers) -> anyhow::Result<R
     let (api, document) = OpenApiRouter::with_openapi(openapi::info())
         .merge(tasks::router().with_state(Arc::new(tasks)))
         .split_for_parts();
-    let permits = Arc::new(Semaphore::new(config.max_in_flight));
-    let bounds = (Arc::new(config.clone()), permits, ResponseBudget::default());
+    let permits = Semaphore::new(config.max_in_flight);
+    let bounds = forever((config.clone(), permits, ResponseBudget::default()));
     gauge!("http_requests_in_flight_max").set(config.max_in_flight as f64);
     //@ if rate_limit
-    let limits = Arc::new(layers.rate_limit);
+    let limits = forever(layers.rate_limit);
     //@ end
-    let observer = Arc::new(layers.observer);
+    let observer = forever(layers.observer);
     // Limits guard all but probes, which answer even when the service is full, and preflights, which `observe`, the
     // outermost, answers itself.
-    let probes = observed(health::public_routes(layers.health), observer.clone());
+    let probes = observed(health::public_routes(layers.health), observer);
     let api = api.merge(openapi::routes(document.to_pretty_json()?)).fallback(not_found);
     let api = layered(api, move |request, route| {
         let next = |request| call_route(route, request);
         //@ if rate_limit
-        let limits = limits.clone();
         let next = |request| rate_limit::limit(limits, request, next);
         //@ end
-        let bounds = bounds.clone();
-        observe(observer.clone(), request, |request| enforce_limits(bounds, request, next))
+        observe(observer, request, |request| enforce_limits(bounds, request, next))
     });
     Ok(api.merge(probes))
 }
 
 /// Routes whose every response is logged and counted, even after a panic.
-fn observed(routes: Router, observer: Arc<Observer>) -> Router {
-    layered(routes, move |request, route| observe(observer.clone(), request, |it| call_route(route, it)))
+fn observed(routes: Router, observer: &'static Observer) -> Router {
+    layered(routes, move |request, route| observe(observer, request, |it| call_route(route, it)))
+}
+
+/// For what lives as long as the process: counting who uses it would cost each request a dozen locked instructions.
+fn forever<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
 }
 
 pub fn openapi_document() -> anyhow::Result<String> {
@@ -208,7 +211,7 @@ mod tests {
         let panics = get(async || -> StatusCode { panic!("a secret") });
         let cors = cors(&["https://a".to_owned()]);
         let observer = Observer { cors, ..Observer::default() };
-        let router = observed(Router::new().route("/", panics), Arc::new(observer));
+        let router = observed(Router::new().route("/", panics), forever(observer));
         let request = Request::get("/").header("host", "test").header("x-request-id", "cause");
         let request = request.header(header::ORIGIN, "https://a");
         let request = request.body(Body::empty()).expect("a request");
@@ -235,7 +238,7 @@ mod tests {
             let body =
                 || stream::poll_fn(|_| -> Poll<Option<Result<Bytes, Infallible>>> { panic!("planted") });
             let panics = get(async move || Body::from_stream(body()));
-            let router = observed(Router::new().route("/", panics), Arc::default());
+            let router = observed(Router::new().route("/", panics), forever(Observer::default()));
             let long = Duration::from_secs(10);
             let limits = Limits { header_read: long, idle: long, stalled_write: long, max_connections: 1 };
             let stop = Stop::default();

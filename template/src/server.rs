@@ -14,6 +14,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
+use futures_util::future::FusedFuture;
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
 use hyper::Version;
 use hyper::body::{Body as _, Incoming};
@@ -202,7 +203,8 @@ async fn serve_connection(
         tokio::select! {
             // In this order, so that `activity` is checked after the connection has made progress.
             biased;
-            () = stop.abort.cancelled() => break,
+            // Follows the drain, and is not polled before: it takes locks that all connections share.
+            () = stop.abort.cancelled(), if drain.is_terminated() => break,
             result = connection.as_mut() => {
                 let _ = result.inspect_err(|error| debug!(error, "connection.failed"));
                 activity.shut_down().await;

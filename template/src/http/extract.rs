@@ -112,10 +112,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
-        match path.map(|Path(text)| text.parse::<Hyphenated>()) {
-            Ok(Ok(id)) => Ok(Self(id.into())),
-            _ => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id.")),
+        match <Path<Hyphenated> as FromRequestParts<S>>::from_request_parts(parts, state).await {
+            Ok(Path(id)) => Ok(Self(id.into())),
+            Err(_) => Err(Problem::new(Category::NotFound, StatusCode::NOT_FOUND, "Nothing has this id.")),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What every request passes through: identity, log line, metrics, caps and deadlines.
 
 use std::convert::Infallible;
-use std::mem;
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -51,8 +50,7 @@ pub fn layered<A: Future<Output = Response> + Send + 'static>(
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
 ) -> Router {
     routes.method_not_allowed_fallback(super::not_allowed).layer(layer_fn(move |route: Route| {
-        // Cloned for each request, so it holds just one `Arc`.
-        let passed = Arc::new((pass.clone(), route));
+        let passed = super::forever((pass.clone(), route));
         service_fn(move |request| passed.0(request, passed.1.clone()).map(Ok::<_, Infallible>))
     }))
 }
@@ -121,7 +119,7 @@ impl Observer {
 /// Gives the request its identity, and logs and counts it once its response has been sent or abandoned. No `async fn`,
 /// here and below: the future of each would reserve space for the request.
 pub fn observe<A: Future<Output = Response>>(
-    observer: Arc<Observer>,
+    observer: &'static Observer,
     mut request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
@@ -146,10 +144,11 @@ pub fn observe<A: Future<Output = Response>>(
     });
     //@ end
     let context = Context { request_id: request_id(request.headers()), trace };
-    let cors = observer.cors.clone();
     let mut record = Record { context, observer, started: Instant::now(), method, path, client, status: 499 };
     let answering = record.context.clone().scope(match ambiguity(&request) {
-        None => Either::Left(with_cors(cors, request, |request| catch_panics(next(request)))),
+        None => {
+            Either::Left(with_cors(observer.cors.as_ref(), request, |request| catch_panics(next(request))))
+        }
         Some(fault) => Either::Right(rejection(Problem::bad_request(fault))),
     });
     //@ if otlp
@@ -202,7 +201,7 @@ fn route(path: Option<&MatchedPath>) -> &str {
 /// One request, reported when it is dropped: after the last byte, or when the client has gone.
 struct Record {
     context: Context,
-    observer: Arc<Observer>,
+    observer: &'static Observer,
     started: Instant,
     method: &'static str,
     path: Option<MatchedPath>,
@@ -222,7 +221,7 @@ impl Drop for Record {
         self.observer.metrics.record(method, route, status, seconds);
         if self.observer.access {
             let client = &*self.client.network;
-            mem::take(&mut self.context).enter(|| {
+            self.context.clone().enter(|| {
                 info!(method, route, status, duration_seconds = seconds, client, "http.request");
             });
         }
@@ -253,7 +252,7 @@ fn catch_panics(answering: impl Future<Output = Response>) -> impl Future<Output
 
 /// Answers the preflight requests of browsers, and lets pages of allowed origins read the response of `next`.
 fn with_cors<A: Future<Output = Response>>(
-    cors: Option<CorsLayer>,
+    cors: Option<&CorsLayer>,
     request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
@@ -294,11 +293,11 @@ fn names_one_host(request: &Request) -> bool {
 
 /// Rejects requests beyond the caps at once, and ends those that take too long.
 pub fn enforce_limits<A: Future<Output = Response>>(
-    (config, permits, budget): (Arc<super::Config>, Arc<Semaphore>, ResponseBudget),
+    (config, permits, budget): &'static (super::Config, Semaphore, ResponseBudget),
     mut request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {
-    let Ok(permit) = permits.try_acquire_owned() else {
+    let Ok(permit) = permits.try_acquire() else {
         let problem = Problem::overloaded("The service is at its limit of concurrent requests.");
         return Either::Left(rejection(problem));
     };

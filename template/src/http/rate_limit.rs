@@ -157,7 +157,7 @@ impl RateLimit {
 
 /// Lets a request through while its budgets last.
 pub fn limit<A: Future<Output = Response>>(
-    limits: Arc<RateLimit>,
+    limits: &'static RateLimit,
     request: Request,
     next: impl FnOnce(Request) -> A,
 ) -> impl Future<Output = Response> {

@@ -1,6 +1,6 @@
 //! Request metrics.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use metrics::{Counter, Histogram, counter, histogram};
 use parking_lot::RwLock;
@@ -9,11 +9,11 @@ use parking_lot::RwLock;
 #[derive(Debug, Default)]
 pub struct RequestMetrics {
     /// By route: in all, one entry per combination of labels.
-    by_route: RwLock<HashMap<String, Kinds>>,
+    by_route: RwLock<BTreeMap<String, Kinds>>,
 }
 
 /// By method and status.
-type Kinds = HashMap<(&'static str, u16), (Counter, Histogram)>;
+type Kinds = BTreeMap<(&'static str, u16), (Counter, Histogram)>;
 
 impl RequestMetrics {
     /// Counts a request that took `seconds`.

@@ -18,12 +18,11 @@ const TOTAL: u32 = 4096;
 /// responses to keep them alive must not keep others from reading.
 const RESERVED: u32 = TOTAL / 4;
 
-/// Clones share one budget.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ResponseBudget {
     free: Arc<Semaphore>,
     /// What is left of each network's share. Requests without a client address have one in common.
-    shares: Arc<Mutex<HashMap<ArrayString<19>, Arc<Semaphore>>>>,
+    shares: Mutex<HashMap<ArrayString<19>, Arc<Semaphore>>>,
 }
 
 /// A response's extension: what it holds of the budget and (if enough is left) its client's share, until it has left.
@@ -31,7 +30,7 @@ pub(super) type Permits = Arc<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit
 
 impl Default for ResponseBudget {
     fn default() -> Self {
-        Self { free: Arc::new(Semaphore::new(TOTAL as usize)), shares: Arc::default() }
+        Self { free: Arc::new(Semaphore::new(TOTAL as usize)), shares: Mutex::default() }
     }
 }
 

@@ -93,7 +93,8 @@ impl Trace {
 /// `DIGITS` random hexadecimal digits.
 fn random<const DIGITS: usize>() -> ArrayString<DIGITS> {
     let mut digits = ArrayString::new();
-    (0..DIGITS).for_each(|_| digits.push(char::from(b"0123456789abcdef"[fastrand::usize(..16)])));
+    let halves = fastrand::u128(..).to_ne_bytes().into_iter().flat_map(|byte| [byte / 16, byte % 16]);
+    halves.take(DIGITS).for_each(|it| digits.push(char::from(b"0123456789abcdef"[usize::from(it)])));
     digits
 }
 
