@@ -60,9 +60,10 @@ const FILL_LUA: &str = "local there = redis.call('GET', KEYS[1])
     end
     return there and version >= tonumber(ARGV[2])";
 
-/// Stores a mark unless a newer version is there, and tells the other replicas. If it was only read, the same version
-/// may stay, and they are told only if there is an older one, whose successor nobody has told of. Version 0 means an unknown outcome: it replaces any version, but stores nothing if
-/// there is no entry, since nothing old can come back then.
+/// Stores a mark unless a newer version is there, and tells the other replicas. If this version was only read, it may
+/// stay as it is, and they are told only where there is an older one, since nobody has told of its successor. Version 0
+/// means an unknown outcome: it replaces any version, but stores nothing if there is no entry, since nothing old can
+/// come back then.
 static SUPERSEDE: LazyLock<Script> = LazyLock::new(|| Script::new(SUPERSEDE_LUA));
 const SUPERSEDE_LUA: &str = "local seen = redis.pcall('GET', KEYS[1])
     local version = type(seen) == 'string' and tonumber(string.match(seen, '^%d+') or 0) or 0
