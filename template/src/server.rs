@@ -190,14 +190,14 @@ async fn serve_connection(
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let version = request.version();
         // Held until the response has been handed to the connection.
-        let active = tracked.begin_request(version, request.extensions_mut().remove());
+        let active = tracked.begin_request(version);
         request.extensions_mut().insert(client);
         let empty = request.body().is_end_stream();
         let body = |it| if empty { Body::empty() } else { Body::new(Guarded::new(it, tracked.reading())) };
         router.clone().call(request.map(body)).map_ok(move |response| outgoing(response, version, active))
     });
     let builder = protocols(&first[..peeked], limits);
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut closing = false;
     loop {
         tokio::select! {
@@ -206,8 +206,9 @@ async fn serve_connection(
             // Follows the drain, and is not polled before: it takes locks that all connections share.
             () = stop.abort.cancelled(), if drain.is_terminated() => break,
             result = connection.as_mut() => {
-                let _ = result.inspect_err(|error| debug!(error, "connection.failed"));
-                activity.shut_down().await;
+                if let Err(error) = result {
+                    debug!(error, "connection.failed");
+                }
                 break;
             }
             deadline = activity.expired() => {
@@ -295,7 +296,7 @@ mod tests {
         for (status, has) in [(StatusCode::OK, true), (StatusCode::NO_CONTENT, false)] {
             let response = Response::builder().status(status).header(CONTENT_LENGTH, 0);
             let response = response.body(Body::empty()).expect("a response");
-            let sent = outgoing(response, Version::HTTP_2, activity.begin_request(Version::HTTP_2, None));
+            let sent = outgoing(response, Version::HTTP_2, activity.begin_request(Version::HTTP_2));
             assert_eq!(sent.headers().contains_key(CONTENT_LENGTH), has, "{status}");
         }
     }

@@ -11,13 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::select;
 use hyper::Version;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -61,8 +57,6 @@ struct State {
     /// Requests so far.
     count: u64,
     body: BodyState,
-    /// Through this, hyper hands the stream over at the end if the client has asked for another protocol.
-    upgrade: Option<OnUpgrade>,
     /// Whether the connection is shutting down, and waits are cut short.
     closing: bool,
     /// Whether a response came after the client was told to go: it may not have taken it yet.
@@ -112,9 +106,8 @@ impl Activity {
     }
 
     /// Marks a request as being handled until the guard is dropped.
-    pub(super) fn begin_request(&self, version: Version, upgrade: Option<OnUpgrade>) -> ActiveRequest {
+    pub(super) fn begin_request(&self, version: Version) -> ActiveRequest {
         let stream = self.update(|state| {
-            state.upgrade = upgrade.or_else(|| state.upgrade.take());
             state.requests += 1;
             state.count += 1;
             state.multiplexed = version == Version::HTTP_2;
@@ -148,15 +141,6 @@ impl Activity {
             }
         })
         .await
-    }
-
-    /// Shuts the stream down if it was handed over: otherwise hyper has done so.
-    pub(super) async fn shut_down(&self) {
-        let upgrade = self.update(|state| state.upgrade.take());
-        if let Some(Some(Ok(stream))) = upgrade.map(FutureExt::now_or_never) {
-            let mut stream = TokioIo::new(stream);
-            select(pin!(stream.shutdown()), pin!(self.expired())).await;
-        }
     }
 
     fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {

@@ -102,26 +102,6 @@ async fn answer_before_the_body_has_come_tells_that_the_connection_ends() {
     assert_eq!(client.answer().await.header("connection"), "", "a body that was read is in nobody's way");
 }
 
-/// While it can send, it gets the answer: a reset might overtake that.
-#[tokio::test]
-async fn client_may_go_on_sending_after_an_early_answer_also_if_it_asked_for_another_protocol() {
-    let app = TestApp::spawn(&[]).await;
-    for [before, with] in [["", ""], ["", "upgrade: h2c\r\n"], ["upgrade: h2c\r\n", ""]] {
-        let mut client = app.connect().await;
-        client.send(&format!("GET /health HTTP/1.1\r\nhost: test\r\n{before}\r\n")).await;
-        assert_eq!(client.answer().await.status, 200);
-        client
-            .send(&format!("POST /nowhere HTTP/1.1\r\nhost: test\r\n{with}content-length: 9\r\n\r\n"))
-            .await;
-        assert_eq!(client.answer().await.status, 404);
-        for _ in 0..3 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            client.send("x").await;
-        }
-        assert_eq!(client.closed().await, "", "{before} {with}");
-    }
-}
-
 #[tokio::test]
 async fn requests_beyond_the_cap_are_turned_away_and_probes_are_not() {
     let slow = ("APP__HTTP__BODY_TIMEOUT", "60s");
