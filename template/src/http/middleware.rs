@@ -50,7 +50,8 @@ pub fn layered<A: Future<Output = Response> + Send + 'static>(
     pass: impl Fn(Request, Route) -> A + Clone + Send + Sync + 'static,
 ) -> Router {
     routes.method_not_allowed_fallback(super::not_allowed).layer(layer_fn(move |route: Route| {
-        let passed = super::forever((pass.clone(), route));
+        // Cloned for each request, so it holds just one `Arc`.
+        let passed = Arc::new((pass.clone(), route));
         service_fn(move |request| passed.0(request, passed.1.clone()).map(Ok::<_, Infallible>))
     }))
 }
