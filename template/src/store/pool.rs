@@ -170,8 +170,10 @@ impl Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else {
+            return self.pool.manager().freed.notify_one();
+        };
         let pool = self.pool.clone();
-        let Some(mut connection) = self.connection.take() else { return pool.manager().freed.notify_one() };
         tokio::spawn(async move {
             // Bounded: with a silent server, each connection that was in use would otherwise keep its slot in the pool.
             match timeout(pool.manager().acquire_timeout, connection.ping()).await {
