@@ -14,8 +14,8 @@ use super::check::Work;
 
 /// The most lines under `src` (code and comments) and crates in the tree; the base variant has its own bounds. The
 /// bounds on lines are the present counts, so that growth is a decision; the aim is 4,000, and 2,000 for base.
-const BOUNDS: [u32; 2] = [5836, 310];
-const BASE_BOUNDS: [u32; 2] = [4152, 215];
+const BOUNDS: [u32; 2] = [5839, 310];
+const BASE_BOUNDS: [u32; 2] = [4153, 215];
 
 pub fn check(work: &mut Work<'_>) -> Result<String> {
     let lines = lines_under(&work.subject.dir.join("src"))?;
