@@ -371,9 +371,14 @@ mod tests {
         }
     }
 
+    /// Without signals: another test sends one to this process.
+    fn runtime_alone() -> Runtime {
+        runtime().expect("a runtime").0
+    }
+
     #[test]
     fn panic_of_the_wiring_is_a_fault() {
-        let result: Result<()> = in_runtime(async { panic!("planted") });
+        let result: Result<()> = run_in(runtime_alone(), async { panic!("planted") });
         assert!(result.is_err());
     }
 
@@ -381,7 +386,7 @@ mod tests {
     fn what_blocks_a_thread_does_not_hold_up_the_end() {
         let began = std::time::Instant::now();
         let blocks = || std::thread::park_timeout(Duration::from_secs(5));
-        let result = in_runtime(async move {
+        let result = run_in(runtime_alone(), async move {
             tokio::task::spawn_blocking(blocks);
             Ok(())
         });
