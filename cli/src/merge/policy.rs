@@ -106,9 +106,7 @@ pub fn uncertain_lock(
     recorded: &Files,
     wanted: &Files,
 ) -> Result<Option<String>> {
-    let text = |entry: &Entry| -> Result<String> {
-        Ok(String::from_utf8_lossy(&tree::content(&merged.scratch.git, &entry.id)?).into_owned())
-    };
+    let text = |entry: &Entry| text_of(&merged.scratch.git, entry);
     // An owner who only releases new versions of the service shares nothing more with the template than before.
     let without_versions = |entry: &Entry| -> Result<Vec<String>> {
         let text = text(entry)?;
@@ -154,10 +152,14 @@ fn add_structured_files(
     }
 }
 
+fn text_of(git: &Git, entry: &Entry) -> Result<String> {
+    Ok(String::from_utf8_lossy(&tree::content(git, &entry.id)?).into_owned())
+}
+
 /// Why the manifest, as git merged it, can't be parsed.
 fn manifest_parse_error(git: &Git, merged: &Merged) -> Result<Option<String>> {
     let Some(entry) = merged.files.get(Path::new(MANIFEST)) else { return Ok(None) };
-    let text = String::from_utf8_lossy(&tree::content(git, &entry.id)?).into_owned();
+    let text = text_of(git, entry)?;
     let Err(error) = text.parse::<DocumentMut>() else { return Ok(None) };
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     Ok(Some(format!("line {}: {}", before.matches('\n').count() + 1, error.message())))
