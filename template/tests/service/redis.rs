@@ -199,15 +199,19 @@ async fn wait_until_breaker_closes(app: &TestApp) {
 
 /// Two replicas of one service, the second with `variables`.
 async fn replicas(variables: Variables<'_>) -> (TestApp, TestApp) {
-    let namespace = uuid::Uuid::now_v7().to_string();
-    let shared = [("APP__REDIS__NAMESPACE", namespace.as_str())];
+    replicas_in(&uuid::Uuid::now_v7().to_string(), variables).await
+}
+
+/// The same, with keys in this namespace.
+async fn replicas_in(namespace: &str, variables: Variables<'_>) -> (TestApp, TestApp) {
+    let shared = [("APP__REDIS__NAMESPACE", namespace)];
     let one = TestApp::spawn(&[shared[0], PATIENT]).await;
     let launch = Launch::new(variables).set(&shared);
     //@ if postgres
     let launch = launch.set(&[("DATABASE_URL", &one.process.database().url)]);
     //@ end
     let two = TestApp::launch(launch).await;
-    wait_for_followers(&namespace, 2).await;
+    wait_for_followers(namespace, 2).await;
     (one, two)
 }
 
@@ -292,11 +296,7 @@ async fn change_that_was_missed_while_redis_had_vanished_is_not_hidden() {
 async fn outage_of_one_replica_costs_the_others_nothing_that_was_only_read() {
     let (url, proxy) = behind_proxy().await;
     let namespace = uuid::Uuid::now_v7().to_string();
-    let shared = [("APP__REDIS__NAMESPACE", namespace.as_str())];
-    let one = TestApp::spawn(&[shared[0], PATIENT]).await;
-    let same = [("REDIS_URL", url.as_str()), ("DATABASE_URL", &one.process.database().url)];
-    let two = TestApp::launch(Launch::new(&shared).set(&same)).await;
-    wait_for_followers(&namespace, 2).await;
+    let (one, two) = replicas_in(&namespace, &[("REDIS_URL", &url)]).await;
     let mut paths = Vec::new();
     for _ in 0..6 {
         let path = path_of(&one.create("a").await);
